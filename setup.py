@@ -1,0 +1,15 @@
+"Package metadata for pip, read from settings.ini: the one place where version, dependencies and scripts are written."
+from configparser import ConfigParser
+from setuptools import setup
+
+cfg = ConfigParser()
+cfg.read("settings.ini", encoding="utf-8")
+cfg = cfg["DEFAULT"]
+extras = {k.removesuffix("_requirements"): cfg[k].split() for k in cfg if k.endswith("_requirements")}
+
+setup(
+    name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], license="Apache-2.0",
+    author=cfg["author"], url=cfg["git_url"], python_requires=">=" + cfg["min_python"], packages=[cfg["lib_path"]],
+    install_requires=cfg["requirements"].split(), extras_require=extras, include_package_data=True,
+    entry_points={"console_scripts": cfg["console_scripts"].split()},
+)
