@@ -1,0 +1,33 @@
+"What papers/ says can be read, adds up and points at things that exist."
+import re
+from pathlib import Path
+import pandas as pd
+
+ROOT = Path(__file__).parents[1]
+PAPERS = ROOT / "papers"
+
+def test_main_table_adds_up():
+    table = pd.read_csv(PAPERS / "table2.csv")
+    columns = ["solve_p", "solve_r", "solve_f1", "toolhop_ac", "taubench_pass1", "rotbench_ts", "rotbench_pi", "rotbench_cf"]
+    assert (abs(table[columns].mean(axis=1) - table["avg"]) < 0.011).all()      # as printed, two decimals
+    assert table["version"].str.contains("FTRL").sum() == 12
+    assert not table.duplicated(["family", "version"]).any()
+
+def test_claims_point_at_notebooks():
+    claims = pd.read_csv(PAPERS / "claims.csv")
+    assert claims["id"].is_unique and not claims.isna().any(axis=None)
+    assert set(claims["status"]) <= {"method checked", "numbers checked", "needs a run", "not built yet"}
+    for name in claims["notebook"]: assert (ROOT / "nbs" / f"{name}.ipynb").exists(), name
+
+def test_links_of_the_reading_notes_exist():
+    links = re.findall(r"\]\((\.\./[^)]+)\)", (PAPERS / "README.md").read_text("utf-8"))
+    assert len(links) > 8
+    for link in links: assert (PAPERS / link).exists(), link
+
+def test_references_are_whole():
+    text = (PAPERS / "references.bib").read_text("utf-8")
+    entries = re.findall(r"^@(\w+)\{([^,]+),\n(.*?)\n\}$", text, re.M | re.S)
+    assert len(entries) == text.count("\n@") + 1 and len({key for _, key, _ in entries}) == len(entries)
+    for kind, key, body in entries:
+        assert body.count("{") == body.count("}"), key
+        for field in ("title", "author", "year"): assert re.search(rf"^\s+{field}\s+=", body, re.M), (key, field)
