@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['BATCH', 'ATTEMPTS', 'attempt', 'BuildResult', 'build_environments', 'entities', 'overlaps']
 
-# %% ../nbs/07_build.ipynb #c5676a17
+# %% ../nbs/07_build.ipynb #34a0a5e7
 import json, os, random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-
 from pathlib import Path
 from tqdm.auto import tqdm
 from .schema import SCENARIOS, STRATEGIES, Environment, ScenarioKind, Strategy, UserError, read_jsonl, show, write_jsonl
@@ -20,7 +19,7 @@ from .integrate import integrate
 from .scale import RATES, scale
 from .deploy import check, check_many, deploy, embedded
 
-# %% ../nbs/07_build.ipynb #885cd632
+# %% ../nbs/07_build.ipynb #26e4ced1
 def attempt(generator: Generator,              # where content comes from
             id: str,                           # id of the environment
             kind: ScenarioKind,                # which scenario
@@ -28,16 +27,17 @@ def attempt(generator: Generator,              # where content comes from
             difficulty: Difficulty,
             rates: dict[Strategy, float],      # probability of each scaling strategy
             rng: random.Random,
-            ) -> tuple[Environment | None, list[str]]:
-    "Stages 1 to 5 once: an unchecked environment, or the reasons why there is none."
+            ) -> tuple[Environment | None, Counter]:
+    "Stages 1 to 5 once: an unchecked environment or None, and counts by stage."
     scenario, why = decompose(generator, id, kind, split, difficulty, rng)
-    if scenario is None: return None, why
-    draft = document(scenario, generator, difficulty, rng)
-    draft = integrate(draft, rng)
-    draft = scale(draft, generator, difficulty, rng, rates)
-    return deploy(draft), []
+    if scenario is None: return None, Counter({"attempts": 1, f"dropped in stage 1: {why[0]}": 1})
+    written = document(scenario, generator, difficulty, rng)
+    merged = integrate(written, rng)
+    scaled = scale(merged, generator, difficulty, rng, rates)
+    return deploy(scaled), Counter({"attempts": 1, "stage 1, scenarios": 1, "stage 2, documents": len(written.tools), "stage 3, documents after merging": len(merged.tools),
+                                    "stage 4, documents after scaling": len(scaled.tools), "stage 5, environments": 1})
 
-# %% ../nbs/07_build.ipynb #cf5cbb6d
+# %% ../nbs/07_build.ipynb #cbb1f83c
 BATCH = 64      # places worked on together
 ATTEMPTS = 200  # tries for one place before giving up
 
@@ -51,10 +51,9 @@ def _batch(places: range, generator: Generator, seed: int, split: str, scenarios
         for place in places:
             if place in done: continue
             rng = random.Random(f"{seed} {split} {place} {n}")
-            env, why = attempt(generator, f"{split}-{seed}-{place:06d}", scenarios[place % len(scenarios)], split, difficulty, rates, rng)
-            counts["attempts"] += 1
+            env, new = attempt(generator, f"{split}-{seed}-{place:06d}", scenarios[place % len(scenarios)], split, difficulty, rates, rng)
+            counts += new
             if env: made[place] = env.model_copy(update=dict(seed=seed))
-            else: counts[f"dropped at stage 1: {why[0]}"] += 1
         for (place, env), problems in zip(made.items(), check_many(list(made.values()), sandbox)):
             if problems: counts[f"dropped by check: {problems[0].partition(':')[0]}"] += 1
             elif env.question in asked: counts["dropped: question asked before"] += 1

@@ -82,11 +82,11 @@ def render(plan: ToolPlan,  # what the tool is
     "Python source of a tool: one self-contained function."
     return "\n".join([*_signature(plan), *_table(plan), *_validation(plan), *_lookup(plan), *_options(plan), "    return result"]) + "\n"
 
-# %% ../nbs/06_deploy.ipynb #61279896
+# %% ../nbs/06_deploy.ipynb #14609fef
 def deploy(draft: Draft,  # stage 4's result
            ) -> Environment:
     "Stage 5 (paper section 3.1): every document gets its code."
-    return Environment(scenario=draft.scenario, strategies=draft.strategies, seed=draft.seed,
+    return Environment(scenario=draft.scenario, strategies=draft.strategies,
                        tools=[Tool(doc=t.doc(), code=render(t), distractor=t.distractor) for t in draft.tools])
 
 # %% ../nbs/06_deploy.ipynb #82c3b08e

@@ -31,7 +31,7 @@ class Option(BaseModel):
             return {"type": "string", "enum": names} | ({} if self.required else {"default": names[0]})
         return {"type": "boolean", "description": {"label": "add a label", "capitals": "in capitals", "quotes": "in quotes"}[self.effect]}
 
-# %% ../nbs/03_document.ipynb #b0ec469e
+# %% ../nbs/03_document.ipynb #df0cc147
 class ToolPlan(BaseModel):
     "What a tool is called, how it is called, and what it knows. Document and code are rendered from it."
     model_config = ConfigDict(extra="forbid")
@@ -42,7 +42,6 @@ class ToolPlan(BaseModel):
     words: dict[str, str]                     # relation -> its value of the attribute parameter
     shape: Shape = "string"                   # type of the key parameter
     field: str = "name"                       # property that holds the subject, for shape "object"
-    hint: str = ""                            # description of the key parameter
     attribute: str = ""                       # parameter that chooses the relation, where there are several
     options: list[Option] = []
     distractor: bool = False
@@ -53,8 +52,8 @@ class ToolPlan(BaseModel):
 
     def doc(self) -> ToolDoc:
         "The document."
-        text = {"type": "string"} | ({"description": self.hint} if self.hint else {})
-        key = {"string": text, "integer": {**text, "type": "integer"}, "enum": {**text, "enum": self.subjects()},
+        text = {"type": "string"}
+        key = {"string": text, "integer": {"type": "integer"}, "enum": {**text, "enum": self.subjects()},
                "array": {"type": "array", "items": text, "minItems": 1, "maxItems": 3},
                "object": {"type": "object", "properties": {self.field: text}, "required": [self.field]}}[self.shape]
         properties = {self.key: key}
@@ -109,14 +108,13 @@ def describe(relation: Relation,    # what the tool looks up
     text = rng.choice(DESCRIPTIONS[split]).format(rng.choice(relation.phrases).format(SUBJECTS[relation.subject].some))
     return text[0].upper() + text[1:]
 
-# %% ../nbs/03_document.ipynb #ca2d1487
+# %% ../nbs/03_document.ipynb #d39236e5
 class Draft(BaseModel):
     "A scenario with the plans of its tools (stages 2 to 4)."
     model_config = ConfigDict(extra="forbid")
     scenario: Scenario
     tools: list[ToolPlan]
     strategies: list[Strategy] = []
-    seed: int = 0
 
     def documents(self) -> list[ToolDoc]:
         "The document of each tool."
@@ -138,7 +136,7 @@ class Draft(BaseModel):
             subs.append(q.model_copy(update=dict(tool=tool.name, arguments=tool.arguments(q.relation, q.entities[0]))))
         return self.model_copy(update=dict(tools=tools, scenario=self.scenario.model_copy(update=dict(sub_questions=subs)), **update))
 
-# %% ../nbs/03_document.ipynb #67d4ff62
+# %% ../nbs/03_document.ipynb #ebe1fd46
 def plan_tool(generator: Generator,       # where wording and facts come from
               relation: str,              # what the tool looks up
               subjects: list[str],        # subjects that it must know
@@ -152,7 +150,7 @@ def plan_tool(generator: Generator,       # where wording and facts come from
     r = generator.relation(relation)
     kind, noun = SUBJECTS[r.subject], rng.choice(vocabulary(r.nouns, split))
     return ToolPlan(name=tool_name(noun, split, taken, rng), description=describe(r, split, rng), key=rng.choice(vocabulary(kind.params, split)),
-        hint=kind.hint, words={relation: noun}, rows={relation: neighbourhood(generator.table(relation, split), subjects, goldens, n, rng)})
+        words={relation: noun}, rows={relation: neighbourhood(generator.table(relation, split), subjects, goldens, n, rng)})
 
 def document(scenario: Scenario,          # stage 1's result
              generator: Generator,        # where wording and facts come from

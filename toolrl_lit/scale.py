@@ -116,14 +116,15 @@ def distractor(draft: Draft,            # the draft to extend
     plan = plan_tool(generator, relation, [], goldens, split, {t.name for t in draft.tools}, 1, rng)
     return plan.model_copy(update=dict(rows={relation: dict(sorted(facts.items()))}, distractor=True))
 
-# %% ../nbs/05_scale.ipynb #afb0712f
+# %% ../nbs/05_scale.ipynb #e392042c
 def extend_toolset(draft: Draft,          # a draft after stage 3
                    generator: Generator,  # knows neighbouring relations
                    rng: random.Random,
                    difficulty: Difficulty = Difficulty(),  # how many distractors, and how much they know
                    ) -> Draft:
     "Toolset extension (paper section 3.1): further tools that the question does not need. Unchanged if none is found."
-    for _ in range(rng.randint(*difficulty.distractors)):
+    room = max(1, difficulty.tools - len(draft.tools))
+    for _ in range(min(room, rng.randint(*difficulty.distractors))):
         tool = distractor(draft, generator, rng.randint(*difficulty.neighbours), rng)
         if tool: draft = draft.bind([*draft.tools, tool], strategies=[s for s in STRATEGIES if s in draft.strategies or s == "toolset extension"])
     return draft

@@ -17,7 +17,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from .schema import SCENARIOS, Scenario, ScenarioKind, SubQuestion, show
 
-# %% ../nbs/02_scenario.ipynb #332804a0
+# %% ../nbs/02_scenario.ipynb #7031e4e6
 @dataclass(frozen=True)
 class Relation:
     "A kind of fact: subject -> value, and how people and tools speak of it."
@@ -38,7 +38,6 @@ class Subject:
     some: str                    # how a tool description refers to any of it
     params: str                  # parameter names: "train ... | held-out ..."
     info: str                    # words for tools that know several things about it
-    hint: str = ""               # description of the parameter, where its name does not say enough
 
 def vocabulary(words: str,  # "train words | held-out words"
                split: str,  # "train" or "test"
@@ -46,12 +45,12 @@ def vocabulary(words: str,  # "train words | held-out words"
     "The words that one split may use."
     return words.split("|")[split == "test"].split()
 
-# %% ../nbs/02_scenario.ipynb #1e446fd0
+# %% ../nbs/02_scenario.ipynb #fdcf0989
 SUBJECTS: dict[str, Subject] = {
     "country": Subject("{}", "a country", "country country_name nation | state land country_label", "country_info country_facts | nation_profile nation_data"),
     "city": Subject("the city of {}", "a city", "city city_name town | place locality municipality", "city_info city_facts | place_profile place_data"),
-    "airport": Subject("airport {}", "an airport", "airport iata airport_code | airfield iata_code code", "airport_info airport_facts | airfield_profile airfield_data", "IATA code"),
-    "currency": Subject("currency {}", "a currency", "currency currency_code | money iso4217", "currency_info currency_facts | money_profile money_data", "ISO code"),
+    "airport": Subject("airport {}", "an airport", "airport_code iata | airfield_code iata_code", "airport_info airport_facts | airfield_profile airfield_data"),
+    "currency": Subject("currency {}", "a currency", "currency currency_code | money_code iso4217", "currency_info currency_facts | money_profile money_data"),
     "element": Subject("{}", "an element", "element element_name | substance chemical_element", "element_info element_facts | substance_profile substance_data"),
     "language": Subject("the {} language", "a language", "language language_name | tongue idiom", "language_info | tongue_profile"),
     "domain": Subject("{}", "given", "domain tld | suffix internet_suffix", "domain_info | suffix_data"),
@@ -194,7 +193,7 @@ def _airport_facts() -> Iterator[tuple[str, str, str, str]]:
                 icao=a["icao"], name=a["name"], latitude=f"{a['lat']:.2f}", longitude=f"{a['lon']:.2f}").items(): yield f"airport_{relation}", iata, value, iso
         yield "icao_airport", a["icao"], iata, iso
 
-# %% ../nbs/02_scenario.ipynb #4d019f23
+# %% ../nbs/02_scenario.ipynb #dcd2ad60
 def _other_facts() -> Iterator[tuple[str, str, str, str]]:
     "Facts of currencies (owned by a country that uses them), elements and languages."
     import periodictable, pycountry
@@ -207,7 +206,7 @@ def _other_facts() -> Iterator[tuple[str, str, str, str]]:
         if not e.number: continue
         owner = f"element {e.number}"
         for relation, value in dict(mass=e.mass, density=e.density, radius=e.covalent_radius).items():
-            if value: yield f"element_{relation}", e.name, f"{value:.4g}", owner
+            if value: yield f"element_{relation}", e.name, _text(round(float(value), 3)), owner
         yield "symbol_element", e.symbol, e.name, owner
         yield "number_element", str(e.number), e.name, owner
     for l in pycountry.languages:
@@ -255,7 +254,7 @@ def _facts() -> dict[str, dict[str, dict[str, str]]]:
         table[split][relation][subject] = value
     return table
 
-# %% ../nbs/02_scenario.ipynb #ade7d3ee
+# %% ../nbs/02_scenario.ipynb #36c0dda5
 class Difficulty(BaseModel):
     "How large scenarios get. Every range is (least, most)."
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -263,6 +262,7 @@ class Difficulty(BaseModel):
     branches: tuple[int, int] = (2, 3)      # things asked for, in the parallel scenarios
     calls: int = Field(6, ge=1)             # at most this many sub-questions in all
     distractors: tuple[int, int] = (1, 2)   # tools that toolset extension adds
+    tools: int = Field(4, ge=1)             # beyond this many tools in all, at most one distractor is added
     neighbours: tuple[int, int] = (5, 8)    # other entities that a tool knows
 
     @model_validator(mode="after")
@@ -363,7 +363,7 @@ def join_branches(branches: list[Chain],  # at least two
     frame = rng.choice(("What are {}?", "Tell me {}.", "Please find {}.", "I need {}.", "Look up {}."))
     return frame.format(listed), ", ".join(b[-1][2] for b in branches)
 
-# %% ../nbs/02_scenario.ipynb #65f2f3d7
+# %% ../nbs/02_scenario.ipynb #97e9ff3a
 class KnowledgeGenerator:
     "The embedded `Generator`: real facts from packaged data, no network, the same result for the same seed."
 
@@ -385,7 +385,7 @@ class KnowledgeGenerator:
         n = rng.randint(*difficulty.branches) if "parallel" in kind else 1
         n, hops = min(n, difficulty.calls), min(hops, difficulty.calls)
         while n * hops > difficulty.calls: n, hops = (n - 1, hops) if n > hops or hops == 1 else (n, hops - 1)
-        table, same = (lambda name: self.table(name, split)), rng.random() < .6
+        table, same = (lambda name: self.table(name, split)), rng.random() < (.85 if hops > 1 else .6)
         branches, path = [], []
         for _ in range(30 * n):
             if len(branches) == n: break
