@@ -64,11 +64,11 @@ def _batch(places: range, generator: Generator, seed: int, split: str, scenarios
     counts["kept"] += len(done)
     return [done[p] for p in places], counts
 
-# %% ../nbs/07_build.ipynb #5fdc8c43
+# %% ../nbs/07_build.ipynb #1c15bfda
 def _read_part(path: Path, header: str) -> Iterator[tuple[Counter, list[Environment]]]:
     "Batches that an earlier run of the same build finished; cuts off what is broken."
     if not path.exists(): return
-    good = 0
+    good = 0     # bytes that are whole and of this build
     with path.open("rb") as f:
         for i, line in enumerate(f):
             try: row = json.loads(line) if line.endswith(b"\n") else None
@@ -76,7 +76,8 @@ def _read_part(path: Path, header: str) -> Iterator[tuple[Counter, list[Environm
             if row is None or (i == 0 and line.decode().strip() != header): break
             good += len(line)
             if i: yield Counter(row["counts"]), [Environment.model_validate(e) for e in row["environments"]]
-    os.truncate(path, good)
+    if good: os.truncate(path, good)
+    else: path.unlink()
 
 def _append(path: Path, line: str):
     "Add a line and force it to disk."
@@ -85,7 +86,7 @@ def _append(path: Path, line: str):
         with path.open("a", encoding="utf-8") as f: f.write(line + "\n"); f.flush(); os.fsync(f.fileno())
     except OSError as e: raise UserError(f"{path}: cannot be written: {e.strerror or e}") from e
 
-# %% ../nbs/07_build.ipynb #dddd2488
+# %% ../nbs/07_build.ipynb #c423efaf
 @dataclass
 class BuildResult:
     "Checked environments, and what became of every attempt."
@@ -115,7 +116,7 @@ def build_environments(generator: Generator,                               # whe
     part = Path(out).with_name(Path(out).name + ".part") if out else None
     environments, counts = [], Counter()
     for old, envs in (_read_part(part, header) if part else ()): environments += envs; counts += old
-    if part and not environments: part.unlink(missing_ok=True); _append(part, header)
+    if part and not part.exists(): _append(part, header)
     asked = {e.question for e in environments}
     with tqdm(total=n, initial=len(environments), desc=f"build {split}", unit="env", disable=not progress) as bar:
         while len(environments) < n:
@@ -137,7 +138,7 @@ def _validate(n: int, scenarios: Sequence[str], executor: str, split: str, rates
         raise UserError(f"scenarios: expected some of {', '.join(SCENARIOS)}, got {scenarios if not scenarios else wrong[0]!r}")
     if wrong := [s for s in rates if s not in STRATEGIES]: raise UserError(f"rates: expected some of {', '.join(STRATEGIES)}, got {wrong[0]!r}")
 
-# %% ../nbs/07_build.ipynb #4aeb422d
+# %% ../nbs/07_build.ipynb #55bdf461
 def entities(env: Environment) -> set[str]:
     "Every entity an environment names or embeds, in lower case; plain numbers are quantities, not entities."
     found = {x for q in env.scenario.sub_questions for x in q.entities} | {x for t in env.tools for pair in embedded(t.code) for x in pair}

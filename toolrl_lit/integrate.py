@@ -10,7 +10,7 @@ import random
 from .scenario import RELATIONS, SUBJECTS, Generator, plain, vocabulary
 from .document import ATTRIBUTES, Draft, ToolPlan, tool_name
 
-# %% ../nbs/04_integrate.ipynb #742d98fd
+# %% ../nbs/04_integrate.ipynb #bc1c41a3
 def merge(tools: list[ToolPlan],   # on the same type of subject
           split: str,
           taken: set[str],         # tool names in use
@@ -24,6 +24,8 @@ def merge(tools: list[ToolPlan],   # on the same type of subject
             words.setdefault(relation, t.words[relation])
     if len(rows) == 1: return first.model_copy(update=dict(rows=rows, words=words))
     kind = SUBJECTS[RELATIONS[next(iter(rows))].subject]
+    about = vocabulary(kind.info, split)[0].split("_")[0]   # "city" need not be said again in "city_population of a city"
+    words = {r: w.removeprefix(f"{about}_") for r, w in words.items()}
     listed = [w.replace("_", " ") for w in words.values()]
     some = kind.some if kind.some != "given" else "what is given"
     return first.model_copy(update=dict(name=tool_name(rng.choice(vocabulary(kind.info, split)), split, taken, rng),

@@ -23,7 +23,7 @@ def _used(draft: Draft) -> set[str]:
     "Relations that some tool already looks up. A second tool for one of them would make the choice a matter of luck."
     return {r for t in draft.tools for r in t.rows}
 
-# %% ../nbs/05_scale.ipynb #3d59bdfa
+# %% ../nbs/05_scale.ipynb #581de987
 def side_facts(facts: dict[str, str],   # subject -> value
                subjects: list[str],     # subjects to keep
                goldens: list[str],      # golden answers, as `plain` text
@@ -45,8 +45,9 @@ def generalize_function(draft: Draft,          # a draft after stage 3
         if len(facts) < 2: continue
         taken = {t.name for t in draft.tools}
         extra = plan_tool(generator, relation, [], goldens, split, taken, 1, rng).model_copy(update=dict(rows={relation: facts}))
-        if extra.words[relation] in tool.words.values(): continue
-        return _replace(draft, tool, merge([tool, extra], split, taken, rng), "functionality generalization")
+        wider = merge([tool, extra], split, taken, rng)
+        if len(set(wider.words.values())) < len(wider.words): continue
+        return _replace(draft, tool, wider, "functionality generalization")
     return draft
 
 # %% ../nbs/05_scale.ipynb #a647381e
@@ -71,13 +72,13 @@ def expand_parameters(draft: Draft,          # a draft after stage 3
     if option.name in tool.doc().parameters["properties"]: return draft
     return _replace(draft, tool, tool.model_copy(update=dict(options=[*tool.options, option])), "parameter expansion")
 
-# %% ../nbs/05_scale.ipynb #60d4460b
+# %% ../nbs/05_scale.ipynb #c57d7ef0
 def shapes(draft: Draft, tool: ToolPlan) -> list[Shape]:
     "JSON types that the key parameter of a tool could take instead of a string."
     subjects, asked = tool.subjects(), draft.solves(tool)
     possible: list[Shape] = ["object"]
     if len(asked) <= 1 and not any(o.effect == "unit" for o in tool.options): possible.append("array")
-    if all(s.isdigit() and str(int(s)) == s for s in subjects): possible += ["integer", "integer"]
+    if all(s.isdigit() and str(int(s)) == s for s in subjects): possible += ["integer"] * 3
     leaks = any(g in plain(s) for g in draft.goldens() for s in subjects)
     if len(subjects) <= 9 and not leaks and not any(q.depends_on for q in asked): possible.append("enum")
     return possible

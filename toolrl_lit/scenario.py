@@ -284,20 +284,19 @@ class Generator(Protocol):
     def siblings(self, relation: str) -> list[str]:
         "Relations on the same type of subject."
 
-# %% ../nbs/02_scenario.ipynb #2bcc6f82
+# %% ../nbs/02_scenario.ipynb #ef015555
 def find_path(hops: int,            # how many relations
               usable: set[str],     # names of relations to choose from
               rng: random.Random,
+              path: list[Relation] = [],  # relations chosen so far
               ) -> list[Relation]:
-    "A random sequence of relations, each starting where the one before ended; empty if the walk ran into a dead end."
-    path = [RELATIONS[rng.choice(sorted(usable))]]
-    seen = {path[0].subject, path[0].value}
-    while len(path) < hops:
-        step = [r for n, r in RELATIONS.items() if n in usable and r.subject == path[-1].value and (r.value not in seen or r.value in ("city", "number"))]
-        if not step: return []
-        path.append(rng.choice(step))
-        seen.add(path[-1].value)
-    return path
+    "A random sequence of relations, each starting where the one before ended; empty if there is none of that length."
+    if len(path) == hops: return path
+    seen = {path[0].subject, *(r.value for r in path)} - {"city", "number"} if path else set()
+    steps = [r for n, r in RELATIONS.items() if n in usable and r.value not in seen and (not path or r.subject == path[-1].value)]
+    for r in rng.sample(steps, len(steps)):
+        if r.subject != r.value and r not in path and (found := find_path(hops, usable, rng, [*path, r])): return found
+    return []
 
 # %% ../nbs/02_scenario.ipynb #bf19743e
 Chain = list[tuple[Relation, str, str]]   # (relation, subject, value) for each hop

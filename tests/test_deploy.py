@@ -1,0 +1,63 @@
+"""The examination notices what is wrong with an environment."""
+import json
+import pytest
+from hypothesis import given, strategies as st
+from toolrl_lit.build import build_environments
+from toolrl_lit.deploy import check, fill, probes
+from toolrl_lit.sandbox import shared
+from toolrl_lit.scenario import KnowledgeGenerator
+from toolrl_lit.schema import Environment, SubQuestion, Scenario, Tool, ToolDoc
+
+def small(code: str, answer: str = "Lima", extra: list[Tool] = (), schema: dict | None = None, arguments: dict | None = None) -> Environment:
+    "One question, one tool."
+    q = SubQuestion(id="q1", question="?", answer=answer, tool="capital_of", arguments=arguments or {"country": "Peru"}, entities=["Peru", answer])
+    doc = ToolDoc(name="capital_of", description="", parameters=schema or {"type": "object", "properties": {"country": {"type": "string"}}, "required": ["country"]})
+    return Environment(scenario=Scenario(id="s", kind="single-hop", question="?", answer=answer, sub_questions=[q]), tools=[Tool(doc=doc, code=code), *extra])
+
+GOOD = "def capital_of(country):\n    table = {'Peru': 'Lima', 'Chad': \"N'Djamena\"}\n    if country not in table: raise ValueError('unknown')\n    return table[country]\n"
+
+def first(env): return check(env)[0].partition(":")[0]
+
+def test_a_right_environment_passes(): assert check(small(GOOD)) == []
+
+@pytest.mark.parametrize("code, problem", [
+    ("def capital_of(country):\n    return 'Quito'\n", "golden call fails"),
+    ("def capital_of(country):\n    return 'Lima'\n", "solved by empty arguments"),
+    ("def capital_of(country=''):\n    return 'Lima'\n", "solved by no arguments"),
+    ("def capital_of(country):\n    table = {'Peru': 'Lima', 'Chad': 'Lima'}\n    if country not in table: raise ValueError\n    return table[country]\n", "solved by known neighbour"),
+    ("def capital_of(country):\n    return 'Lima' if country == 'Peru' else f'unknown: {country}'\n", "solved by entity of the question"),
+    ("def capital_of(country):\n    if country != 'Peru': raise ValueError('only Peru, whose capital is LIMA')\n    return 'Lima'\n", "solved by empty arguments"),
+    ("def capital_of(country:\n", "code does not parse"),
+    ("def capital(country):\n    return 'Lima'\n", "code defines no function of the tool's name"),
+    ("def capital_of(nation):\n    return 'Lima'\n", "document and code disagree on parameters"),
+    ("def capital_of(country):\n    while True: pass\n", "golden call fails")])
+def test_what_is_wrong_is_noticed(code, problem):
+    from toolrl_lit.sandbox import ToolSandbox
+    if "while True" in code:
+        with ToolSandbox(workers=1, timeout=0.3) as box: assert check(small(code), box)[0].startswith(problem)
+    else: assert first(small(code)) == problem
+
+def test_bad_documents_are_noticed():
+    assert first(small(GOOD, schema={"type": "object", "properties": {"country": {"type": "text"}}, "required": ["country"]})) == "document is no JSON Schema"
+    assert first(small(GOOD, schema={"type": "object", "properties": {"country": {"type": "string", "enum": ["Chad"]}}, "required": ["country"]})) == "golden arguments are invalid"
+    told = small(GOOD)
+    told.tools[0].doc.description = "For example lima."
+    assert first(told) == "golden answer in documents"
+
+def test_a_distractor_that_solves_is_noticed():
+    doc = ToolDoc(name="main_city", description="", parameters={"type": "object", "properties": {"country": {"type": "string"}}, "required": ["country"]})
+    code = GOOD.replace("capital_of", "main_city")
+    assert first(small(GOOD, extra=[Tool(doc=doc, code=code, distractor=True)])) == "solved by entity of the question"
+
+def test_errors_repeat_nothing_and_list_nothing():
+    for env in build_environments(KnowledgeGenerator(), 40, seed=8, progress=False):
+        for p in probes(env):
+            if p.why != "senseless arguments": continue
+            result = shared().call(p.tool, p.arguments, env.codes()[p.tool])
+            assert not result.ok and "zzqx" not in result.text and len(result.text) < 300
+
+@given(st.text(max_size=20))
+def test_filled_values_fit_their_type(text):
+    import jsonschema
+    schema = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "array", "items": {"type": "integer"}}, "c": {"type": "boolean"}}}
+    for value in fill(schema, text): jsonschema.validate(value, schema)
