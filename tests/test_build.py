@@ -78,7 +78,8 @@ def test_same_seed_same_bytes_whatever_the_hash_seed(tmp_path):
     code = ("import sys; from toolrl_lit.build import build_environments; from toolrl_lit.scenario import KnowledgeGenerator\n"
             "build_environments(KnowledgeGenerator(), 20, 3, out=sys.argv[1], progress=False)")
     files = [tmp_path/f"{h}.jsonl" for h in (1, 2)]
-    for h, f in zip((1, 2), files): subprocess.run([sys.executable, "-c", code, str(f)], check=True, env=os.environ | {"PYTHONHASHSEED": str(h)})
+    for h, f in zip((1, 2), files): subprocess.run([sys.executable, "-c", code, str(f)], check=True,
+                                                   env=os.environ | {"PYTHONHASHSEED": str(h)})
     assert files[0].read_bytes() == files[1].read_bytes()
     assert len(read_jsonl(files[0], Environment)) == 20
 
@@ -100,10 +101,12 @@ def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(tmp_path):
     build_environments(GENERATOR, 8, seed=3, out=out, progress=False)
     assert [e.seed for e in read_jsonl(out, Environment)] == [3] * 8
 
-@pytest.mark.parametrize("change, field", [(dict(n=0), "n:"), (dict(executor="slurm"), "executor"), (dict(executor="ray"), "ray"), (dict(split="dev"), "split"),
+@pytest.mark.parametrize("change, field", [(dict(n=0), "n:"), (dict(executor="slurm"), "executor"),
+                                           (dict(executor="ray"), "ray"), (dict(split="dev"), "split"),
     (dict(scenarios=["two-hop"]), "scenarios"), (dict(scenarios=[]), "scenarios"), (dict(rates={"magic": 1.0}), "rates")])
 def test_bad_arguments_are_named(change, field):
-    with pytest.raises(UserError, match=field): build_environments(**dict(generator=GENERATOR, n=4, seed=0, progress=False) | change)
+    with pytest.raises(UserError, match=field): build_environments(**dict(generator=GENERATOR, n=4, seed=0,
+            progress=False) | change)
 
 def test_too_many_environments_from_too_few_facts_end_in_one_sentence(monkeypatch):
     class Tiny(KnowledgeGenerator):
@@ -112,11 +115,13 @@ def test_too_many_environments_from_too_few_facts_end_in_one_sentence(monkeypatc
 
 def test_an_unwritable_place_is_named(tmp_path):
     (tmp_path/"file").write_text("in the way")
-    with pytest.raises(UserError, match="file"): build_environments(GENERATOR, 4, 0, out=tmp_path/"file"/"x.jsonl", progress=False)
+    with pytest.raises(UserError, match="file"): build_environments(GENERATOR, 4, 0, out=tmp_path/"file"/"x.jsonl",
+            progress=False)
     assert (tmp_path/"file").read_text() == "in the way"
 
 @settings(max_examples=12, deadline=None)
-@given(st.integers(0, 10**6), st.tuples(st.integers(1, 4), st.integers(0, 2)), st.tuples(st.integers(1, 4), st.integers(0, 2)), st.sampled_from(["train", "test"]))
+@given(st.integers(0, 10**6), st.tuples(st.integers(1, 4), st.integers(0, 2)), st.tuples(st.integers(1, 4), st.integers(0, 2)),
+       st.sampled_from(["train", "test"]))
 def test_any_difficulty_passes_the_examination(seed, hops, branches, split):
     grow = lambda r: (r[0], r[0] + r[1])
     difficulty = Difficulty(hops=grow(hops), branches=grow(branches), calls=8, distractors=(1, 3))
@@ -134,7 +139,8 @@ def test_each_strategy_alone_leaves_environments_valid():
 
 def test_every_scaling_strategy_changes_types_parameters_and_tools():
     envs = build_environments(GENERATOR, 200, seed=6, rates=ALL, progress=False)
-    kinds = Counter(p.get("type", "enum") if "enum" not in p else "enum" for e in envs for t in e.tools for p in t.doc.parameters["properties"].values())
+    kinds = Counter(p.get("type", "enum") if "enum" not in p else "enum" for e in envs for t in e.tools
+                    for p in t.doc.parameters["properties"].values())
     assert {"string", "enum", "array", "object", "integer", "boolean"} <= set(kinds)
     assert all(s in {x for e in envs for x in e.strategies} for s in STRATEGIES)
     assert any(len(q.arguments) > 1 for e in envs for q in e.scenario.sub_questions)

