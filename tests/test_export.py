@@ -1,0 +1,244 @@
+"Export: what was written is read back by the other side's own means."
+import importlib.util, inspect, json
+import datasets, pytest, torch
+from hypothesis import given, settings, strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import get_json_schema
+from toolrl_lit.collect import CHAT_TEMPLATE, OraclePolicy, call_text, collect
+from toolrl_lit.export import (ToolEnvironment, plain_messages, to_ftrl_jsonl, to_hf_dataset, to_verl, tool_method,
+                               trl_environment)
+from toolrl_lit.reward import score_turn
+from toolrl_lit.schema import Environment, Scenario, SubQuestion, Tool, ToolDoc, UserError, from_ftrl, to_ftrl
+
+datasets.disable_progress_bars()
+
+def lookup(name, param, facts):
+    doc = ToolDoc(name=name, description=f"Find the {name}.", parameters={
+        "type": "object", "properties": {param: {"type": "string", "description": f"A {param}."}}, "required": [param]})
+    return Tool(doc=doc, code=f"def {name}({param}):\n    return {facts!r}.get({param}, 'unknown')\n")
+
+def environment(id="e1", split="train", code="NCE", country="France", capital="Paris"):
+    first = SubQuestion(id="q1", question="Which country?", answer=country, tool="country_of", arguments={"code": code})
+    second = SubQuestion(id="q2", question="Its capital?", answer=capital, tool="capital_of", arguments={"country": country},
+                         depends_on=["q1"])
+    return Environment(tools=[lookup("country_of", "code", {code: country}), lookup("capital_of", "country", {country: capital})],
+        scenario=Scenario(id=id, kind="multi-hop", question=f"Capital of the country of {code}?", answer=capital, split=split,
+                          sub_questions=[first, second]))
+
+@pytest.fixture(scope="module")
+def env(): return environment()
+
+@pytest.fixture(scope="module")
+def trajectory(env): return collect(OraclePolicy([env]), [env], temperature=0.0)[0]
+
+@pytest.fixture(scope="module")
+def steps(env, trajectory): return list(trajectory.step_records(env))
+
+# -- messages
+
+def test_plain_messages_say_the_same_as_the_chat_template(steps):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"x": 0})), chat_template=CHAT_TEMPLATE)
+    for step in steps:
+        theirs = tokenizer.apply_chat_template(step.messages, tools=step.tools, tokenize=False, add_generation_prompt=True)
+        assert theirs == tokenizer.apply_chat_template(plain_messages(step), tokenize=False, add_generation_prompt=True)
+
+def test_plain_messages_keep_a_system_message(steps):
+    step = steps[0].model_copy(update={"messages": [{"role": "system", "content": "Be brief."}] + steps[0].messages})
+    system, user = plain_messages(step)
+    assert system["content"].startswith("Be brief.\n") and "country_of" in system["content"] and user["role"] == "user"
+
+def test_arguments_in_a_string_are_the_same_arguments(steps):
+    record = json.loads(json.dumps(to_ftrl(steps[1])))
+    function = record["messages"][1]["tool_calls"][0]["function"]
+    function["arguments"] = json.dumps(function["arguments"])
+    assert plain_messages(from_ftrl(record)) == plain_messages(steps[1])
+
+# -- Hugging Face data sets and the authors' format
+
+def test_data_set_holds_whole_records(steps, tmp_path):
+    to_hf_dataset(steps).save_to_disk(tmp_path / "data")
+    rows = datasets.load_from_disk(tmp_path / "data")
+    again = [from_ftrl(json.loads(r["record"]), r["id"]) for r in rows]
+    for a, s in zip(again, steps, strict=True):
+        assert (a.messages, a.tools, a.codes, a.unsolved, a.answer, a.solve_rate) == \
+               (s.messages, s.tools, s.codes, s.unsolved, s.answer, s.solve_rate)
+    assert rows["turn"][:] == [0, 1, 2] and rows["unsolved"][:] == [2, 1, 0]
+
+def test_no_row_gets_the_parameters_of_another(steps, env):
+    rows = to_hf_dataset([*steps, environment("e2").start()])
+    for row in rows:
+        for message in row["prompt"]: assert set(message) == {"role", "content"}
+    calls = [m["content"] for m in rows[2]["prompt"] if m["role"] == "assistant"]
+    assert calls == ['<tool_call>\n{"name": "country_of", "arguments": {"code": "NCE"}}\n</tool_call>',
+                     '<tool_call>\n{"name": "capital_of", "arguments": {"country": "France"}}\n</tool_call>']
+
+def test_environments_are_their_first_step(env):
+    assert to_hf_dataset([env]).to_list() == to_hf_dataset([env.start()]).to_list()
+
+def test_ftrl_lines_are_read_back(steps, env, tmp_path):
+    lines = to_ftrl_jsonl([*steps, env], tmp_path / "s.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [to_ftrl(s) for s in [*steps, env]]
+    assert all(isinstance(json.loads(line)[k], str) for line in lines for k in ("tools", "codes", "unsolved_set"))
+
+# -- verl
+
+def verl_reward(folder):
+    "Import the reward module from its path, as verl does."
+    spec = importlib.util.spec_from_file_location("custom_module", folder / "reward.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.compute_score
+
+def test_verl_rows_and_reward(steps, trajectory, tmp_path):
+    out = tmp_path / "out"
+    files = to_verl([*steps, environment("t1", "test", "VIE", "Austria", "Vienna")], out)
+    assert {f.name for f in files} == {"reward.py", "train.parquet", "test.parquet"} == {f.name for f in out.iterdir()}
+    rows = datasets.load_dataset("parquet", data_files=str(out / "train.parquet"), split="train", cache_dir=str(tmp_path))
+    assert set(rows.column_names) == {"data_source", "prompt", "ability", "reward_model", "extra_info"}
+    compute_score = verl_reward(out)
+    for i, (row, step) in enumerate(zip(rows, steps, strict=True)):
+        assert row["prompt"] == plain_messages(step) and row["extra_info"]["index"] == i
+        for text in (trajectory.turns[i].text, "Paris", "", "<tool_call>{"):
+            got = compute_score(data_source=row["data_source"], solution_str=text, extra_info=row["extra_info"],
+                                ground_truth=row["reward_model"]["ground_truth"])
+            assert got["score"] == score_turn(text, step).reward
+
+def test_verl_reward_takes_the_ablations(steps, trajectory, tmp_path):
+    to_verl(steps, tmp_path)
+    rows = datasets.Dataset.from_parquet(str(tmp_path / "train.parquet"), cache_dir=str(tmp_path))
+    truth = rows[0]["reward_model"]["ground_truth"]
+    text = trajectory.turns[0].text + call_text(trajectory.turns[1].calls * 2)
+    for kind in ("f1", "p", "r", "pr"):
+        assert verl_reward(tmp_path)("x", text, truth, kind=kind)["score"] == score_turn(text, steps[0], kind=kind).reward
+
+def test_the_same_steps_give_the_same_bytes(steps, tmp_path):
+    for name in ("a", "b"): to_verl(steps, tmp_path / name)
+    for file in ("train.parquet", "reward.py"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+def test_nothing_to_write(tmp_path, env):
+    for write in (to_hf_dataset, lambda x: to_verl(x, tmp_path / "out"), trl_environment):
+        with pytest.raises(UserError, match="at least one"): write([])
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"): to_verl([env], tmp_path / "file" / "out")
+    with pytest.raises(UserError, match="cannot be written"): to_ftrl_jsonl([env], tmp_path / "file" / "out.jsonl")
+
+# -- TRL
+
+plain_schema = st.sampled_from([{"type": t} for t in ("string", "integer", "number", "boolean", "object", "array")] + [
+    {"type": "array", "items": {"type": "string"}}, {"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
+    {"type": "string", "enum": ["a b", "c"]}, {"type": "integer", "enum": [1, 2]}])
+rich_schema = st.sampled_from([
+    {"type": "integer", "minimum": 1}, {"type": ["string", "null"]}, {"type": "string", "default": "x"}, {"enum": ["a", 1]}, {},
+    {"type": "object", "properties": {"lat": {"type": "number"}}, "required": ["lat"]}, {"anyOf": [{"type": "null"}]}])
+words = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=40)
+
+parameter_names = st.from_regex(r"[a-z_]{1,8}", fullmatch=True)
+
+@given(st.dictionaries(parameter_names, st.tuples(plain_schema | rich_schema, words, st.booleans()), max_size=5), words)
+@settings(max_examples=150, deadline=None)
+def test_trl_reads_the_document_back(parameters, description):
+    from keyword import iskeyword
+    parameters = {k: v for k, v in parameters.items() if not iskeyword(k) and k != "self"}
+    doc = ToolDoc(name="tool", description=description, parameters={"type": "object",
+        "properties": {k: s | {"description": d} for k, (s, d, _) in parameters.items()},
+        "required": [k for k, (_, _, needed) in parameters.items() if needed]})
+    read = get_json_schema(tool_method(doc, lambda name, arguments: ""))["function"]
+    assert read["name"] == "tool" and read["description"]
+    assert list(read["parameters"]["properties"]) == list(parameters)
+    assert read["parameters"].get("required", []) == doc.parameters["required"]
+    for k, (schema, _, _) in parameters.items():
+        got = read["parameters"]["properties"][k]
+        said = got.pop("description")
+        assert got == schema or json.dumps(schema, ensure_ascii=False) in said          # said in types, or else in words
+
+def test_descriptions_cannot_break_the_docstring():
+    doc = ToolDoc(name="tool", description="Look up.\nArgs:\n    fake: parameter\nReturns: nothing", parameters={"type": "object",
+        "properties": {"a": {"type": "string", "description": "One.\nb: two Raises: three"}, "b": {"type": "string"}}})
+    read = get_json_schema(tool_method(doc, lambda n, a: ""))["function"]
+    assert "fake: parameter" in read["description"] and set(read["parameters"]["properties"]) == {"a", "b"}
+    assert "three" in read["parameters"]["properties"]["a"]["description"]
+
+@pytest.mark.parametrize("name", ["from", "two words", "self", "1st"])
+def test_a_parameter_that_python_cannot_name(name):
+    doc = ToolDoc(name="tool", description="d", parameters={"type": "object", "properties": {name: {"type": "string"}}})
+    with pytest.raises(UserError, match=f"'tool', parameter '{name}'"): tool_method(doc, lambda n, a: "")
+
+def test_reward_of_a_rollout_is_its_solve_f1(env):
+    e = ToolEnvironment(env)
+    assert e.get_reward() == 0
+    assert e.country_of(code="NCE") == "France" and e.get_reward() == 2 * 1 / (1 + 2)
+    e.country_of(code="NCE")                                                    # solved already: one stray call
+    assert e.capital_of(country="Spain") == "unknown" and e.get_reward() == 2 * 1 / (3 + 2)
+    e.capital_of(country="France")
+    assert e.get_reward() == 2 * 2 / (4 + 2)
+    e.reset(prompt=[], environment="e1")
+    assert e.get_reward() == 0
+
+def test_feedback_is_the_sandbox_s(env):
+    e = ToolEnvironment(env)
+    wrong = score_turn('<tool_call>{"name": "country_of", "arguments": {"cod": "NCE"}}</tool_call>', env).calls[0].result
+    assert e.country_of(cod="NCE") == wrong != "France" and e.get_reward() == 0
+    assert e.country_of(code="</tool_call><tool_call>{") == "unknown"            # an argument cannot end the markup
+
+def test_rollouts_do_not_share_state(env):
+    factories, _ = trl_environment([env])
+    a, b = factories["e1"](), factories["e1"]()
+    a.country_of(code="NCE")
+    assert b.get_reward() == 0 < a.get_reward()
+
+def test_names_that_trl_would_take_for_its_own(env):
+    for name in ("reset", "get_reward", "_hidden"):
+        bad = env.model_copy(update={"tools": [*env.tools, lookup(name, "x", {})]})
+        with pytest.raises(UserError, match=name): trl_environment([bad])[0]["e1"]()
+    with pytest.raises(UserError, match="'e1' appears 2 times"): trl_environment([env, env])
+
+def bpe(texts):
+    "A tokenizer for these texts, with the library's chat template and Qwen's way of reading calls."
+    from trl.chat_template_utils import qwen3_template
+    t = Tokenizer(models.BPE())
+    t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    t.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=600, show_progress=False,
+        special_tokens=["<|im_start|>", "<|im_end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=t, eos_token="<|im_end|>", pad_token="<|im_end|>",
+                                        chat_template=CHAT_TEMPLATE)
+    tokenizer.response_template = qwen3_template
+    return tokenizer
+
+def memorise(model, tokenizer, prompt, answer):
+    "Train until the model writes the answer after the prompt."
+    ids = tokenizer(prompt + answer, return_tensors="pt").input_ids
+    start = len(tokenizer(prompt).input_ids)
+    labels = ids.clone()
+    labels[:, :start] = -100
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(200):
+        loss = model(ids, labels=labels).loss
+        if loss < 0.01: return
+        loss.backward(); optimizer.step(); optimizer.zero_grad()
+    raise AssertionError(f"not memorised: loss {loss.item():.3f}")
+
+def test_grpo_trainer_rolls_out_our_environments(env, trajectory, tmp_path, monkeypatch):
+    "A tiny model that has learned the oracle's first turn calls the tool through TRL and is rewarded for it."
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl import GRPOConfig, GRPOTrainer
+    factories, dataset = trl_environment([env])
+    start, probe = env.start(), factories["e1"]()
+    shown = [m for name, m in inspect.getmembers(probe, inspect.ismethod) if name in env.codes()]
+    template = lambda t: t.apply_chat_template(start.messages, tools=shown, tokenize=False, add_generation_prompt=True)
+    tokenizer = bpe([trajectory.turns[0].text] * 20 + [template(bpe(["x"]))])
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+    memorise(model, tokenizer, template(tokenizer), trajectory.turns[0].text + "<|im_end|>")
+    config = GRPOConfig(output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, num_generations=2, logging_steps=1,
+        max_completion_length=160, max_tool_calling_iterations=1, temperature=0.1, report_to="none", use_cpu=True,
+        save_strategy="no", bf16=False, disable_tqdm=True)
+    trainer = GRPOTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer,
+                          environment_factory=factories)
+    trainer.train()
+    log = next(entry for entry in trainer.state.log_history if "rewards/ToolEnvironment/mean" in entry)
+    assert log["rewards/ToolEnvironment/mean"] == pytest.approx(2 * 1 / (1 + 2)) and log["tools/call_frequency"] == 1
