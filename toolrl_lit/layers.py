@@ -158,7 +158,7 @@ def compare(base: Source,   # model before: a path, a model, or a state dict
     df = pd.DataFrame(rows, columns=["name", "layer", "kind", "relative", "change", "norm", "parameters"])
     return df.astype({"layer": "Int64"}).sort_values(["layer", "name"], na_position="first", ignore_index=True)
 
-# %% ../nbs/12_layers.ipynb #c87ca48f
+# %% ../nbs/12_layers.ipynb #453c9e90
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
 def heatmap(df: pd.DataFrame,                        # what `compare` returned
@@ -174,7 +174,7 @@ def heatmap(df: pd.DataFrame,                        # what `compare` returned
     cells = cells.reindex([k for k in kinds if k in cells.index])
     fig = go.Figure(go.Heatmap(
         z=cells.to_numpy(float), x=cells.columns.astype(int), y=cells.index, colorscale="Viridis_r", zmin=0,
-        colorbar=dict(title=dict(text="‖W′−W‖ / ‖W‖", side="right"), exponentformat="power"), xgap=1, ygap=1,
+        colorbar=dict(title=dict(text="Relative change", side="right"), exponentformat="power"), xgap=1, ygap=1,
         hovertemplate="layer %{x}, %{y}: %{z:.2e}<extra></extra>"))
     fig.update_layout(template="plotly_white", xaxis=dict(title="Layer", dtick=max(1, len(cells.columns) // 15)),
                       yaxis=dict(title="Module"), height=120 + 34 * len(cells), margin=dict(t=20, r=10, b=50, l=60))
