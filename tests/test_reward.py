@@ -1,9 +1,10 @@
-"The reward against an independent restatement of the paper's rules, the strict matcher against labelled pairs, the formats, batches."
+"The reward against an independent restatement of the paper's rules; the strict matcher; formats; batches; bad input."
 import json, math
 from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
-from toolrl_lit.reward import KINDS, PARSERS, match_paper, match_strict, parse_qwen, parser_for, reward_table, score_batch, score_turn
+from toolrl_lit.reward import (KINDS, PARSERS, match_paper, match_strict, parse_qwen, parser_for, reward_table, score_batch,
+                               score_turn)
 from toolrl_lit.sandbox import ToolSandbox
 from toolrl_lit.schema import Environment, Scenario, StepRecord, SubQuestion, Tool, ToolDoc, UserError, to_ftrl
 
@@ -65,10 +66,12 @@ def restated_match(text, golden):
 
 
 names = st.sampled_from([*CODES, "unknown"])
-values = st.sampled_from(["France", "Italy", "Spain", "Paris", "", None, 1, 2.5, True, [1, "Paris"], {"a": "Rome"}, math.nan, "2,105", "😀 İ", "\n"])
+values = st.sampled_from(["France", "Italy", "Spain", "Paris", "", None, 1, 2.5, True, [1, "Paris"], {"a": "Rome"}, math.nan,
+                          "2,105", "😀 İ", "\n"])
 arguments = st.dictionaries(st.sampled_from(["x", "city", "country", "n", "why"]), values, max_size=2)
 written = st.one_of(arguments, arguments.map(json.dumps), st.sampled_from(["null", "[1]", "{", "", 5, None, [], True]))
-goldens = st.sampled_from(["Paris", "2105000", "2,105,000", "Rome", "5", "a, Ünï", "Paris, 2105000", "None", "nan", "", ",", "1.5", "a", "x", "İ", "null"])
+goldens = st.sampled_from(["Paris", "2105000", "2,105,000", "Rome", "5", "a, Ünï", "Paris, 2105000", "None",
+                           "nan", "", ",", "1.5", "a", "x", "İ", "null"])
 said = st.sampled_from(["", "I look.", "Paris", "It is 2,105,000.", " \n", "</tool_call", "<tool_parsed_response>", "😀"])
 
 @st.composite
@@ -81,7 +84,8 @@ def turns(draw):
         parts.append("<tool_call>\n" + (body[:-1] if draw(st.integers(0, 9)) == 0 else body) + "\n</tool_call>\n")
     return "".join(parts) + draw(st.sampled_from(["", "<|im_end|>", "<|im_end|><|endoftext|>", "\n"]))
 
-records = st.fixed_dictionaries({"unsolved_set": st.dictionaries(names, st.lists(goldens, max_size=3)), "answer": goldens | st.none(),
+records = st.fixed_dictionaries({"unsolved_set": st.dictionaries(names, st.lists(goldens, max_size=3)),
+                                 "answer": goldens | st.none(),
                                  "solve_rate": st.sampled_from([0.0, 0.5, 1.0])})
 
 @settings(max_examples=300, deadline=None)
@@ -110,7 +114,8 @@ def test_paper_reward_equals_the_table(box, text, record, kind):
 
 # ---------------------------------------------------------------- single rules
 
-RECORD = {"codes": CODES, "unsolved_set": {"capital": ["Paris", "Rome"], "population": ["2105000"]}, "answer": "2105000", "solve_rate": 0.0}
+RECORD = {"codes": CODES, "unsolved_set": {"capital": ["Paris", "Rome"], "population": ["2105000"]}, "answer": "2105000",
+          "solve_rate": 0.0}
 
 @pytest.mark.parametrize("kind, reward", [("f1", 1.5), ("p", 1.0), ("r", 3.0), ("pr", 3.0)])
 def test_three_right_calls(box, kind, reward):
@@ -120,7 +125,8 @@ def test_three_right_calls(box, kind, reward):
 
 
 @pytest.mark.parametrize("text, reward, case", [
-    ("", -0.5, "empty"), ("<|im_end|>", -0.5, "empty"), ("<tool_call>{</tool_call>", -0.3, "malformed"), ("hm</tool_call>", -0.3, "malformed"),
+    ("", -0.5, "empty"), ("<|im_end|>", -0.5, "empty"), ("<tool_call>{</tool_call>", -0.3, "malformed"),
+    ("hm</tool_call>", -0.3, "malformed"),
     ("It is 2,105,000.", 0.25, "answer"), ("No idea.", 0.0, "other")])
 def test_rows_without_calls(box, text, reward, case):
     score = score_turn(text, RECORD, sandbox=box)
@@ -197,7 +203,8 @@ def test_strict_rule_takes_any_text(text, golden): assert match_strict(text, gol
 
 @given(st.integers(-10 ** 9, 10 ** 9))
 def test_numbers_match_in_every_spelling_and_no_longer_number(n):
-    for spelling in (str(n), f"{n:,}", f"{n}.0", json.dumps({"value": n}), f"The value is {n:,}."): assert match_strict(spelling, str(n))
+    for spelling in (str(n), f"{n:,}", f"{n}.0", json.dumps({"value": n}), f"The value is {n:,}."):
+        assert match_strict(spelling, str(n))
     for other in (f"{n}7", f"x{n}", str(n + 1), json.dumps({"value": n + 1})): assert not match_strict(other, str(n))
 
 
@@ -211,7 +218,8 @@ def test_strict_scoring_takes_no_errors_and_no_echo(box):
     record = RECORD | {"unsolved_set": {"fails": ["Paris"], "echo": ["Rome"], "capital": ["Paris"]}, "answer": "Paris"}
     text = call("fails", {"why": "Paris"}) + call("echo", {"x": "Rome"}) + call("capital", {"country": "France"})
     paper, strict = (score_turn(text, record, match=m, sandbox=box) for m in ("paper", "strict"))
-    assert [c.solved for c in paper.calls] == ["Paris", "Rome", "Paris"] and [c.solved for c in strict.calls] == [None, None, "Paris"]
+    assert [c.solved for c in paper.calls] == ["Paris", "Rome", "Paris"]
+    assert [c.solved for c in strict.calls] == [None, None, "Paris"]
     assert strict.calls[1].why == "its result repeats its arguments"
     choice = {"codes": {"larger": "def larger(a, b): return max(a, b, key=len)"}, "unsolved_set": {"larger": ["Lisbon"]}}
     assert score_turn(call("larger", {"a": "Rome", "b": "Lisbon"}), choice, match="strict", sandbox=box).reward == 1.0
@@ -222,7 +230,8 @@ def test_strict_scoring_takes_no_errors_and_no_echo(box):
 # ---------------------------------------------------------------- where turns come from, batches, bad input
 
 def environment():
-    tool = Tool(doc=ToolDoc(name="capital", description="Capital of a country.", parameters={"type": "object", "properties": {}}), code=CODES["capital"])
+    tool = Tool(doc=ToolDoc(name="capital", description="Capital of a country.", parameters={"type": "object", "properties": {}}),
+                code=CODES["capital"])
     sub = SubQuestion(id="q1", question="Capital of France?", answer="Paris", tool="capital", arguments={"country": "France"})
     scenario = Scenario(id="e1", kind="single-hop", question="Capital of France?", answer="Paris", sub_questions=[sub])
     return Environment(scenario=scenario, tools=[tool])
@@ -247,12 +256,14 @@ def test_a_batch_scores_as_its_turns_alone_and_runs_equal_calls_once(box, monkey
     assert score_batch([], sandbox=box) == []
 
 
-@pytest.mark.parametrize("options, word", [({"kind": "f2"}, "kind"), ({"match": "fuzzy"}, "match"), ({"parser": "xml"}, "parser")])
+@pytest.mark.parametrize("options, word",
+                         [({"kind": "f2"}, "kind"), ({"match": "fuzzy"}, "match"), ({"parser": "xml"}, "parser")])
 def test_unknown_options_are_refused(options, word):
     with pytest.raises(UserError, match=word): score_turn("x", RECORD, **options)
 
 
-@pytest.mark.parametrize("record, word", [({}, "codes"), ({"codes": "{"}, "codes"), ({"codes": "{}", "unsolved_set": "[]"}, "unsolved_set"), (5, "int")])
+@pytest.mark.parametrize("record, word", [
+    ({}, "codes"), ({"codes": "{"}, "codes"), ({"codes": "{}", "unsolved_set": "[]"}, "unsolved_set"), (5, "int")])
 def test_bad_records_are_refused(record, word):
     with pytest.raises(UserError, match=word): score_turn("x", record)
 

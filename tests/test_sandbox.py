@@ -211,8 +211,10 @@ def test_code_with_a_way_out_is_not_vouched_for(code): assert not harmless(code,
     "T = {'a': 1}\ndef f(x): return T.get(x, 'no')", "import math\ndef f(x): return math.sqrt(x)",
     "def f(x: str = 'a') -> dict: return {x: 1}",
     "from datetime import date\ndef f(): return date(2020, 1, 1).isoformat()", "def f(x): return '{:.2f} {}'.format(x, 1)",
-    "import json, re\ndef f(s):\n    try: return json.loads(s)\n    except ValueError as e: return f'{e} {re.sub(\"a\", \"b\", s)}'",
-    "def f(x):\n    if not isinstance(x, str): raise TypeError(f'expected str, got {type(x).__name__}')\n    return sorted(x, key=lambda c: -ord(c))"])
+    "import json, re\ndef f(s):\n    try: return json.loads(s)\n"
+    "    except ValueError as e: return f'{e} {re.sub(\"a\", \"b\", s)}'",
+    "def f(x):\n    if not isinstance(x, str): raise TypeError(f'expected str, got {type(x).__name__}')\n"
+    "    return sorted(x, key=lambda c: -ord(c))"])
 def test_ordinary_tools_are_vouched_for(code): assert harmless(code, RULES) == {"f"}
 
 

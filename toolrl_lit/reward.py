@@ -165,11 +165,12 @@ def match_paper(text: str,     # a call's result as the policy reads it
     text = _fold(text)
     return all(_fold(part) in text for part in golden.split(", "))
 
-# %% ../nbs/08_reward.ipynb #c44b6b35
+# %% ../nbs/08_reward.ipynb #7b6260a4
 _LENGTH = {"mm": "0.001", "cm": "0.01", "m": "1", "km": "1000", "mi": "1609.344", "ft": "0.3048", "in": "0.0254", "yd": "0.9144"}
 _SPELLED = {"m": "metre meter", "km": "kilometre kilometer", "mm": "millimetre millimeter", "cm": "centimetre centimeter",
-    "mi": "mile", "ft": "foot feet", "in": "inch inche", "yd": "yard", "g": "gram", "kg": "kilogram kilo", "t": "tonne", "lb": "pound",
-    "oz": "ounce", "s": "second sec", "min": "minute", "h": "hour hr", "d": "day", "week": "week", "month": "month", "year": "year yr",
+    "mi": "mile", "ft": "foot feet", "in": "inch inche", "yd": "yard", "g": "gram", "kg": "kilogram kilo", "t": "tonne",
+    "lb": "pound", "oz": "ounce", "s": "second sec", "min": "minute", "h": "hour hr", "d": "day", "week": "week", "month": "month",
+    "year": "year yr",
     "%": "percent pct", "$": "dollar usd", "€": "euro eur", "£": "gbp", "¥": "yen jpy", "c": "celsius °c", "f": "fahrenheit °f",
     "°": "degree", "l": "liter litre", "kmh": "kph", "mph": "mph", "kb": "kilobyte", "mb": "megabyte", "gb": "gigabyte",
     "kw": "kilowatt", "mw": "megawatt"}
@@ -367,7 +368,7 @@ def _items(text: str) -> list[str]:
     parts = [p for p in parts if p]
     return parts if len(parts) > 1 and all(len(p.split()) <= 4 for p in parts) else []
 
-# %% ../nbs/08_reward.ipynb #479c7593
+# %% ../nbs/08_reward.ipynb #0a45d254
 def _same_items(have: list[str], want: list[str]) -> bool:
     "Whether two lists are equal as sets."
     def exact(a, b): return _piece(a, b) and len(tokens(a)) <= len(tokens(b)) + 1
@@ -381,7 +382,9 @@ def _long(text: str) -> bool:
 
 def _holds_one(text: str, golden: str, unit: str = "") -> bool:
     "Whether a field gives a golden answer that is one thing."
-    if _long(text): return False
+    have = [t.kind for t in tokens(text) if t.kind != "break"]
+    undecided = (len(have) > 1 and set(have) == {"number"}) or " or " in text.replace(golden, "")   # `4 5 6`, `4 or 5`
+    if undecided or _long(text): return False
     items = _items(text)
     if len(items) > 2 and not _piece(items[0], golden): return False         # a list of candidates is no answer
     if len(items) > 3: return False
