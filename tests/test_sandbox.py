@@ -107,6 +107,21 @@ def test_killed_workers_are_replaced(box):
     assert {r.text for r in box.call_many([("add", {"a": 1, "b": 2}, ADD)] * 50)} == {'{"sum": 3}'}
 
 
+def test_workers_killed_in_the_middle_of_a_batch_lose_no_call(box):
+    stop = threading.Event()
+    def killer():
+        for _ in range(5):
+            if stop.wait(0.1): return
+            for w in list(box._pool)[:1]: os.killpg(w.process.pid, signal.SIGKILL)
+    thread = threading.Thread(target=killer)
+    thread.start()
+    try: results = box.call_many([("f", {"x": i}, f"import time\ndef f(x):\n    time.sleep({i % 20} / 10000)\n    return x")
+                                  for i in range(600)])
+    finally: stop.set(); thread.join()
+    lost = [i for i, r in enumerate(results) if r.text != str(i)]
+    assert len(lost) <= 6 and all(results[i].error == "crashed" for i in lost)   # unlucky three times over
+
+
 def test_many_large_results_do_not_sink_the_batch():
     with ToolSandbox(workers=1, memory_mb=128) as box:
         results = box.call_many([("f", {"n": i}, "def f(n): return 'x' * 1000000") for i in range(200)])
@@ -149,7 +164,7 @@ def test_workers_end_when_their_host_is_killed():
                "threading.Thread(target=box.call, args=('f', {}, 'def f(): return sum(range(10 ** 14))'), daemon=True).start()\n"
                "time.sleep(0.5)\nos.kill(os.getpid(), signal.SIGKILL)")
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT,
-                         env=os.environ | {"PYTHONPATH": str(ROOT)})
+                         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])})
     keeper = int(out.stdout)
     group = lambda: [p for p in map(int, filter(str.isdigit, os.listdir("/proc"))) if alive(p) and os.getsid(p) == keeper]
     for _ in range(100):

@@ -8,8 +8,8 @@ __all__ = ['Kind', 'KINDS', 'OPEN', 'CLOSE', 'PARSERS', 'MARKUP', 'UNITS', 'SCAL
            'parse_mistral', 'parser_for', 'match_paper', 'Token', 'tokens', 'offers', 'match_strict', 'CallScore',
            'TurnScore', 'score_batch', 'score_turn']
 
-# %% ../nbs/08_reward.ipynb #01c29bcd
-import ast, datetime, json, re, unicodedata
+# %% ../nbs/08_reward.ipynb #46ca2d51
+import ast, json, re, unicodedata
 from collections.abc import Callable, Iterable
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
@@ -165,12 +165,12 @@ def match_paper(text: str,     # a call's result as the policy reads it
     text = _fold(text)
     return all(_fold(part) in text for part in golden.split(", "))
 
-# %% ../nbs/08_reward.ipynb #7b6260a4
+# %% ../nbs/08_reward.ipynb #0bae6202
 _LENGTH = {"mm": "0.001", "cm": "0.01", "m": "1", "km": "1000", "mi": "1609.344", "ft": "0.3048", "in": "0.0254", "yd": "0.9144"}
 _SPELLED = {"m": "metre meter", "km": "kilometre kilometer", "mm": "millimetre millimeter", "cm": "centimetre centimeter",
     "mi": "mile", "ft": "foot feet", "in": "inch inche", "yd": "yard", "g": "gram", "kg": "kilogram kilo", "t": "tonne",
-    "lb": "pound", "oz": "ounce", "s": "second sec", "min": "minute", "h": "hour hr", "d": "day", "week": "week", "month": "month",
-    "year": "year yr",
+    "lb": "pound", "oz": "ounce", "s": "second sec", "min": "minute", "h": "hour hr", "d": "day", "week": "week",
+    "month": "month", "year": "year yr",
     "%": "percent pct", "$": "dollar usd", "€": "euro eur", "£": "gbp", "¥": "yen jpy", "c": "celsius °c", "f": "fahrenheit °f",
     "°": "degree", "l": "liter litre", "kmh": "kph", "mph": "mph", "kb": "kilobyte", "mb": "megabyte", "gb": "gigabyte",
     "kw": "kilowatt", "mw": "megawatt"}

@@ -327,7 +327,7 @@ def keeper_client(request, answer, status, limits):
         return ["", "timeout"] if expired or cpu else [f"the tool's process ended early (status {code})", "crashed"]
     return ask
 
-# %% ../nbs/01_sandbox.ipynb #ef3d0e00
+# %% ../nbs/01_sandbox.ipynb #202f2cf3
 def apply_limits(limits):
     "Kernel limits on this process and its children."
     wanted = {resource.RLIMIT_CORE: 0}
@@ -343,7 +343,7 @@ def worker_main(limits, progress_fd):
     CLOCK["cpu_seconds"] = limits["cpu_seconds"]
     requests, replies = os.dup(0), os.dup(1)
     os.dup2(2, 0); os.dup2(2, 1)                       # 2 is /dev/null
-    import calendar, copy, datetime, functools, itertools, math, random, re, _strptime  # what tools import, for the children
+    for module in "calendar copy datetime functools itertools math random re _strptime".split(): __import__(module)  # for the children
     apply_limits(limits)
     program = None if limits["unsafe"] else seccomp_filter()
     (a, b), (c, d), (e, f) = os.pipe(), os.pipe(), os.pipe()
@@ -405,7 +405,7 @@ def readable_paths() -> list[str]:
               "/usr/share/zoneinfo", "/dev/null", "/dev/urandom"]
     return sorted({p for p in wanted if p and os.path.exists(p)})
 
-# %% ../nbs/01_sandbox.ipynb #c4a3eb3a
+# %% ../nbs/01_sandbox.ipynb #c1e77acf
 class Worker:
     "One worker process as we see it: its pipes, the sources it has, and the chunk it is at."
     def __init__(self, limits: dict, confined: bool):
@@ -418,8 +418,9 @@ class Worker:
 
     def ready(self, seconds: float = 60.0) -> bool:
         "Wait for the first message; False if the worker could not start."
-        first = select.select([self.process.stdout], [], [], seconds)[0] and os.read(self.process.stdout.fileno(), 4096)
-        return bool(first) and first[4:] == b'"ready"'
+        watch = select.poll()                          # not select(), which knows no descriptor above 1023
+        watch.register(self.process.stdout, select.POLLIN)
+        return bool(watch.poll(seconds * 1000)) and os.read(self.process.stdout.fileno(), 4096)[4:] == b'"ready"'
 
     def position(self) -> int:
         "Number of the call it is at."
@@ -548,15 +549,12 @@ def _clean(text: str) -> str:
     "Text that can be written as UTF-8: half of a surrogate pair, which a policy can write in JSON, becomes a question mark."
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
-# %% ../nbs/01_sandbox.ipynb #4880d19a
+# %% ../nbs/01_sandbox.ipynb #ed88cef3
 def _start(box: ToolSandbox):
     "Fill the pool; the first time, find out which backend works."
     if box._owner != [os.getpid()]:                        # after a fork the workers are our parent's
         box._pool.clear()
         box._owner[:] = [os.getpid()]
-    for w in [w for w in box._pool if w.process.poll() is not None]:
-        box._pool.remove(w)
-        w.kill()
     if not box._pool: _choose(box)
     fresh = [Worker(box.limits, box.backend == "sandlock") for _ in range(int(box.workers) - len(box._pool))]
     box._pool += fresh
@@ -579,9 +577,11 @@ def _choose(box: ToolSandbox):
     raise UserError(f"backend {box.backend!r}: no sandbox for tool code starts on this machine. Install sandlock on Linux, or "
                     "pass backend='unsafe' if you have read the code that you run.")
 
-# %% ../nbs/01_sandbox.ipynb #dcc05851
+# %% ../nbs/01_sandbox.ipynb #eba7974b
 def _run(box: ToolSandbox, jobs: dict[int, tuple]) -> dict[int, list]:
     "Results of the jobs by number."
+    if box._owner == [os.getpid()]:                        # some may have died since the last batch
+        for w in [w for w in box._pool if w.process.poll() is not None]: box._pool.remove(w); w.kill()
     _start(box)
     rank: dict[str, int] = {}
     for job in jobs.values(): rank.setdefault(job[2], len(rank))
@@ -603,13 +603,14 @@ def _run(box: ToolSandbox, jobs: dict[int, tuple]) -> dict[int, list]:
         raise
     return done
 
+# %% ../nbs/01_sandbox.ipynb #322aeab0
 def _over(w: Worker, timeout: float) -> bool:
     "Whether a worker is dead or stuck. It says at which call it is; the tick within it should have ended a slow one long ago."
     at, now = w.position(), time.monotonic()
     if at != w.at: w.at, w.since = at, now
     return w.inbox is None or now - w.since > timeout + 2.0
 
-# %% ../nbs/01_sandbox.ipynb #b91ebada
+# %% ../nbs/01_sandbox.ipynb #5f2847e8
 def _bury(w: Worker, box: ToolSandbox, chunks, done: dict[int, list], deaths: collections.Counter, sel):
     "Replace a worker that died or is stuck."
     for pipe in (w.process.stdin, w.process.stdout):
@@ -624,7 +625,7 @@ def _bury(w: Worker, box: ToolSandbox, chunks, done: dict[int, list], deaths: co
     w.kill()
     _start(box)
 
-# %% ../nbs/01_sandbox.ipynb #367b575b
+# %% ../nbs/01_sandbox.ipynb #688aa12c
 def _feed(w: Worker, chunk: list[int], jobs: dict[int, tuple], sel):
     "Begin to send a chunk, with the sources that this worker does not have yet."
     forget = len(w.known) > 4096
@@ -642,7 +643,7 @@ def _feed(w: Worker, chunk: list[int], jobs: dict[int, tuple], sel):
     sel.register(w.process.stdin, selectors.EVENT_WRITE, w)
     sel.register(w.process.stdout, selectors.EVENT_READ, w)
 
-# %% ../nbs/01_sandbox.ipynb #a5e754fc
+# %% ../nbs/01_sandbox.ipynb #8c2fdfed
 def _move(w: Worker, pipe, sel, done: dict[int, list]):
     "Move bytes in the direction that is ready; take a reply that is complete. The inbox of a dead worker is None."
     w.since = time.monotonic()
@@ -660,7 +661,7 @@ def _move(w: Worker, pipe, sel, done: dict[int, list]):
         w.inbox = None
         sel.unregister(pipe)
 
-# %% ../nbs/01_sandbox.ipynb #e719ce95
+# %% ../nbs/01_sandbox.ipynb #f55b8ddf
 _shared: list[ToolSandbox] = []
 
 def shared() -> ToolSandbox:
