@@ -123,7 +123,7 @@ def test_workers_killed_in_the_middle_of_a_batch_lose_no_call(box):
 
 
 def test_many_large_results_do_not_sink_the_batch():
-    with ToolSandbox(workers=1, memory_mb=96) as box:
+    with ToolSandbox(workers=1, memory_mb=64) as box:
         results = box.call_many([("f", {"n": i}, "def f(n): return 'x' * 1000000") for i in range(60)])
     assert sum(len(r.text) for r in results if r.ok) >= 50 * 10 ** 6 and all(r.ok or r.error == "crashed" for r in results)
 
