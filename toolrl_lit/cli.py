@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import filelock, typer, yaml
 from .schema import Environment, Trajectory, UserError, read_jsonl, write_jsonl, write_text
 
-# %% ../nbs/14_cli.ipynb #0faff644
+# %% ../nbs/14_cli.ipynb #01375478
 def parse_parameters(pairs: list[str],          # "name=value", as typed
                      known: list[str],          # names that exist
                      ) -> dict[str, Any]:
@@ -26,8 +26,8 @@ def parse_parameters(pairs: list[str],          # "name=value", as typed
         if not equals: raise UserError(f"parameter {pair!r}: expected name=value")
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"unknown parameter {name!r}{hint} There are: {', '.join(known)}")
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"unknown parameter {name!r}.{hint} There are: {', '.join(known)}")
         try: values[name] = yaml.safe_load(value)
         except yaml.YAMLError as e: raise UserError(f"parameter {name}: {value!r} is not a YAML value") from e
     return values
@@ -182,7 +182,7 @@ def report(evaluations: Annotated[list[Path], typer.Argument(help="Files of `too
     for e in known[1:]: sections.append((f"{e.name} against {known[0].name}", [compare(known[0], e)]))
     print(f"written: {write_report(out, 'Evaluation', sections)}")
 
-# %% ../nbs/14_cli.ipynb #44a1726f
+# %% ../nbs/14_cli.ipynb #4f598f64
 @app.command()
 def export(kind: Annotated[str, typer.Argument(metavar="FORMAT", help="'ftrl', 'verl' or 'hf'.")], environments: Environments, out: Out):
     "Hand environments over to other engines."
@@ -208,7 +208,7 @@ def run(name: Annotated[str, typer.Argument(help="A run in runs/, such as 'quick
 @app.command()
 def sweep(name: Annotated[str, typer.Argument(help="A run in runs/.")], param: Pairs = None,
           out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the sweep; default runs/out/NAME-sweep.")] = None):
-    "Execute a run for every combination of parameter values, given as name=[a, b]. Finished ones are not run again."
+    "Execute a run for every combination of parameter values; a list gives several. Finished ones are not run again."
     import papermill
     grid = parse_parameters(param or [], [k for k in papermill.inspect_notebook(str(find_notebook(name))) if k != "out"])
     names, lists = list(grid), [v if isinstance(v, list) else [v] for v in grid.values()]
