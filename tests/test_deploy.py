@@ -1,7 +1,7 @@
 """The examination notices what is wrong with an environment."""
 import json
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from toolrl_lit.build import build_environments
 from toolrl_lit.deploy import check, fill, probes
 from toolrl_lit.sandbox import shared
@@ -64,6 +64,7 @@ def test_errors_repeat_nothing_and_list_nothing():
             result = shared().call(p.tool, p.arguments, env.codes()[p.tool])
             assert not result.ok and "zzqx" not in result.text and len(result.text) < 300
 
+@settings(deadline=None)    # a slow machine is no fault of `fill`
 @given(st.text(max_size=20))
 def test_filled_values_fit_their_type(text):
     import jsonschema

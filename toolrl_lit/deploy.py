@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['render', 'deploy', 'Probe', 'fill', 'embedded', 'probes', 'check_documents', 'check_many', 'check']
 
-# %% ../nbs/06_deploy.ipynb #9e3d5e2d
+# %% ../nbs/06_deploy.ipynb #8085c539
 import ast, json
 from functools import lru_cache
 from itertools import product
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jsonschema
 from .schema import Environment, Tool
 from .scenario import plain
-from .document import Draft, ToolPlan
+from .document import Draft, ToolPlan, tool_doc
 from . import sandbox as sandboxes
 
 # %% ../nbs/06_deploy.ipynb #d5de69e0
@@ -89,12 +89,12 @@ def render(plan: ToolPlan,  # what the tool is
     parts = (_signature, _table, _validation, _lookup, _options)
     return "\n".join([*(line for part in parts for line in part(plan)), "    return result"]) + "\n"
 
-# %% ../nbs/06_deploy.ipynb #14609fef
+# %% ../nbs/06_deploy.ipynb #3633e6b0
 def deploy(draft: Draft,  # stage 4's result
            ) -> Environment:
     "Stage 5 (paper section 3.1): every document gets its code."
     return Environment(scenario=draft.scenario, strategies=draft.strategies,
-                       tools=[Tool(doc=t.doc(), code=render(t), distractor=t.distractor) for t in draft.tools])
+                       tools=[Tool(doc=tool_doc(t), code=render(t), distractor=t.distractor) for t in draft.tools])
 
 # %% ../nbs/06_deploy.ipynb #4361a87e
 class Probe(NamedTuple):

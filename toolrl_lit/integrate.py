@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['merge', 'groups', 'integrate']
 
-# %% ../nbs/04_integrate.ipynb #b8d841c5
+# %% ../nbs/04_integrate.ipynb #b2505593
 import random
 from .scenario import SUBJECTS, vocabulary
-from .document import ATTRIBUTES, Draft, ToolPlan, tool_name
+from .document import ATTRIBUTES, GENERAL, Draft, ToolPlan, golden_arguments, tool_name
 
-# %% ../nbs/04_integrate.ipynb #8a3a59d3
+# %% ../nbs/04_integrate.ipynb #1b8479d8
 def merge(tools: list[ToolPlan],   # on the same type of subject
           split: str,
           taken: set[str],         # tool names in use
@@ -23,12 +23,11 @@ def merge(tools: list[ToolPlan],   # on the same type of subject
             rows[relation] = dict(sorted({**rows.get(relation, {}), **facts}.items()))
             words.setdefault(relation, t.words[relation])
     if len(rows) == 1: return first.model_copy(update=dict(rows=rows, words=words))
-    kind = SUBJECTS[first.about]
-    about = vocabulary(kind.info, split)[0].split("_")[0]   # "city" need not be said again in "city_population of a city"
-    words = {r: w.removeprefix(f"{about}_") for r, w in words.items()}
+    kind = SUBJECTS[first.about].noun
+    words = {r: w.removeprefix(f"{kind}_") for r, w in words.items()}   # "currency" need not be said again in "currency_name"
     listed = [w.replace("_", " ") for w in words.values()]
-    some = kind.some if kind.some != "given" else "what is given"
-    return first.model_copy(update=dict(name=tool_name(rng.choice(vocabulary(kind.info, split)), split, taken, rng),
+    some = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+    return first.model_copy(update=dict(name=tool_name(rng.choice(vocabulary(GENERAL, split)), first.about, split, taken, rng),
         description=f"{', '.join(listed[:-1])} or {listed[-1]} of {some}.".capitalize(), rows=rows, words=words,
         attribute=first.attribute or rng.choice(vocabulary(ATTRIBUTES, split))))
 

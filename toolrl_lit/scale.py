@@ -6,11 +6,11 @@
 __all__ = ['OPTIONS', 'RATES', 'side_facts', 'generalize_function', 'expand_parameters', 'shapes', 'generalize_types',
            'distractor', 'extend_toolset', 'scale']
 
-# %% ../nbs/05_scale.ipynb #3ddd2df0
+# %% ../nbs/05_scale.ipynb #b79518bc
 import random
 from .schema import STRATEGIES, Strategy, UserError
 from .scenario import Difficulty, Generator, plain, vocabulary
-from .document import Draft, Option, Shape, ToolPlan, neighbourhood, plan_tool
+from .document import Draft, Option, Shape, ToolPlan, neighbourhood, plan_tool, tool_doc
 from .integrate import merge
 
 # %% ../nbs/05_scale.ipynb #55fea42d
@@ -53,9 +53,9 @@ def generalize_function(draft: Draft,          # a draft after stage 3
         return _replace(draft, tool, wider, "functionality generalization")
     return draft
 
-# %% ../nbs/05_scale.ipynb #a647381e
-OPTIONS = {"unit": "unit units | measure scale", "label": "label with_label | captioned titled",
-           "capitals": "upper capitals | shouted all_caps", "quotes": "quoted quotes | in_quotes quote_marks"}
+# %% ../nbs/05_scale.ipynb #eeed67e5
+OPTIONS = {"unit": "unit units | unit_of_measure measure_unit", "label": "label with_label | add_label labelled",
+           "capitals": "upper capitals | uppercase all_caps", "quotes": "quoted quotes | in_quotes add_quotes"}
 
 def expand_parameters(draft: Draft,          # a draft after stage 3
                       generator: Generator,  # knows the units of a relation
@@ -72,10 +72,10 @@ def expand_parameters(draft: Draft,          # a draft after stage 3
     named = bool(units) and next(iter(units)) in draft.scenario.question
     option = Option(name=rng.choice(vocabulary(OPTIONS[effect], draft.scenario.split)), effect=effect,
                     units=units if effect == "unit" else {}, required=effect == "unit" and named)
-    if option.name in tool.doc().parameters["properties"]: return draft
+    if option.name in tool_doc(tool).parameters["properties"]: return draft
     return _replace(draft, tool, tool.model_copy(update=dict(options=[*tool.options, option])), "parameter expansion")
 
-# %% ../nbs/05_scale.ipynb #c57d7ef0
+# %% ../nbs/05_scale.ipynb #9c0bc67a
 def shapes(draft: Draft, tool: ToolPlan) -> list[Shape]:
     "JSON types that the key parameter of a tool could take instead of a string."
     subjects, asked = tool.subjects(), draft.solves(tool)
@@ -95,7 +95,7 @@ def generalize_types(draft: Draft,          # a draft after stage 3
     if not tools: return draft
     tool = rng.choice(tools)
     shape = rng.choice(shapes(draft, tool))
-    names = ("name", "value", "id") if draft.scenario.split == "train" else ("label", "text", "term")
+    names = ("name", "value") if draft.scenario.split == "train" else ("text", "term")
     change = dict(shape=shape, field=rng.choice(names), key=f"{tool.key}_list" if shape == "array" else tool.key)
     return _replace(draft, tool, tool.model_copy(update=change), "parameter type generalization")
 
@@ -135,9 +135,9 @@ def extend_toolset(draft: Draft,          # a draft after stage 3
         if tool: draft = draft.bind([*draft.tools, tool], strategies=_noted(draft, "toolset extension"))
     return draft
 
-# %% ../nbs/05_scale.ipynb #d10a7a17
+# %% ../nbs/05_scale.ipynb #a196a810
 RATES: dict[Strategy, float] = {"functionality generalization": 0.3, "parameter expansion": 0.3,
-                                "parameter type generalization": 0.3, "toolset extension": 0.9}
+                                "parameter type generalization": 0.3, "toolset extension": 1.0}
 
 def scale(draft: Draft,                          # stage 3's result
           generator: Generator,                  # where content comes from

