@@ -1,0 +1,212 @@
+"Command line: what a user can mend is one sentence on standard error and exit code 2; no folder is mixed or lost."
+import json, subprocess, sys
+from types import SimpleNamespace
+import nbformat, pytest
+from toolrl_lit import cli
+from toolrl_lit.cli import find_notebook, main, open_run, parse_parameters, timed
+from toolrl_lit.schema import Environment, Trajectory, UserError, read_jsonl, write_jsonl
+
+@pytest.fixture(scope="module")
+def envs(environments, tmp_path_factory): return write_jsonl(tmp_path_factory.mktemp("cli") / "environments.jsonl", environments[:4])
+
+def release():
+    "Let go of the folders that are open, as the end of a process would."
+    while cli._LOCKS: cli._LOCKS.pop().release()
+
+@pytest.fixture(autouse=True)
+def released():
+    yield
+    release()
+
+@pytest.fixture()
+def toolrl(capsys, monkeypatch):
+    "Run the command in this process: exit code, standard output, standard error."
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["toolrl", *map(str, words)])
+        capsys.readouterr()
+        code = 0
+        try: main()
+        except SystemExit as e: code = e.code or 0
+        return SimpleNamespace(code=code, **capsys.readouterr()._asdict())
+    return run
+
+def refused(done, *said):
+    "The command ended with exit code 2 and one sentence that says all of this."
+    lines = [l for l in done.err.splitlines() if l.strip()]
+    assert done.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), (done.code, done.err)
+    for s in said: assert str(s) in lines[0], lines[0]
+    return True
+
+# -- refusals
+
+def test_the_installed_command_ends_with_exit_code_2_and_one_line(tmp_path):
+    done = subprocess.run([sys.executable, "-c", "from toolrl_lit.cli import main; main()", "export", "verl", "-e", tmp_path / "none.jsonl",
+                           "-o", tmp_path / "x"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith(f"error: {tmp_path / 'none.jsonl'}: ")
+
+def test_a_broken_line_is_named_with_file_and_line(toolrl, envs, tmp_path, tiny_folder):
+    lines = envs.read_text().splitlines()
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("\n".join([lines[0], lines[1][:50], lines[2]]) + "\n")
+    for command in (["export", "hf", "-o", tmp_path / "x"], ["collect", "-o", tmp_path / "x", "-m", tiny_folder],
+                    ["evaluate", "-o", tmp_path / "x.json", "-m", tiny_folder], ["train"]):
+        assert refused(toolrl(*command, "-e", broken), broken, "line 2", "Environment")
+    assert [p.name for p in tmp_path.iterdir()] == ["broken.jsonl"]
+
+def test_a_field_that_does_not_fit_is_named(toolrl, envs, tmp_path):
+    row = json.loads(envs.read_text().splitlines()[0])
+    row["scenario"]["kind"] = "octopus"
+    (tmp_path / "odd.jsonl").write_text(json.dumps(row) + "\n")
+    assert refused(toolrl("export", "hf", "-e", tmp_path / "odd.jsonl", "-o", tmp_path / "x"), "line 1", "scenario.kind", "octopus")
+
+def test_an_unknown_parameter_of_training_is_refused_with_the_nearest_one(toolrl, envs):
+    assert refused(toolrl("train", "-e", envs, "-p", "learning_rat=1"), "'learning_rat'", "Did you mean 'learning_rate'?")
+
+def test_an_impossible_parameter_of_training_is_refused(toolrl, envs):
+    assert refused(toolrl("train", "-e", envs, "-p", "group=1"), "group", "greater than or equal to 2", "got 1")
+
+def test_an_unknown_parameter_of_a_run_is_refused_with_the_nearest_one(toolrl, tmp_path):
+    assert refused(toolrl("run", "quickstart", "-p", "sed=1", "--out", tmp_path / "run"), "'sed'", "Did you mean 'seed'?")
+    assert not (tmp_path / "run").exists()
+
+def test_a_run_that_does_not_exist_is_refused_and_the_others_named(toolrl):
+    assert refused(toolrl("run", "quikstart"), "'quikstart'", "quickstart")
+
+@pytest.mark.parametrize("command", [["collect", "-o", "t.jsonl"], ["evaluate", "-o", "e.json"], ["train"]])
+def test_a_model_that_is_not_there_is_named(toolrl, envs, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    model = ["-p", "model=no/such/model"] if command == ["train"] else ["-m", "no/such/model"]
+    assert refused(toolrl(*command, "-e", envs, *model), "no/such/model", "config.json")
+
+def test_an_unknown_format_is_refused(toolrl, envs, tmp_path):
+    assert refused(toolrl("export", "csv", "-e", envs, "-o", tmp_path / "x"), "'csv'", "ftrl, verl, hf")
+
+def test_an_unknown_split_is_refused(toolrl, tmp_path):
+    assert refused(toolrl("build", "-n", 1, "-o", tmp_path / "x.jsonl", "--split", "dev"), "split", "'dev'")
+
+# -- parameters
+
+@pytest.mark.parametrize("typed, value", [("3", 3), ("0.1", 0.1), ("1e-3", 1e-3), ("2E-4", 2e-4), ("[f1, p]", ["f1", "p"]), ("[1e-3, 2e-3]", [1e-3, 2e-3]),
+                                          ("true", True), ("a=b", "a=b"), ("", None), ("grpo", "grpo")])
+def test_values_are_read_as_what_they_look_like(typed, value):
+    read = parse_parameters([f"x={typed}"], ["x"])["x"]
+    assert read == value and type(read) is type(value)
+
+@pytest.mark.parametrize("pair, said", [("x", "expected name=value"), ("zzz=1", r"'zzz'[.;:,] [Tt]here are: x"), ("x=[1", "not a YAML value")])
+def test_a_parameter_that_cannot_be_read_is_refused(pair, said):
+    with pytest.raises(UserError, match=said): parse_parameters([pair], ["x"])
+
+# -- a run's folder
+
+def test_a_folder_of_another_run_is_refused_and_kept(tmp_path):
+    folder = open_run(tmp_path / "run", {"seed": 0, "kl": 0.1}, free_gb=0)
+    before = (folder / "parameters.json").read_bytes()
+    release()
+    with pytest.raises(UserError, match=rf"{folder}: .*other parameters \(seed\).*--fresh"): open_run(folder, {"seed": 1, "kl": 0.1}, free_gb=0)
+    release()
+    assert (folder / "parameters.json").read_bytes() == before
+    assert open_run(folder, {"kl": 0.1, "seed": 0}, free_gb=0) == folder
+
+def test_two_processes_cannot_work_in_one_folder(tmp_path):
+    open_run(tmp_path / "run", {}, free_gb=0)
+    program = f"from toolrl_lit.cli import open_run; open_run({str(tmp_path / 'run')!r}, {{}}, free_gb=0)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1 and "UserError" in done.stderr and "another process" in done.stderr
+
+def test_too_little_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.shutil, "disk_usage", lambda path: SimpleNamespace(free=1.5e9))
+    with pytest.raises(UserError, match=r"1\.5 GB of disk are free, 2\.0 GB"): open_run(tmp_path / "run", {})
+    assert not (tmp_path / "run" / "parameters.json").exists()
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="file/run: cannot be made"): open_run(tmp_path / "file" / "run", {})
+
+def test_seconds_add_up_over_restarts_and_failures(tmp_path, capsys):
+    (tmp_path / "timings.json").write_text('{"build": 100.0, "train": 7.0}')
+    with pytest.raises(ValueError), timed(tmp_path, "build"): raise ValueError
+    seconds = json.loads((tmp_path / "timings.json").read_text())
+    assert 100 <= seconds["build"] < 200 and seconds["train"] == 7 and "== build" in capsys.readouterr().out
+
+# -- runs
+
+@pytest.fixture()
+def notebook(tmp_path):
+    "A run that opens its folder and writes what it was given."
+    cells = [nbformat.v4.new_code_cell('out = "out/x"  # folder\nsize = 1  # of it', metadata={"tags": ["parameters"]}),
+             nbformat.v4.new_code_cell("from toolrl_lit.cli import open_run\nout = open_run(out, {'size': size}, free_gb=0)\n"
+                                       "(out / 'metrics.json').write_text(str(size)); print('size', size)")]
+    meta = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}, "language_info": {"name": "python"}}
+    path = tmp_path / "tiny.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=meta), path)
+    return path
+
+def test_a_run_goes_on_and_refuses_other_parameters(toolrl, notebook, tmp_path):
+    out = tmp_path / "out"
+    done = toolrl("run", notebook, "-p", "size=2", "--out", out)
+    assert done.code == 0 and f"done: {out}" in done.out and (out / "metrics.json").read_text() == "2"
+    assert refused(toolrl("run", notebook, "-p", "size=3", "--out", out), "other parameters (size)")
+    assert (out / "metrics.json").read_text() == "2" and json.loads((out / "parameters.json").read_text()) == {"size": 2}
+    assert toolrl("run", notebook, "-p", "size=3", "--out", out, "--fresh").code == 0 and (out / "metrics.json").read_text() == "3"
+
+def test_starting_over_does_not_delete_what_no_run_has_made(toolrl, notebook, tmp_path):
+    mine = tmp_path / "thesis"
+    mine.mkdir()
+    (mine / "chapter1.tex").write_text("years of work")
+    done = toolrl("run", notebook, "--out", mine, "--fresh")
+    assert (mine / "chapter1.tex").exists() and refused(done, mine)
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(toolrl, notebook, tmp_path):
+    (tmp_path / "file").write_text("x")
+    assert refused(toolrl("run", notebook, "--out", tmp_path / "file" / "run"), tmp_path / "file" / "run")
+
+def test_finished_runs_of_a_sweep_are_not_run_again(toolrl, notebook, tmp_path):
+    for size in (1, 2):
+        (tmp_path / "out" / f"size-{size}").mkdir(parents=True)
+        (tmp_path / "out" / f"size-{size}" / "metrics.json").write_text("{}")
+    done = toolrl("sweep", notebook, "-p", "size=[1, 2]", "--out", tmp_path / "out")
+    assert done.code == 0 and done.out.count("finished before") == 2 and len(list((tmp_path / "out").iterdir())) == 2
+
+def test_a_stopped_run_says_that_it_can_go_on(toolrl, notebook, monkeypatch):
+    def stopped(*args): raise KeyboardInterrupt
+    monkeypatch.setattr(cli, "run_notebook", stopped)
+    done = toolrl("run", notebook)
+    assert done.code == 130 and "the same command goes on" in done.err
+
+def test_notebooks_are_found_beside_the_library(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_notebook("quickstart").name == "quickstart.ipynb"
+
+# -- commands that do something
+
+def test_collect_and_evaluate_leave_what_they_promise(toolrl, envs, tmp_path, tiny_folder):
+    done = toolrl("collect", "-e", envs, "-o", tmp_path / "t.jsonl", "-m", tiny_folder, "--max-turns", 2)
+    assert done.code == 0 and "4 trajectories" in done.out and len(read_jsonl(tmp_path / "t.jsonl", Trajectory)) == 4
+    for name in ("before", "after"):
+        done = toolrl("evaluate", "-e", envs, "-o", tmp_path / f"{name}.json", "-m", tiny_folder, "--name", name, "--max-turns", 2)
+        assert done.code == 0 and "solve_f1" in done.out
+    done = toolrl("report", tmp_path / "before.json", tmp_path / "after.json", "-o", tmp_path / "report.html")
+    assert done.code == 0 and "after against before" in (tmp_path / "report.html").read_text()
+
+@pytest.mark.parametrize("kind", ["ftrl", "verl", "hf"])
+def test_export_writes_every_environment(toolrl, envs, tmp_path, kind):
+    done = toolrl("export", kind, "-e", envs, "-o", tmp_path / "x")
+    assert done.code == 0 and "4 environments" in done.out and (tmp_path / "x").exists()
+
+def test_train_makes_a_policy_and_refuses_another_run_in_its_folder(toolrl, envs, tmp_path, tiny_folder):
+    given = dict(model=tiny_folder, out=tmp_path / "run", warm_steps=1, warm_batch=1, epochs=1, updates=1, prompts=1, micro_prompts=1, group=2,
+                 environments=2, max_turns=1, max_new_tokens=3, max_prompt_tokens=2000, lora_rank=2)
+    pairs = [x for k, v in given.items() for x in ("-p", f"{k}={v}")]
+    done = toolrl("train", "-e", envs, *pairs)
+    assert done.code == 0 and str(tmp_path / "run" / "rl" / "model") in done.out
+    assert toolrl("layers", tmp_path / "run" / "warm" / "model", tmp_path / "run" / "rl" / "model", "-o", tmp_path / "l.html").code == 0
+    release()
+    assert refused(toolrl("train", "-e", envs, *pairs, "-p", "seed=1"), tmp_path / "run", "seed")
+
+def test_parameters_are_explained(toolrl):
+    done = toolrl("parameters")
+    assert done.code == 0 and all(name in done.out for name in ("learning_rate", "shuffle_rewards", "micro_prompts"))
+
+def test_the_same_build_gives_the_same_bytes(toolrl, tmp_path):
+    assert toolrl("build", "-n", 2, "-o", tmp_path / "a.jsonl").code == toolrl("build", "-n", 2, "-o", tmp_path / "b.jsonl").code == 0
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes() and len(read_jsonl(tmp_path / "a.jsonl", Environment)) == 2

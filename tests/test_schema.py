@@ -1,0 +1,135 @@
+"Schema: what is written is read back, and what does not fit is named with file, line and field."
+import errno, os
+import pytest
+from hypothesis import given, settings, strategies as st
+from pydantic import ValidationError
+from toolrl_lit import schema as module
+from toolrl_lit.collect import OraclePolicy, collect
+from toolrl_lit.schema import (Environment, Scenario, SubQuestion, Tool, ToolCall, ToolDoc, Trajectory, Turn, UserError,
+                               from_ftrl, read_jsonl, to_ftrl, write_jsonl, write_text)
+
+few = settings(max_examples=40, deadline=None)
+# everything that can stand in a file, with the characters that Python takes for ends of lines and JSON does not escape
+words = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("\x85\u2028\u2029\n\r\t\x0b\x1c\"\\")), max_size=12)
+json_values = st.recursive(st.none() | st.booleans() | st.integers(-2**53, 2**53) | words, lambda x: st.lists(x, max_size=3) |
+                           st.dictionaries(words, x, max_size=3), max_leaves=5)
+calls = st.builds(ToolCall, name=words, arguments=st.dictionaries(words, json_values, max_size=2))
+turns = st.builds(Turn, text=words, calls=st.lists(calls, max_size=2), results=st.lists(words, max_size=2),
+                  solved=st.lists(st.none() | st.tuples(words, words), max_size=2), reward=st.sampled_from([0.0, -0.5, 2 / 3]))
+trajectories = st.builds(Trajectory, environment=words, sample=st.integers(0, 9), kind=words, turns=st.lists(turns, max_size=2),
+                         messages=st.lists(st.fixed_dictionaries({"role": words, "content": words}), max_size=3),
+                         sub_questions=st.integers(0, 9), stop=st.sampled_from(["answer", "max_turns", "too_long", "empty"]))
+
+# -- JSON Lines
+
+@few
+@given(st.lists(trajectories, max_size=3))
+def test_what_is_written_is_read_back(tmp_path_factory, items):
+    path = write_jsonl(tmp_path_factory.mktemp("jsonl") / "t.jsonl", items)
+    before = path.read_bytes()
+    assert read_jsonl(path, Trajectory) == items
+    assert write_jsonl(path, read_jsonl(path, Trajectory)).read_bytes() == before
+
+def test_environments_are_read_back(environments, tmp_path):
+    path = write_jsonl(tmp_path / "e.jsonl", environments)
+    assert read_jsonl(path, Environment) == environments
+
+@pytest.mark.parametrize("line, said", [
+    ("{", "the line: Invalid JSON"), ("[]", "the line: .*object"), ('{"name": "a", "arguments": 3}', "arguments: .*object, got '3'"),
+    ('{"arguments": {}}', "name: Field required"), ("\ufffd", "the line: Invalid JSON")])
+def test_a_broken_line_is_named(tmp_path, line, said):
+    path = tmp_path / "calls.jsonl"
+    path.write_text('{"name": "fine"}\n\n' + line + "\n", "utf-8")
+    with pytest.raises(UserError, match=f"{path}, line 3: {said}.*expected one ToolCall") as caught: read_jsonl(path, ToolCall)
+    assert "\n" not in str(caught.value)
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "latin.jsonl").write_bytes(b'{"name": "caf\xe9"}\n')
+    for name, said in (("none.jsonl", "No such file"), ("", "directory"), ("latin.jsonl", "not UTF-8 text .byte 13")):
+        with pytest.raises(UserError, match=said): read_jsonl(tmp_path / name, ToolCall)
+
+# -- writing
+
+@pytest.mark.parametrize("fails", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_file_that_was_there(tmp_path, monkeypatch, fails):
+    path = write_text(tmp_path / "deep" / "a.txt", "before")
+    def full(*args): raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(module.os, fails, full)
+    with pytest.raises(UserError, match="No space left.*What was there is unchanged"): write_text(path, "after")
+    assert path.read_text() == "before" and [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="file/a.txt: cannot be written"): write_text(tmp_path / "file" / "a.txt", "x")
+
+def test_a_written_file_can_be_read_by_others(tmp_path):
+    assert os.stat(write_text(tmp_path / "a.txt", "x")).st_mode & 0o777 == 0o644
+
+# -- models that contradict themselves
+
+def scenario(*links):
+    "Sub-questions q0, q1, ... with these dependencies."
+    return Scenario(id="s", kind="multi-hop", question="?", answer="!", sub_questions=[
+        SubQuestion(id=f"q{i}", question="?", answer=str(i), tool="t", depends_on=list(d)) for i, d in enumerate(links)])
+
+@pytest.mark.parametrize("links, said", [((["q1"], []), "'q0' depends on .*'q1'"), ((["q0"],), "'q0' depends on"), (([], ["x"]), "'x'"), ((), "at least 1")])
+def test_dependencies_point_backwards(links, said):
+    with pytest.raises(ValidationError, match=said): scenario(*links)
+
+def test_ids_and_tool_names_do_not_repeat():
+    q = SubQuestion(id="q", question="?", answer="!", tool="t")
+    with pytest.raises(ValidationError, match="'q' appears twice"): Scenario(id="s", kind="single-hop", question="?", answer="!", sub_questions=[q, q])
+    tool = Tool(doc=ToolDoc(name="t", description="", parameters={}), code="def t(): pass")
+    with pytest.raises(ValidationError, match="repeat"): Environment(scenario=scenario([]), tools=[tool, tool])
+    with pytest.raises(ValidationError, match="needs tool 't'"): Environment(scenario=scenario([]), tools=[])
+
+def test_unknown_fields_are_refused():
+    with pytest.raises(ValidationError, match="anwser"): SubQuestion(id="q", question="?", answer="!", anwser="!")
+
+@few
+@given(st.data())
+def test_waves_ask_everything_once_and_never_before_its_dependencies(data):
+    n = data.draw(st.integers(1, 6))
+    links = [data.draw(st.lists(st.sampled_from([f"q{j}" for j in range(i)]), unique=True)) if i else [] for i in range(n)]
+    known: set[str] = set()
+    for wave in scenario(*links).waves():
+        assert wave and all(set(q.depends_on) <= known for q in wave)
+        assert not known or all(set(q.depends_on) & last for q in wave)          # no later than needed
+        last = {q.id for q in wave}
+        assert not known & last
+        known |= last
+    assert known == {f"q{i}" for i in range(n)}
+
+# -- step records
+
+def test_step_records_of_the_oracle_count_down_to_nothing(environments):
+    for env, traj in zip(environments, collect(OraclePolicy(environments), environments, temperature=0)):
+        steps = list(traj.step_records(env))
+        assert [s.open() for s in steps] == [sum(len(w) for w in env.golden_calls()[i:]) for i in range(len(env.golden_calls()) + 1)]
+        assert steps[0] == env.start() and steps[-1].solve_rate == 1 and steps[-1].messages == traj.messages[:-1]
+        assert [s.turn for s in steps] == list(range(len(steps)))
+        assert env.start().unsolved == env.unsolved(), "expanding a trajectory must not change its environment"
+
+# -- the authors' format
+
+records = st.fixed_dictionaries(dict(messages=st.lists(st.fixed_dictionaries({"role": words, "content": words}), max_size=2),
+    tools=st.just("[]"), codes=st.just('{"f": "def f(): pass"}'), unsolved_set=st.just('{"f": ["1", "2"]}')),
+    optional=dict(answer=words, solve_rate=st.floats(0, 1), data_source=words, split=words, difficulty=json_values))
+
+@few
+@given(records)
+def test_a_record_of_the_authors_survives_the_round_trip(record):
+    assert to_ftrl(from_ftrl(record)) == record
+
+def test_environments_survive_the_authors_format(environments):
+    for env in environments:
+        step = from_ftrl(to_ftrl(env), environment=env.id)
+        assert step.model_dump(exclude={"extra", "kind"}) == env.start().model_dump(exclude={"extra", "kind"})
+
+@pytest.mark.parametrize("change, said", [
+    (dict(unsolved_set=None), "unsolved_set"), (dict(codes="{"), "'codes': expected JSON"), (dict(messages="hello"), "messages: .*list"),
+    (dict(unsolved_set='{"f": "1"}'), "unsolved.f: .*list")])
+def test_a_malformed_record_is_named_by_field(change, said):
+    record = dict(messages=[], tools="[]", codes="{}", unsolved_set="{}", answer="x") | change
+    record = {k: v for k, v in record.items() if v is not None}
+    with pytest.raises(UserError, match=said): from_ftrl(record)

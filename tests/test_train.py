@@ -1,0 +1,355 @@
+"Train: the same numbers as TRL's own, rewards from the environment, and runs that survive being killed."
+import contextlib, json, os, signal, subprocess, sys, textwrap
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+import pytest, torch
+from hypothesis import given, settings, strategies as st
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+from trl import GRPOTrainer
+from toolrl_lit import train as module
+from toolrl_lit.collect import OraclePolicy, TransformersPolicy, collect
+from toolrl_lit.reward import score_turn
+from toolrl_lit.schema import Trajectory, UserError, read_jsonl, write_jsonl
+from toolrl_lit.train import (StepRewards, StepTrainer, TrainConfig, choose_steps, curves, demonstration, group_mask, lora, make_config,
+                              merge_into, pack_groups, token_scores, train, warm_start)
+
+few = settings(max_examples=25, deadline=None)
+
+# -- configuration
+
+@pytest.mark.parametrize("values, said", [
+    (dict(learning_rat=1e-3), "learning_rat: .*there are: .*learning_rate"),
+    (dict(group=1), "group: .*greater than or equal to 2, got 1"),
+    (dict(kind="f2"), "kind: .*'f1', 'p', 'r' or 'pr', got 'f2'"),
+    (dict(temperature=0), "temperature: .*greater than 0"),
+    (dict(prompts=6, micro_prompts=4), "parameters: .*prompts=6 must be a multiple of micro_prompts=4"),
+    (dict(epochs="many"), "epochs: .*integer")])
+def test_a_wrong_parameter_is_named_with_what_was_expected(values, said):
+    with pytest.raises(UserError, match=said): make_config(**values)
+
+def test_every_parameter_is_explained():
+    assert all(field.description for field in TrainConfig.model_fields.values())
+
+# -- demonstrations
+
+def test_labels_cover_exactly_what_the_assistant_says(tiny_folder, environments):
+    policy = TransformersPolicy(tiny_folder)
+    for env, traj in zip(environments, collect(OraclePolicy(environments), environments, temperature=0)):
+        row = demonstration(policy, traj, env)
+        assert len(row["input_ids"]) == len(row["labels"])
+        assert all(label in (-100, id) for id, label in zip(row["input_ids"], row["labels"]))
+        whole = policy.tokenizer.apply_chat_template(traj.messages, tools=env.documents(), tokenize=False)
+        assert policy.tokenizer.decode(row["input_ids"]) == whole.rstrip("\n")
+        spans = []
+        for id, label in zip(row["input_ids"], row["labels"]):
+            if label == -100: spans.append([])
+            elif spans: spans[-1].append(id)
+        said = [policy.tokenizer.decode(s) for s in spans if s]
+        assert said == [t.text + "<|im_end|>" for t in traj.turns]
+
+# -- the layout of groups
+
+@st.composite
+def batches(draw):
+    "Rows as TRL lays them out: groups of left-padded prompts and right-padded completions, some of them empty."
+    groups, copies, C = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 5))
+    prompts = draw(st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=6), min_size=groups, max_size=groups))
+    rows = st.lists(st.integers(1, 60), min_size=0, max_size=C)
+    completions = draw(st.lists(rows, min_size=groups * copies, max_size=groups * copies))
+    P = max(map(len, prompts)) + draw(st.integers(0, 2))
+    pad = lambda p, c: [0] * (P - len(p)) + p + c + [0] * (C - len(c))
+    one = lambda x: [1] * len(x)
+    pairs = [(prompts[i // copies], c) for i, c in enumerate(completions)]
+    return (torch.tensor([pad(p, c) for p, c in pairs]), torch.tensor([pad(one(p), one(c)) for p, c in pairs]), C, copies, pairs)
+
+@few
+@given(batches())
+def test_packed_rows_hold_each_prompt_once_and_every_completion(batch):
+    ids, seen, C, copies, pairs = batch
+    tokens, block, positions, source = pack_groups(ids, seen, C, copies)
+    for g in range(len(tokens)):
+        mine = pairs[g * copies:(g + 1) * copies]
+        assert tokens[g][block[g] == 0].tolist() == mine[0][0]
+        for k, (_, completion) in enumerate(mine):
+            assert tokens[g][block[g] == k + 1].tolist() == completion
+            start = len(mine[0][0])
+            assert positions[g][block[g] == k + 1].tolist() == list(range(start, start + len(completion)))
+    flat, owner = tokens.flatten(), block.flatten()
+    for row, (prompt, completion) in enumerate(pairs):
+        assert (source[row] >= 0).tolist() == [k < len(completion) for k in range(C)]
+        before = [prompt[-1]] + completion[:-1]            # each token is predicted from the one before it
+        places = source[row][:len(completion)]
+        assert flat[places].tolist() == before[:len(completion)]
+        assert owner[places].tolist() == ([0] + [row % copies + 1] * len(completion))[:len(completion)]
+
+@few
+@given(batches())
+def test_a_token_sees_its_own_past_and_nothing_else(batch):
+    tokens, block, positions, _ = pack_groups(*batch[:4])
+    mask = group_mask(block)
+    for g in range(len(tokens)):
+        for i, b in enumerate(block[g].tolist()):
+            seen = mask[g, 0, i].nonzero().flatten()
+            if b < 0: assert i in seen                     # padding sees something, or its softmax were undefined
+            else: assert sorted(positions[g][seen].tolist()) == list(range(positions[g, i] + 1))
+            assert set(block[g][seen].tolist()) <= ({0, b} if b >= 0 else {-1, 0})
+
+@pytest.fixture(scope="module")
+def llama():
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=61, hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=6,
+                                        num_key_value_heads=2, initializer_range=0.3))
+
+@settings(max_examples=8, deadline=None)
+@given(batches(), st.sampled_from([0.7, 1.0]), st.booleans(), st.integers(1, 2))
+def test_log_probabilities_and_gradients_are_those_of_trl(llama, batch, temperature, bonus, parts):
+    ids, seen, C, copies, pairs = batch
+    if not any(c for _, c in pairs): return
+    self = SimpleNamespace(num_generations=copies, temperature=temperature, _entropy_bonus_enabled=bonus, model_kwarg_keys={"logits_to_keep"},
+                           accelerator=SimpleNamespace(unwrap_model=lambda m: m, autocast=contextlib.nullcontext))
+    self._group_logps = StepTrainer._group_logps.__get__(self)
+    results, real = [], seen[:, -C:]
+    for compute in (StepTrainer._get_per_token_logps_and_entropies, GRPOTrainer._full_logits_logps):
+        llama.zero_grad()
+        logps, entropy, _ = compute(self, llama, ids, seen, C, batch_size=copies * parts, compute_entropy=True)
+        assert logps.shape == entropy.shape == real.shape
+        weights = torch.arange(1, real.numel() + 1).reshape(real.shape) / real.numel()       # every token its own weight
+        ((logps + (entropy if bonus else 0)) * real * weights).sum().backward()
+        results.append([logps * real, entropy * real] + [p.grad.clone() for p in llama.parameters()])
+    for ours, theirs in zip(*results): assert torch.allclose(ours, theirs, atol=2e-4, rtol=1e-3)
+
+def test_rows_that_are_no_whole_groups_are_an_error(llama):
+    self = SimpleNamespace(num_generations=2)
+    ids = torch.tensor([[1, 2, 3], [4, 2, 3]])
+    with pytest.raises(RuntimeError, match="whole groups"): StepTrainer._group_logps(self, llama, ids, torch.ones_like(ids), 1, False)
+
+def test_scores_in_chunks_are_those_of_one_piece():
+    torch.manual_seed(0)
+    head, hidden, targets = torch.nn.Linear(8, 30), torch.randn(23, 8, requires_grad=True), torch.randint(0, 30, (23,))
+    logp = (head(hidden) / 0.7).log_softmax(-1)
+    wanted = logp[range(23), targets], -(logp.exp() * logp).sum(-1)
+    full, = torch.autograd.grad(sum(wanted).sum(), hidden)
+    for chunk in (1, 5, 512):
+        scores = token_scores(hidden, head, targets, 0.7, entropy_grad=True, chunk=chunk)
+        for ours, theirs in zip(scores, wanted): assert torch.allclose(ours, theirs, atol=1e-5)
+        assert torch.allclose(torch.autograd.grad(sum(scores).sum(), hidden)[0], full, atol=1e-5)
+
+def test_merging_writes_the_adapted_weights(tiny_folder):
+    policy = TransformersPolicy(tiny_folder)
+    tuned = lora(TransformersPolicy(tiny_folder).model, 4)
+    with torch.no_grad():
+        for name, p in tuned.named_parameters():
+            if "lora_B" in name: p.normal_(std=0.1)
+    before = {k: v.clone() for k, v in policy.model.state_dict().items()}
+    merge_into(policy.model, tuned)
+    changed = {k for k, v in policy.model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {k for k in before if "proj" in k}
+    merged = tuned.merge_and_unload().state_dict()
+    assert all(torch.allclose(v.float(), merged[k].float(), atol=1e-2) for k, v in policy.model.state_dict().items())
+
+# -- step records and rewards
+
+def config_for(folder, out, **changes) -> TrainConfig:
+    return make_config(**dict(model=str(folder), out=str(out), epochs=2, updates=2, prompts=2, group=4, micro_prompts=1, environments=4,
+        max_turns=2, max_new_tokens=6, max_prompt_tokens=2000, lora_rank=4, learning_rate=0.02, save_updates=1, warm_steps=2,
+        warm_batch=2) | changes)
+
+def test_steps_are_as_many_as_an_epoch_needs_and_short_enough(tiny_folder, environments, tmp_path):
+    policy = TransformersPolicy(tiny_folder)
+    shown = collect(OraclePolicy(environments), environments, temperature=0)
+    lengths = sorted(len(policy.render(s.messages, s.tools)) for e, t in zip(environments, shown) for s in t.step_records(e))
+    config = config_for(tiny_folder, tmp_path, updates=20, max_prompt_tokens=lengths[len(lengths) // 2])
+    steps, dropped = choose_steps(config, policy, environments, shown, epoch=0)
+    assert len(steps) == 40 and dropped == sum(n > config.max_prompt_tokens for n in lengths)
+    assert all(len(policy.render(s.messages, s.tools)) <= config.max_prompt_tokens for s in steps)
+    times = Counter((s.environment, s.turn) for s in steps)
+    assert len(times) == len(lengths) - dropped and max(times.values()) - min(times.values()) <= 1
+    assert steps != choose_steps(config, policy, environments, shown, epoch=1)[0]
+    with pytest.raises(UserError, match="max_prompt_tokens=16"):
+        choose_steps(config.model_copy(update=dict(max_prompt_tokens=16)), policy, environments, shown, epoch=0)
+
+def test_shuffled_rewards_are_the_same_rewards_in_another_order(tiny_folder, environments, tmp_path):
+    policy, steps = TransformersPolicy(tiny_folder), [e.start() for e in environments]
+    oracle = OraclePolicy(environments).generate([(s.messages, s.tools) for s in steps])
+    texts = [t if i % 2 else "" for i, t in enumerate(oracle)]
+    ids = [policy.tokenizer(t + "<|im_end|>", add_special_tokens=False).input_ids for t in texts]
+    ask = dict(prompts=None, completions=None, completion_ids=ids, slot=list(range(len(steps))))
+    def rewards(step=0, **changes):
+        function = StepRewards(config_for(tiny_folder, tmp_path, **changes), policy)
+        function.steps = steps
+        return function(**ask, trainer_state=SimpleNamespace(global_step=step))
+    plain, shuffled = rewards(), rewards(shuffle_rewards=True)
+    assert plain == [score_turn(t, s).reward for t, s in zip(texts, steps)] and len(set(plain)) > 1
+    assert sorted(shuffled) == sorted(plain) and shuffled != plain
+    assert shuffled == rewards(shuffle_rewards=True) != rewards(step=1, shuffle_rewards=True)
+
+# -- one update, by hand
+
+@pytest.mark.parametrize("algorithm", ["grpo", "reinforce++-baseline"])
+def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environments, tmp_path, monkeypatch, algorithm):
+    config = config_for(tiny_folder, tmp_path, epochs=1, updates=2, prompts=4, micro_prompts=2, algorithm=algorithm, kl=0.05, entropy=0.01)
+    seen, theirs = [], StepTrainer._compute_loss
+    def watched(self, model, inputs):
+        loss = theirs(self, model, inputs)
+        seen.append((self.state.global_step, inputs, float(loss.detach()), by_hand(self, model, inputs)))
+        return loss
+    @torch.no_grad()
+    def by_hand(self, model, inputs):
+        "The loss of METHOD section 3.3 from full rows: no shared prompts, no chunks, no code of TRL."
+        mask, C = inputs["completion_mask"].float(), inputs["completion_ids"].shape[1]
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+        attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        def logp():
+            with torch.autocast("cpu", torch.bfloat16): logits = model(ids, attention_mask=attention).logits
+            return (logits[:, -C - 1:-1].float() / config.temperature).log_softmax(-1)
+        full = logp()
+        with model.disable_adapter(): reference = logp()
+        chosen = inputs["completion_ids"][..., None]
+        ratio = (reference.gather(-1, chosen) - full.gather(-1, chosen))[..., 0]
+        kl, entropy = ratio.exp() - ratio - 1, -(full.exp() * full).sum(-1)
+        all_tokens = sum(b["completion_mask"].sum() for b in self._buffered_inputs)      # of the whole update
+        policy = ((-inputs["advantages"][:, None] + config.kl * kl) * mask).sum() / all_tokens
+        return float(policy - config.entropy * (entropy * mask).sum() / mask.sum() / 2)  # 2 micro-batches
+    scored, plain = [], StepRewards.__call__
+    def rewards(self, prompts, completions, completion_ids, slot, **rest):
+        values = plain(self, prompts, completions, completion_ids, slot, **rest)
+        step = [self.steps[i] for i in slot]
+        scored.append([(self.policy.render(s.messages, s.tools), list(c), v) for s, c, v in zip(step, completion_ids, values)])
+        return values
+    monkeypatch.setattr(StepTrainer, "_compute_loss", watched)
+    monkeypatch.setattr(StepRewards, "__call__", rewards)
+    train(config, environments)
+    assert [s for s, *_ in seen] == [0, 0, 1, 1] and len(scored) == 2
+    moved = False
+    for update in range(2):
+        rows = scored[update]
+        assert len(rows) == 16
+        groups = [[v for _, _, v in rows[g:g + 4]] for g in range(0, 16, 4)]
+        values = torch.tensor([v for _, _, v in rows])
+        wanted = []
+        for g, group in enumerate(groups):
+            assert len({tuple(p) for p, _, _ in rows[4 * g:4 * g + 4]}) == 1          # a group shares its prompt
+            mean = sum(group) / 4
+            spread = torch.tensor(group).std() if algorithm == "grpo" else values.std()
+            wanted += [(tuple(p), tuple(c), round(float((v - mean) / (spread + 1e-4)), 3)) for p, c, v in rows[4 * g:4 * g + 4]]
+        got = []
+        for _, inputs, loss, mine in [s for s in seen if s[0] == update]:
+            assert loss == pytest.approx(mine, abs=0.02)
+            for i in range(len(inputs["advantages"])):
+                real = lambda name: tuple(inputs[f"{name}_ids"][i][inputs[f"{name}_mask"][i].bool()].tolist())
+                got.append((real("prompt"), real("completion"), round(float(inputs["advantages"][i]), 3)))
+        assert Counter(got) == Counter(wanted)
+        moved |= any(a for *_, a in got)
+    assert moved, "all groups were alike; the test shows nothing"
+    log = [r for r in json.loads((tmp_path / "rl" / "log.json").read_text()) if "reward" in r]
+    for update, row in enumerate(log):
+        assert row["reward"] == pytest.approx(sum(v for *_, v in scored[update]) / 16, abs=1e-4)
+        assert row["loss"] == pytest.approx(sum(l for s, _, l, _ in seen if s == update), abs=1e-3)
+
+# -- whole runs
+
+@pytest.fixture(scope="module")
+def run(tiny_folder, environments, tmp_path_factory):
+    "An unbroken run of 2 epochs of 2 updates."
+    out = tmp_path_factory.mktemp("unbroken")
+    train(config_for(tiny_folder, out), environments)
+    return out / "rl"
+
+def weights(folder): return load_file(folder / "model" / "model.safetensors")
+def same(a, b): return weights(a).keys() == weights(b).keys() and all(torch.equal(v, weights(b)[k]) for k, v in weights(a).items())
+def losses(folder): return [(r["step"], r["loss"], r["reward"]) for r in json.loads((folder / "log.json").read_text()) if "reward" in r]
+
+def same_trajectories(a, b):
+    "Two runs collected the same trajectories, each once, and no other file of them."
+    files = sorted(p.name for p in a.glob("trajectories-*.jsonl"))
+    return files == sorted(p.name for p in b.glob("trajectories-*.jsonl")) == ["trajectories-0.jsonl", "trajectories-1.jsonl"] and all(
+        (a / f).read_bytes() == (b / f).read_bytes() for f in files)
+
+def test_a_run_trains_and_keeps_what_it_did(run, tiny_folder, environments):
+    before, after = load_file(tiny_folder / "model.safetensors"), weights(run)
+    assert before.keys() == after.keys()
+    assert {k for k in after if not torch.equal(after[k], before[k])} == {k for k in after if "proj" in k}
+    assert [s for s, *_ in losses(run)] == [1, 2, 3, 4]
+    for epoch in range(2):
+        known = read_jsonl(run / f"trajectories-{epoch}.jsonl", Trajectory)
+        assert len({t.environment for t in known}) == len(known) == 4
+    row = next(r for r in json.loads((run / "log.json").read_text()) if "reward" in r)
+    assert {"kl", "entropy", "solve_precision", "solve_recall", "malformed_share", "empty_share"} <= row.keys()
+    assert len(curves({"a": run / "log.json"}).data) == len(module.CURVES)
+
+def test_the_trained_policy_can_be_used(run, environments):
+    trajs = collect(TransformersPolicy(run / "model"), environments[:2], temperature=0, max_turns=2, max_new_tokens=6)
+    assert len(trajs) == 2 and all(t.turns for t in trajs)
+
+def test_a_finished_run_is_returned_at_once(run, tiny_folder, environments, monkeypatch):
+    monkeypatch.setattr(module, "load_model", lambda *a: pytest.fail("must not load a model"))
+    assert train(config_for(tiny_folder, run.parent), environments) == run / "model"
+
+def stop_at(monkeypatch, where: str, count: int):
+    "Raise KeyboardInterrupt at the given call of a function of `train`."
+    calls, plain = iter(range(1, 1000)), getattr(module, where)
+    def stops(*args, **kwargs):
+        if next(calls) == count: raise KeyboardInterrupt
+        return plain(*args, **kwargs)
+    monkeypatch.setattr(module, where, stops)
+
+@pytest.mark.parametrize("where, count", [
+    ("generate_tokens", 2),      # in epoch 1, with one update done
+    ("collect", 2),              # between the epochs
+    ("score_batch", 4),          # in the last update, whose turns have been sampled
+    ("merge_into", 7)])          # after the last update
+def test_an_interrupted_run_goes_on_to_the_same_weights(run, tiny_folder, environments, tmp_path, monkeypatch, where, count):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, where, count)
+        train(config_for(tiny_folder, tmp_path), environments)
+    assert not (tmp_path / "rl" / "model").exists()
+    train(config_for(tiny_folder, tmp_path), environments)
+    assert same_trajectories(run, tmp_path / "rl")
+    assert losses(tmp_path / "rl") == losses(run)
+    assert same(run, tmp_path / "rl")
+
+def test_a_killed_run_goes_on_to_the_same_weights(run, tiny_folder, environments, tmp_path):
+    write_jsonl(tmp_path / "environments.jsonl", environments)
+    config = config_for(tiny_folder, tmp_path)
+    program = textwrap.dedent("""
+        import json, os, signal, sys
+        from toolrl_lit import train as module
+        from toolrl_lit.schema import Environment, read_jsonl
+        if __name__ == "__main__":
+            calls, scored = iter(range(1, 100)), module.score_batch
+            def killed(*args, **kwargs):
+                if next(calls) == 3: os.kill(os.getpid(), signal.SIGKILL)
+                return scored(*args, **kwargs)
+            module.score_batch = killed
+            module.train(module.make_config(**json.loads(sys.argv[1])), read_jsonl(sys.argv[2], Environment))
+        """)
+    (tmp_path / "killed.py").write_text(program)
+    done = subprocess.run([sys.executable, tmp_path / "killed.py", config.model_dump_json(), tmp_path / "environments.jsonl"],
+                          cwd=Path(module.__file__).parent.parent, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(Path(module.__file__).parent.parent)})
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert list((tmp_path / "rl").glob("checkpoint-*"))
+    train(config, environments)
+    assert same_trajectories(run, tmp_path / "rl") and losses(tmp_path / "rl") == losses(run) and same(run, tmp_path / "rl")
+
+def test_half_a_checkpoint_is_not_taken(run, tmp_path):
+    for n, whole in ((2, True), (10, True), (11, False)):
+        (tmp_path / f"checkpoint-{n}").mkdir()
+        if whole: (tmp_path / f"checkpoint-{n}" / "trainer_state.json").write_text("{}")
+    assert module._resume(tmp_path) == str(tmp_path / "checkpoint-10") and module._resume(tmp_path / "none") is None
+
+def test_a_full_disk_ends_training_with_one_sentence(tiny_folder, environments, tmp_path, monkeypatch):
+    def full(*args, **kwargs): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(StepTrainer, "_save_checkpoint", full)
+    with pytest.raises(UserError, match="No space left.*start the same command again"):
+        train(config_for(tiny_folder, tmp_path, epochs=1, updates=1), environments)
+
+def test_the_warm_start_learns_and_resumes(tiny_folder, environments, tmp_path):
+    config = config_for(tiny_folder, tmp_path, warm_steps=6, warm_batch=4, warm_learning_rate=0.02)
+    folder = warm_start(config, environments)
+    log = [r["loss"] for r in json.loads((tmp_path / "warm" / "log.json").read_text()) if "loss" in r]
+    assert folder == tmp_path / "warm" / "model" and len(log) == 6 and log[-1] < log[0]
+    stamp = (folder / "model.safetensors").stat().st_mtime_ns
+    assert warm_start(config, environments) == folder and (folder / "model.safetensors").stat().st_mtime_ns == stamp
