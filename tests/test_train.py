@@ -189,7 +189,7 @@ def test_shuffled_rewards_are_the_same_rewards_in_another_order(tiny_folder, env
 
 @pytest.mark.parametrize("algorithm", ["grpo", "reinforce++-baseline"])
 def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environments, tmp_path, monkeypatch, algorithm):
-    config = config_for(tiny_folder, tmp_path, epochs=1, updates=2, prompts=4, micro_prompts=2, algorithm=algorithm, kl=0.05, entropy=0.01)
+    config = config_for(tiny_folder, tmp_path, epochs=1, updates=3, prompts=4, micro_prompts=2, algorithm=algorithm, kl=0.05, entropy=0.01)
     seen, theirs = [], StepTrainer._compute_loss
     def watched(self, model, inputs):
         loss = theirs(self, model, inputs)
@@ -221,9 +221,9 @@ def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environment
     monkeypatch.setattr(StepTrainer, "_compute_loss", watched)
     monkeypatch.setattr(StepRewards, "__call__", rewards)
     train(config, environments)
-    assert [s for s, *_ in seen] == [0, 0, 1, 1] and len(scored) == 2
+    assert [s for s, *_ in seen] == [0, 0, 1, 1, 2, 2] and len(scored) == 3
     moved = False
-    for update in range(2):
+    for update in range(3):
         rows = scored[update]
         assert len(rows) == 16
         groups = [[v for _, _, v in rows[g:g + 4]] for g in range(0, 16, 4)]
@@ -244,6 +244,7 @@ def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environment
         moved |= any(a for *_, a in got)
     assert moved, "all groups were alike; the test shows nothing"
     log = [r for r in json.loads((tmp_path / "rl" / "log.json").read_text()) if "reward" in r]
+    assert log[-1]["kl"] > 0                                                          # or its term were not tested
     for update, row in enumerate(log):
         assert row["reward"] == pytest.approx(sum(v for *_, v in scored[update]) / 16, abs=1e-4)
         assert row["loss"] == pytest.approx(sum(l for s, _, l, _ in seen if s == update), abs=1e-3)

