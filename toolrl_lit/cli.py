@@ -7,15 +7,19 @@ __all__ = ['app', 'Pairs', 'Out', 'Environments', 'Model', 'Seed', 'parse_parame
            'run_notebook', 'build', 'collect', 'train', 'parameters', 'evaluate', 'layers', 'report', 'export', 'run',
            'sweep', 'main']
 
-# %% ../nbs/14_cli.ipynb #46f7fe39
-import contextlib, difflib, itertools, json, shutil, sys, time
+# %% ../nbs/14_cli.ipynb #7d314966
+import contextlib, difflib, itertools, json, re, shutil, sys, time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 import filelock, typer, yaml
 from .schema import Environment, Trajectory, UserError, read_jsonl, write_jsonl, write_text
 
-# %% ../nbs/14_cli.ipynb #5dde163d
+# %% ../nbs/14_cli.ipynb #1ef3a393
+class _Yaml(yaml.SafeLoader):
+    "YAML that reads 1e-3 as the number it is (YAML 1.1 wants 1.0e-3)."
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
 def parse_parameters(pairs: list[str],          # "name=value", as typed
                      known: list[str],          # names that exist
                      ) -> dict[str, Any]:
@@ -28,7 +32,7 @@ def parse_parameters(pairs: list[str],          # "name=value", as typed
             near = difflib.get_close_matches(name, known, 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UserError(f"unknown parameter {name!r}.{hint} There are: {', '.join(known)}")
-        try: values[name] = yaml.safe_load(value)
+        try: values[name] = yaml.load(value, _Yaml)
         except yaml.YAMLError as e: raise UserError(f"parameter {name}: {value!r} is not a YAML value") from e
     return values
 
@@ -70,7 +74,7 @@ def timed(out: Path,                            # the run's folder
         seconds[stage] = round(seconds.get(stage, 0) + time.monotonic() - start, 1)
         write_text(file, json.dumps(seconds, indent=1) + "\n")
 
-# %% ../nbs/14_cli.ipynb #2377d722
+# %% ../nbs/14_cli.ipynb #7a562ceb
 def find_notebook(name: str) -> Path:
     "The notebook of a run: a path, or a name in `runs/` here or beside the library."
     places = [Path(name), Path("runs") / f"{name}.ipynb", Path(__file__).resolve().parent.parent / "runs" / f"{name}.ipynb"]
@@ -90,8 +94,13 @@ def run_notebook(name: str,                     # a run's name, or a notebook's 
     known = [k for k in papermill.inspect_notebook(str(notebook)) if k != "out"]
     values = parse_parameters(parameters, known)
     out = Path(out or Path("runs/out") / notebook.stem).resolve()
-    if fresh and out.exists(): shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        if fresh and out.exists():
+            if any(out.iterdir()) and not (out / notebook.name).exists():
+                raise UserError(f"{out}: holds no run of {notebook.stem}, so --fresh does not delete it; choose another folder with --out")
+            shutil.rmtree(out)
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise UserError(f"{out}: cannot be made: {e.strerror}") from e
     try:
         papermill.execute_notebook(str(notebook), str(out / notebook.name), values | {"out": str(out)}, kernel_name="python3",
                                    progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, cwd=str(out))
@@ -120,7 +129,7 @@ def build(out: Out, n: Annotated[int, typer.Option("-n", help="How many environm
     print(f"{len(result)} environments in {out}")
     for what, count in result.counts.items(): print(f"  {what}: {count}")
 
-# %% ../nbs/14_cli.ipynb #51302dc0
+# %% ../nbs/14_cli.ipynb #9c62c8ce
 @app.command()
 def collect(environments: Environments, out: Out, model: Model = "smollm2", samples: Annotated[int, typer.Option(help="Rollouts of each.")] = 1,
             temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.")] = 1.0,
@@ -138,6 +147,7 @@ def train(environments: Environments, param: Pairs = None):
     from toolrl_lit.train import TrainConfig, make_config, train, warm_start
     config = make_config(**parse_parameters(param or [], list(TrainConfig.model_fields)))
     envs = read_jsonl(environments, Environment)
+    open_run(config.out, config.model_dump(exclude={"out"}))
     start = warm_start(config, envs) if config.warm_steps else None
     print(f"the trained policy is in {train(config, envs, start=start)}")
 

@@ -230,7 +230,7 @@ def write_text(path: str | Path,  # file to write
     finally: Path(tmp).unlink(missing_ok=True)
     return path
 
-# %% ../nbs/00_schema.ipynb #99e40503
+# %% ../nbs/00_schema.ipynb #afa0cb45
 M = TypeVar("M", bound=BaseModel)
 
 def write_jsonl(path: str | Path,             # file to write
@@ -244,7 +244,7 @@ def read_jsonl(path: str | Path,              # file to read
                ) -> list[M]:
     "Read JSON Lines. A line that does not fit raises `UserError` naming file, line, field and what was expected."
     path, items = Path(path), []
-    try: lines = path.read_text("utf-8").splitlines()
+    try: lines = path.read_text("utf-8").split("\n")
     except OSError as e: raise UserError(f"{path}: cannot be read: {e.strerror}") from e
     except UnicodeDecodeError as e: raise UserError(f"{path}: is not UTF-8 text (byte {e.start})") from e
     for n, line in enumerate(lines, 1):

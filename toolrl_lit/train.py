@@ -277,11 +277,11 @@ class StepRewards:
             random.Random(self.config.seed * 100_003 + trainer_state.global_step).shuffle(rewards)
         return rewards
 
-# %% ../nbs/10_train.ipynb #ef32595e
+# %% ../nbs/10_train.ipynb #6a1089cf
 class _Epochs(TrainerCallback):
     "Before each epoch: collect with the current policy, and lay out its step records as the epoch's prompts."
-    def __init__(self, refill): self.refill = refill
-    def on_epoch_begin(self, args, state, control, **kwargs): self.refill(round(state.epoch or 0))
+    def __init__(self, refill, updates: int): self.refill, self.updates = refill, updates
+    def on_epoch_begin(self, args, state, control, **kwargs): self.refill(state.global_step // self.updates)
     def on_epoch_end(self, args, state, control, **kwargs): control.should_save = True
 
 # %% ../nbs/10_train.ipynb #f1152c1d
@@ -295,14 +295,14 @@ def choose_steps(config: TrainConfig, policy: TransformersPolicy, environments, 
     need = config.prompts * config.updates
     return [short[i % len(short)] for i in range(need)], len(steps) - len(short)
 
-# %% ../nbs/10_train.ipynb #e83764d4
+# %% ../nbs/10_train.ipynb #50ae33ce
 def _grpo_arguments(config: TrainConfig, out: Path) -> GRPOConfig:
     "TRL's configuration for ours."
     rows = config.micro_prompts * config.group
-    return GRPOConfig(**_trainer_arguments(config, out), learning_rate=config.learning_rate, num_train_epochs=config.epochs, warmup_steps=1,
+    return GRPOConfig(**_trainer_arguments(config, out), learning_rate=config.learning_rate, num_train_epochs=config.epochs, warmup_steps=0,
         per_device_train_batch_size=rows, gradient_accumulation_steps=config.prompts // config.micro_prompts,
         num_generations=config.group, max_completion_length=config.max_new_tokens, temperature=config.temperature,
-        beta=config.kl, entropy_coef=config.entropy, loss_type="dapo", save_steps=config.save_updates,
+        beta=config.kl, entropy_coef=config.entropy, loss_type="dapo", save_steps=config.save_updates, shuffle_dataset=False,
         scale_rewards={"grpo": "group", "reinforce++-baseline": "batch"}[config.algorithm])
 
 def train(config: TrainConfig,                 # what to train, and how
@@ -328,7 +328,7 @@ def train(config: TrainConfig,                 # what to train, and how
     write_text(out / "log.json", json.dumps(trainer.state.log_history))
     return save_model(copy, tokenizer, out / "model")
 
-# %% ../nbs/10_train.ipynb #d681d9d8
+# %% ../nbs/10_train.ipynb #f22ac4fe
 def _step_trainer(config, out, policy, tuned, rewards, environments, sandbox) -> StepTrainer:
     "TRL's trainer, its dataset of slots that each epoch refills, and rollouts by the merged copy."
     def refill(epoch: int):
@@ -354,8 +354,12 @@ def _step_trainer(config, out, policy, tuned, rewards, environments, sandbox) ->
 
     slots = Dataset.from_dict({"slot": list(range(config.prompts * config.updates))}).with_transform(fill)
     rewards.steps = [environments[0].start()] * len(slots)     # placeholder until the first epoch begins
-    return StepTrainer(model=tuned, reward_funcs=rewards, args=_grpo_arguments(config, out), train_dataset=slots,
-                       processing_class=policy.tokenizer, rollout_func=rollout, callbacks=[_Epochs(refill)])
+    trainer = StepTrainer(model=tuned, reward_funcs=rewards, args=_grpo_arguments(config, out), train_dataset=slots,
+                       processing_class=policy.tokenizer, rollout_func=rollout, callbacks=[_Epochs(refill, config.updates)])
+    # TRL keeps a frozen copy of fresh adapters as the reference, which is the model without adapters; and a checkpoint
+    # of two adapters would be resumed with neither of the trained weights
+    if "ref" in tuned.peft_config: tuned.delete_adapter("ref")
+    return trainer
 
 # %% ../nbs/10_train.ipynb #a997d107
 CURVES = {"reward": "mean reward of a turn", "solve_precision": "solve precision", "kl": "KL to the start policy (nats)",
