@@ -111,8 +111,8 @@ def fill(schema: dict,   # JSON Schema of a parameter
     "Values of the schema's type that say `text`; where there is a choice, each choice."
     if "enum" in schema: return [text] if text in schema["enum"] else [*schema["enum"][:4], text]
     match schema.get("type"):
-        case "integer": return [int(text)] if text.isdigit() else [0]
-        case "number": return [float(text)] if text.isdigit() else [0.0]
+        case "integer": return [int(text)] if text.isdecimal() else [0]
+        case "number": return [float(text)] if text.isdecimal() else [0.0]
         case "boolean": return [False]
         case "array": return [[v] for v in fill(schema.get("items", {}), text)]
         case "object":
