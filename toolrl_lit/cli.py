@@ -7,13 +7,13 @@ __all__ = ['app', 'Pairs', 'Out', 'Environments', 'Model', 'Seed', 'parse_parame
            'run_notebook', 'build', 'collect', 'train', 'parameters', 'evaluate', 'layers', 'report', 'export', 'run',
            'sweep', 'main']
 
-# %% ../nbs/14_cli.ipynb #7d314966
+# %% ../nbs/14_cli.ipynb #7fb8701b
 import contextlib, difflib, itertools, json, re, shutil, sys, time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 import filelock, typer, yaml
-from .schema import Environment, Trajectory, UserError, read_jsonl, write_jsonl, write_text
+from .schema import Environment, UserError, read_jsonl, write_text
 
 # %% ../nbs/14_cli.ipynb #1ef3a393
 class _Yaml(yaml.SafeLoader):

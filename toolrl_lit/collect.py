@@ -350,7 +350,7 @@ def load_model(path: str | Path = "smollm2",  # "smollm2" (packaged), a local fo
     else: model.set_attn_implementation("grouped")
     return model.eval(), tokenizer
 
-# %% ../nbs/09_collect.ipynb #3d1460c6
+# %% ../nbs/09_collect.ipynb #a47112de
 class TransformersPolicy:
     "A causal language model as a policy."
     def __init__(self, model: str | Path | PreTrainedModel = "smollm2",  # a path or name, or a loaded model
@@ -367,10 +367,17 @@ class TransformersPolicy:
         self.memory = PrefixMemory(self.model)
         self.stop = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
+    def text(self, messages: list[dict], tools: list[dict], asks: bool = True) -> str:
+        "A conversation as the chat template writes it; where it `asks`, up to where the assistant writes."
+        return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=asks)
+
+    def ids(self, text: str) -> list[int]:
+        "Token ids of rendered text."
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
     def render(self, messages: list[dict], tools: list[dict]) -> list[int]:
         "Token ids of a conversation, up to where the assistant writes."
-        text = self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        return self.ids(self.text(messages, tools))
 
     def generate(self, prompts: list[Prompt], *, temperature: float = 1.0, max_new_tokens: int = 128, seed: int = 0) -> list[str | None]:
         "One assistant text for each prompt; None where the prompt is longer than `max_prompt_tokens`."

@@ -143,7 +143,7 @@ class Environment(BaseModel):
         return StepRecord(environment=self.id, messages=[{"role": "user", "content": self.question}], tools=self.documents(),
             codes=self.codes(), unsolved=self.unsolved(), answer=self.answer, split=self.split, kind=self.kind)
 
-# %% ../nbs/00_schema.ipynb #7b1cd573
+# %% ../nbs/00_schema.ipynb #8c1c089e
 class StepRecord(BaseModel):
     "One training prompt (paper section 3.3): the history, the tools, and the sub-answers still unsolved."
     model_config = ConfigDict(extra="forbid")
@@ -177,7 +177,6 @@ class Turn(BaseModel):
     results: list[str] = []                   # feedback text of each call
     solved: list[tuple[str, str] | None] = [] # for each call: the (tool, golden answer) it solved, or None
     reward: float = 0.0                       # reward of this turn
-    tokens: int = 0                           # tokens generated
 
 # %% ../nbs/00_schema.ipynb #d575b201
 class Trajectory(BaseModel):

@@ -6,7 +6,7 @@
 __all__ = ['CURVES', 'TrainConfig', 'make_config', 'demonstration', 'lora', 'merge_into', 'warm_start', 'pack_groups',
            'group_mask', 'token_scores', 'StepTrainer', 'StepRewards', 'choose_steps', 'train', 'curves']
 
-# %% ../nbs/10_train.ipynb #1937df96
+# %% ../nbs/10_train.ipynb #c1d26af0
 import itertools, json, os, random
 from pathlib import Path
 from typing import Literal
@@ -23,7 +23,7 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.utils import split_tensor_dict
 from .collect import OraclePolicy, TransformersPolicy, collect, generate_tokens, load_model, save_model
 from .reward import score_batch
-from .schema import Environment, StepRecord, Trajectory, UserError, read_jsonl, show, write_jsonl, write_text
+from .schema import Environment, StepRecord, Trajectory, UserError, show, write_text
 
 # %% ../nbs/10_train.ipynb #e2f9213d
 class TrainConfig(BaseModel):
@@ -73,7 +73,7 @@ def make_config(**values) -> TrainConfig:
         known = f"; there are: {', '.join(TrainConfig.model_fields)}" if first["type"] == "extra_forbidden" else f", got {first['input']!r}"
         raise UserError(f"{name}: {first['msg']}{known}") from e
 
-# %% ../nbs/10_train.ipynb #977f54c4
+# %% ../nbs/10_train.ipynb #c7942183
 def demonstration(policy: TransformersPolicy,  # renders the conversation
                   traj: Trajectory,            # an oracle's trajectory
                   env: Environment,            # where it took place
@@ -84,10 +84,9 @@ def demonstration(policy: TransformersPolicy,  # renders the conversation
     labels: list[int] = []
     for i in range(traj.start, len(traj.messages)):
         if traj.messages[i]["role"] != "assistant" or not (answers or traj.messages[i].get("tool_calls")): continue
-        before = policy.render(traj.messages[:i], env.documents())
-        after = policy.tokenizer.apply_chat_template(traj.messages[:i + 1], tools=env.documents(), tokenize=False)
-        text = policy.tokenizer.apply_chat_template(traj.messages[:i], tools=env.documents(), tokenize=False, add_generation_prompt=True)
-        said = policy.tokenizer(after.removeprefix(text).rstrip("\n"), add_special_tokens=False).input_ids
+        asked = policy.text(traj.messages[:i], env.documents())
+        after = policy.text(traj.messages[:i + 1], env.documents(), asks=False)
+        before, said = policy.ids(asked), policy.ids(after.removeprefix(asked).rstrip("\n"))
         labels += [-100] * (len(before) - len(ids)) + said
         ids = before + said
     return {"input_ids": ids, "labels": labels}
@@ -328,7 +327,7 @@ def train(config: TrainConfig,                 # what to train, and how
     write_text(out / "log.json", json.dumps(trainer.state.log_history))
     return save_model(copy, tokenizer, out / "model")
 
-# %% ../nbs/10_train.ipynb #f22ac4fe
+# %% ../nbs/10_train.ipynb #6544547a
 def _step_trainer(config, out, policy, tuned, rewards, environments, sandbox) -> StepTrainer:
     "TRL's trainer, its dataset of slots that each epoch refills, and rollouts by the merged copy."
     def refill(epoch: int):
@@ -342,15 +341,14 @@ def _step_trainer(config, out, policy, tuned, rewards, environments, sandbox) ->
 
     def rollout(prompts: list[str], trainer) -> dict:
         merge_into(policy.model, tuned)
-        ids = [policy.tokenizer(p, add_special_tokens=False).input_ids for p in prompts]
+        ids = [policy.ids(p) for p in prompts]
         rows = generate_tokens(policy.model, ids, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
             seed=config.seed * 1_000_003 + trainer.state.global_step, stop=policy.stop, pad=policy.tokenizer.pad_token_id, batch=policy.batch)
         return {"prompt_ids": ids, "completion_ids": rows, "logprobs": None}
 
     def fill(rows: dict) -> dict:
         steps = [rewards.steps[i] for i in rows["slot"]]
-        text = [policy.tokenizer.apply_chat_template(s.messages, tools=s.tools, tokenize=False, add_generation_prompt=True) for s in steps]
-        return {"prompt": text, "slot": rows["slot"]}
+        return {"prompt": [policy.text(s.messages, s.tools) for s in steps], "slot": rows["slot"]}
 
     slots = Dataset.from_dict({"slot": list(range(config.prompts * config.updates))}).with_transform(fill)
     rewards.steps = [environments[0].start()] * len(slots)     # placeholder until the first epoch begins
