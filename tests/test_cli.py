@@ -210,3 +210,13 @@ def test_parameters_are_explained(toolrl):
 def test_the_same_build_gives_the_same_bytes(toolrl, tmp_path):
     assert toolrl("build", "-n", 2, "-o", tmp_path / "a.jsonl").code == toolrl("build", "-n", 2, "-o", tmp_path / "b.jsonl").code == 0
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes() and len(read_jsonl(tmp_path / "a.jsonl", Environment)) == 2
+
+def test_an_audit_passes_sound_data_and_ends_with_1_where_there_are_defects(toolrl, tmp_path):
+    done = toolrl("build", "-n", "20", "-o", tmp_path / "train.jsonl", "--audit")
+    assert done.code == 0 and "examination of stage 5 failed: 0 of 20" in done.out and (tmp_path / "train.audit.html").exists()
+    assert toolrl("build", "-n", "10", "--split", "test", "-o", tmp_path / "test.jsonl").code == 0
+    against = ("audit", tmp_path / "train.jsonl", "--out", tmp_path / "a.html", "--against")
+    assert toolrl(*against, tmp_path / "test.jsonl").code == 0
+    same = toolrl(*against, tmp_path / "train.jsonl")
+    assert same.code == 1 and "DEFECT tool names shared by the splits" in same.out
+    assert refused(toolrl("audit", tmp_path / "train.jsonl", "--match", "loose"), "'loose'", "'strict' or 'paper'")

@@ -118,6 +118,23 @@ def test_a_file_of_other_environments_is_refused_and_kept(environments, tmp_path
     with pytest.raises(UserError, match=f"{out}.*other environments"): collect(OraclePolicy(environments), other(environments[:4]), out=out)
     assert out.read_bytes() == before
 
+@pytest.mark.parametrize("change", [dict(seed=1), dict(temperature=0.5), dict(max_turns=3), dict(match="strict")])
+def test_a_file_of_other_settings_is_refused_and_kept(environments, tmp_path, change):
+    out, options = tmp_path / "t.jsonl", dict(temperature=0, max_turns=4)
+    collect(OraclePolicy(environments), environments[:4], out=out, **options)
+    before, (name, now) = out.read_bytes(), *change.items()
+    with pytest.raises(UserError, match=f"{out}.*other settings.*{name}: .* there, {now!r} now"):
+        collect(OraclePolicy(environments), environments, out=out, **options | change)
+    assert out.read_bytes() == before
+
+def test_a_file_of_other_weights_is_refused(policy, tiny_folder, environments, tmp_path):
+    ask = dict(out=tmp_path / "t.jsonl", max_turns=1, max_new_tokens=2)
+    collect(TransformersPolicy(tiny_folder), environments[:1], **ask)
+    collect(TransformersPolicy(tiny_folder), environments[:2], **ask)
+    other = TransformersPolicy(tiny_folder)
+    with torch.no_grad(): other.model.model.layers[0].mlp.up_proj.weight.flatten()[0] += 1
+    with pytest.raises(UserError, match="other settings.*policy"): collect(other, environments[:2], **ask)
+
 def test_a_conversation_that_is_too_long_ends_and_says_so(tiny_folder, environments):
     traj, = collect(TransformersPolicy(tiny_folder, max_prompt_tokens=20), environments[:1], max_new_tokens=4)
     assert traj.stop == "too_long" and traj.turns == [] and traj.n_solved == 0

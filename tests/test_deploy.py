@@ -71,3 +71,12 @@ def test_filled_values_fit_their_type(text):
     schema = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "array", "items": {"type": "integer"}},
                                                "c": {"type": "boolean"}}}
     for value in fill(schema, text): jsonschema.validate(value, schema)
+
+def test_a_tool_knows_its_entities_however_they_are_written():
+    for env in build_environments(KnowledgeGenerator(), 24, seed=5, progress=False):
+        for q in env.scenario.sub_questions:
+            tool = next(t for t in env.tools if t.doc.name == q.tool)
+            texts = {k: v for k, v in q.arguments.items() if v in q.entities}
+            for spell in (str.lower, str.upper, lambda v: f" {v} ", lambda v: v.lstrip(".+")):
+                said = shared().call(q.tool, q.arguments | {k: spell(v) for k, v in texts.items()}, tool.code)
+                assert said.ok and said.text == shared().call(q.tool, q.arguments, tool.code).text, (q.arguments, said)

@@ -3,8 +3,8 @@ import json, math
 from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
-from toolrl_lit.reward import (KINDS, PARSERS, match_paper, match_strict, parse_qwen, parser_for, reward_table, score_batch,
-                               score_turn)
+from toolrl_lit.reward import (KINDS, PARSERS, match_paper, match_strict, parse_qwen, parser_for, response_parser, reward_table,
+                               score_batch, score_turn)
 from toolrl_lit.sandbox import ToolSandbox
 from toolrl_lit.schema import Environment, Scenario, StepRecord, SubQuestion, Tool, ToolDoc, UserError, to_ftrl
 
@@ -274,3 +274,33 @@ def test_the_table_is_the_papers():
     for i, (name, reward) in enumerate(rows):       # tested from the top: later rows cannot overrule earlier ones
         assert reward_table(0, 0, 3, **none | {n: True for n, _ in rows[i:]})[0] == reward
     assert reward_table(0, 0, 3, **none)[0] == 0.0 and reward_table(4, 2, 3, **none)[0] == 4 / 5
+
+# -- formats that tokenizers describe themselves
+
+@pytest.fixture(scope="module")
+def glm():
+    "A tokenizer that brings GLM's response template."
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+    from trl.chat_template_utils import glm4moe_template
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    tokenizer.response_template = glm4moe_template
+    return tokenizer
+
+def test_a_tokenizers_own_template_reads_calls_and_is_scored(box, glm):
+    parser = parser_for("[gMASK]<tool_call>{{ name }}<arg_key>", glm)
+    record = RECORD | {"codes": json.dumps(CODES), "unsolved_set": json.dumps({"capital": ["Paris"]}), "answer": "Paris"}
+    call = "<tool_call>capital\n<arg_key>country</arg_key>\n<arg_value>France</arg_value>\n</tool_call>"
+    turn = score_turn("I look it up." + call, record, parser=parser, sandbox=box)
+    assert turn.reward == 1.0 and turn.calls[0].arguments == {"country": "France"} and turn.content == "I look it up."
+    assert score_turn("It is Paris.", record, parser=parser, sandbox=box).case == "answer"
+    assert score_turn("<tool_call>", record, parser=parser, sandbox=box).case == "malformed"
+
+@given(st.text(alphabet="<>/{}[]\"tool_cargkey aé", max_size=60))
+def test_a_tokenizers_own_template_never_raises(glm, text):
+    content, calls, malformed = response_parser(glm)(text)
+    assert isinstance(content, str) and all(c.name for c in calls)
+
+def test_the_papers_formats_are_read_as_the_paper_does(glm):
+    assert parser_for("<tool_call>{{ tojson }}", glm) == "qwen" and parser_for("[TOOL_CALLS]", glm) == "mistral"
+    assert callable(parser_for("no mark at all", glm)) and parser_for("no mark at all") == "qwen"

@@ -12,8 +12,8 @@ from toolrl_lit import train as module
 from toolrl_lit.collect import OraclePolicy, TransformersPolicy, collect
 from toolrl_lit.reward import score_turn
 from toolrl_lit.schema import Trajectory, UserError, read_jsonl, write_jsonl
-from toolrl_lit.train import (StepRewards, StepTrainer, TrainConfig, choose_steps, curves, demonstration, group_mask, lora, make_config,
-                              merge_into, pack_groups, token_scores, train, warm_start)
+from toolrl_lit.train import (StepRewards, StepTrainer, TrainConfig, choose_steps, curves, demonstration, group_mask, informative, lora,
+                              make_config, merge_into, pack_groups, token_scores, train, warm_start)
 
 few = settings(max_examples=25, deadline=None)
 
@@ -160,15 +160,32 @@ def test_steps_are_as_many_as_an_epoch_needs_and_short_enough(tiny_folder, envir
     policy = TransformersPolicy(tiny_folder)
     shown = collect(OraclePolicy(environments), environments, temperature=0)
     lengths = sorted(len(policy.render(s.messages, s.tools)) for e, t in zip(environments, shown) for s in t.step_records(e))
-    config = config_for(tiny_folder, tmp_path, updates=20, max_prompt_tokens=lengths[len(lengths) // 2])
+    config = config_for(tiny_folder, tmp_path, updates=20, oversample=1, max_prompt_tokens=lengths[len(lengths) // 2])
     steps, dropped = choose_steps(config, policy, environments, shown, epoch=0)
     assert len(steps) == 40 and dropped == sum(n > config.max_prompt_tokens for n in lengths)
     assert all(len(policy.render(s.messages, s.tools)) <= config.max_prompt_tokens for s in steps)
     times = Counter((s.environment, s.turn) for s in steps)
-    assert len(times) == len(lengths) - dropped and max(times.values()) - min(times.values()) <= 1
+    assert len(times) == len(lengths) - dropped
+    kind = {(s.environment, s.turn): "first" if s.turn == 0 else "open" if s.open() else "done" for s in steps}
+    assert set(kind.values()) == {"first", "open", "done"}
+    shares = Counter(kind[s.environment, s.turn] for s in steps)
+    assert max(shares.values()) - min(shares.values()) <= 1                          # no kind drowns in the others
+    for name in shares:
+        mine = [n for record, n in times.items() if kind[record] == name]
+        assert max(mine) - min(mine) <= 1                                             # nor a record in its kind
     assert steps != choose_steps(config, policy, environments, shown, epoch=1)[0]
     with pytest.raises(UserError, match="max_prompt_tokens=16"):
         choose_steps(config.model_copy(update=dict(max_prompt_tokens=16)), policy, environments, shown, epoch=0)
+
+@given(st.integers(1, 4), st.data())
+def test_the_groups_with_most_at_stake_are_kept_whole(group, data):
+    groups = data.draw(st.lists(st.lists(st.sampled_from([-0.5, -0.3, 0.0, 0.5, 1.0]), min_size=group, max_size=group), min_size=1, max_size=8))
+    wanted = data.draw(st.integers(1, len(groups)))
+    kept = informative([r for g in groups for r in g], group, wanted)
+    chosen = sorted({k // group for k in kept})
+    assert kept == [g * group + k for g in chosen for k in range(group)] and len(chosen) == wanted
+    at_stake = [max(g) - min(g) for g in groups]
+    assert sorted(at_stake)[-wanted:] == sorted(at_stake[g] for g in chosen)
 
 def test_shuffled_rewards_are_the_same_rewards_in_another_order(tiny_folder, environments, tmp_path):
     policy, steps = TransformersPolicy(tiny_folder), [e.start() for e in environments]
@@ -187,7 +204,7 @@ def test_shuffled_rewards_are_the_same_rewards_in_another_order(tiny_folder, env
 
 # -- one update, by hand
 
-@pytest.mark.parametrize("algorithm", ["grpo", "reinforce++-baseline"])
+@pytest.mark.parametrize("algorithm", ["grpo", "dapo", "dr_grpo", "reinforce++-baseline"])
 def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environments, tmp_path, monkeypatch, algorithm):
     config = config_for(tiny_folder, tmp_path, epochs=1, updates=3, prompts=4, micro_prompts=2, algorithm=algorithm, kl=0.05, entropy=0.01)
     seen, theirs = [], StepTrainer._compute_loss
@@ -209,8 +226,10 @@ def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environment
         chosen = inputs["completion_ids"][..., None]
         ratio = (reference.gather(-1, chosen) - full.gather(-1, chosen))[..., 0]
         kl, entropy = ratio.exp() - ratio - 1, -(full.exp() * full).sum(-1)
+        loss = (-inputs["advantages"][:, None] + config.kl * kl) * mask
         all_tokens = sum(b["completion_mask"].sum() for b in self._buffered_inputs)      # of the whole update
-        policy = ((-inputs["advantages"][:, None] + config.kl * kl) * mask).sum() / all_tokens
+        policy = {"grpo": (loss.sum(1) / mask.sum(1).clamp(min=1)).mean() / 2,            # 2 micro-batches
+                  "dr_grpo": loss.sum() / (len(loss) * config.max_new_tokens) / 2}.get(algorithm, loss.sum() / all_tokens)
         return float(policy - config.entropy * (entropy * mask).sum() / mask.sum() / 2)  # 2 micro-batches
     scored, plain = [], StepRewards.__call__
     def rewards(self, prompts, completions, completion_ids, slot, **rest):
@@ -232,7 +251,7 @@ def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environment
         for g, group in enumerate(groups):
             assert len({tuple(p) for p, _, _ in rows[4 * g:4 * g + 4]}) == 1          # a group shares its prompt
             mean = sum(group) / 4
-            spread = torch.tensor(group).std() if algorithm == "grpo" else values.std()
+            spread = {"dr_grpo": torch.tensor(1 - 1e-4), "reinforce++-baseline": values.std()}.get(algorithm, torch.tensor(group).std())
             wanted += [(tuple(p), tuple(c), round(float((v - mean) / (spread + 1e-4)), 3)) for p, c, v in rows[4 * g:4 * g + 4]]
         got = []
         for _, inputs, loss, mine in [s for s in seen if s[0] == update]:
@@ -299,7 +318,7 @@ def stop_at(monkeypatch, where: str, count: int):
 @pytest.mark.parametrize("where, count", [
     ("generate_tokens", 2),      # in epoch 1, with one update done
     ("collect", 2),              # between the epochs
-    ("score_batch", 4),          # in the last update, whose turns have been sampled
+    ("score_batch", 8),          # in the last update, whose turns have been sampled
     ("merge_into", 7)])          # after the last update
 def test_an_interrupted_run_goes_on_to_the_same_weights(run, tiny_folder, environments, tmp_path, monkeypatch, where, count):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

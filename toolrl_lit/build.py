@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BATCH', 'ATTEMPTS', 'EXPLOITS', 'attempt', 'BuildResult', 'build_environments', 'entities', 'overlaps', 'contains',
-           'Finding', 'found', 'leaves', 'repeats', 'facts', 'exploits', 'phrasing', 'domain', 'audit', 'audit_figure']
+           'Finding', 'found', 'leaves', 'repeats', 'facts', 'exploits', 'phrasing', 'domain', 'audit', 'audit_table',
+           'audit_figure']
 
 # %% ../nbs/07_build.ipynb #a8070e29
 import json, os, random, re
@@ -143,7 +144,7 @@ def _validate(n: int, scenarios: Sequence[str], executor: str, split: str, rates
     if wrong := [s for s in rates if s not in STRATEGIES]:
         raise UserError(f"rates: expected some of {', '.join(STRATEGIES)}, got {wrong[0]!r}")
 
-# %% ../nbs/07_build.ipynb #e1bd434c
+# %% ../nbs/07_build.ipynb #00180289
 def entities(env: Environment) -> set[str]:
     "Every entity an environment names or embeds, in lower case; plain numbers are quantities, not entities."
     found = {x for q in env.scenario.sub_questions for x in q.entities}
@@ -158,7 +159,7 @@ def overlaps(train: Sequence[Environment],  # environments of one split
     return {"tool names": both(lambda e: {t.name.casefold() for t in e.tools}), "entities": both(entities),
             "questions": both(lambda e: {e.question})}
 
-# %% ../nbs/07_build.ipynb #3131d823
+# %% ../nbs/07_build.ipynb #5f41c6fd
 def contains(text: str,    # result of a call
              golden: str,  # golden answer
              ) -> bool:
@@ -178,7 +179,7 @@ def found(check: str, hits: Sequence[str], of: int, defect: bool = True) -> Find
     "A finding with its first examples."
     return Finding(check, len(hits), of, defect, list(hits[:3]))
 
-# %% ../nbs/07_build.ipynb #4b206d87
+# %% ../nbs/07_build.ipynb #2fb3dc8a
 def leaves(value) -> list[str]:
     "All texts and numbers in the arguments of a call, as lower-case text."
     if isinstance(value, dict): return [x for v in value.values() for x in leaves(v)]
@@ -201,7 +202,7 @@ def facts(env: Environment) -> frozenset:
     asked = lambda q: tuple(s.casefold() for s in q.entities[:1]) or tuple(leaves(q.arguments))
     return frozenset((q.relation, asked(q), q.answer) for q in env.scenario.sub_questions)
 
-# %% ../nbs/07_build.ipynb #76584120
+# %% ../nbs/07_build.ipynb #e93cb238
 def _pairs(tool) -> list[tuple[str, str]]:
     "Facts written in a tool's code; none if it does not parse, which the examination reports."
     try: return list(embedded(tool.code))
@@ -224,7 +225,7 @@ def _told(env: Environment) -> Iterator[tuple[str, str]]:
         told = (any(_said(s, text) for text in known) for s in leaves(q.arguments))
         if not all(told): yield "argument that nothing tells", call
 
-# %% ../nbs/07_build.ipynb #6b0643e5
+# %% ../nbs/07_build.ipynb #8464127f
 def exploits(env: Environment,  # to examine
              match: Callable[[str, str], bool] = contains,  # when a result is accepted for a golden answer
              ) -> list[tuple[str, str]]:
@@ -238,7 +239,7 @@ def exploits(env: Environment,  # to examine
             hits.append((why, f"{env.id}: {tool} on {subject} gives {value}, golden is {q.answer}"))
     return hits
 
-# %% ../nbs/07_build.ipynb #302453cb
+# %% ../nbs/07_build.ipynb #0e453f29
 def phrasing(env: Environment) -> str:
     "The question with a gap where an entity was."
     said = sorted({e for q in env.scenario.sub_questions for e in q.entities}, key=len, reverse=True)
@@ -255,7 +256,7 @@ def _shared(train: Sequence[Environment], test: Sequence[Environment]) -> list[F
     return [*(found(f"{what} shared by the splits", both[what], of[what]) for what in of),
             found("phrasing shared by the splits", same, len(test), defect=False)]
 
-# %% ../nbs/07_build.ipynb #67e5707c
+# %% ../nbs/07_build.ipynb #801bf7f2
 def domain(env: Environment) -> str:
     "What an environment starts from, such as \"airport\"; \"other\" for facts that the embedded generator does not know."
     relation = RELATIONS.get(env.scenario.sub_questions[0].relation)
@@ -283,7 +284,14 @@ def audit(train: Sequence[Environment],                  # a data set
             found("examination of stage 5 failed", failed, len(every)), *(_shared(train, test) if test else ()),
             Finding("most frequent golden answer", most, len(steps), False, [answer])]
 
-# %% ../nbs/07_build.ipynb #d734039c
+# %% ../nbs/07_build.ipynb #e79e7757
+def audit_table(findings: Sequence[Finding]):
+    "What an audit found, as a data frame."
+    import pandas as pd
+    return pd.DataFrame([{"check": f.check, "found": f.count, "of": f.of, "a defect": "yes" if f.defect else "no",
+                          "example": f.examples[0][:90] if f.count and f.examples else ""} for f in findings])
+
+# %% ../nbs/07_build.ipynb #f31dc34c
 def audit_figure(environments: Sequence[Environment],  # a data set
                  ):
     "Plotly figure: environments by domain and scenario, and by golden calls and tools."

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['app', 'Pairs', 'Out', 'Environments', 'Model', 'Seed', 'parse_parameters', 'open_run', 'timed', 'find_notebook',
-           'run_notebook', 'build', 'collect', 'train', 'parameters', 'evaluate', 'layers', 'report', 'export', 'run',
-           'sweep', 'main']
+           'run_notebook', 'build', 'audit', 'collect', 'train', 'parameters', 'evaluate', 'layers', 'report', 'export',
+           'run', 'sweep', 'main']
 
-# %% ../nbs/14_cli.ipynb #7fb8701b
-import contextlib, difflib, itertools, json, re, shutil, sys, time
+# %% ../nbs/14_cli.ipynb #ed915f56
+import contextlib, difflib, gc, itertools, json, re, shutil, sys, time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 import filelock, typer, yaml
 from .schema import Environment, UserError, read_jsonl, write_text
 
-# %% ../nbs/14_cli.ipynb #1ef3a393
+# %% ../nbs/14_cli.ipynb #c2a880c8
 class _Yaml(yaml.SafeLoader):
     "YAML that reads 1e-3 as the number it is (YAML 1.1 wants 1.0e-3)."
 _Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
@@ -36,7 +36,7 @@ def parse_parameters(pairs: list[str],          # "name=value", as typed
         except yaml.YAMLError as e: raise UserError(f"parameter {name}: {value!r} is not a YAML value") from e
     return values
 
-# %% ../nbs/14_cli.ipynb #f1da44fe
+# %% ../nbs/14_cli.ipynb #cc183677
 _LOCKS: list[filelock.FileLock] = []            # held until the process ends
 
 def open_run(out: str | Path,                   # the run's folder
@@ -61,6 +61,7 @@ def open_run(out: str | Path,                   # the run's folder
     write_text(noted, now)
     return out
 
+# %% ../nbs/14_cli.ipynb #87fc1837
 @contextlib.contextmanager
 def timed(out: Path,                            # the run's folder
           stage: str,                           # name of the stage
@@ -73,8 +74,9 @@ def timed(out: Path,                            # the run's folder
         seconds = json.loads(file.read_text()) if file.exists() else {}
         seconds[stage] = round(seconds.get(stage, 0) + time.monotonic() - start, 1)
         write_text(file, json.dumps(seconds, indent=1) + "\n")
+        gc.collect()                            # trainers are reference cycles that hold whole models
 
-# %% ../nbs/14_cli.ipynb #7a562ceb
+# %% ../nbs/14_cli.ipynb #a9f5e4e3
 def find_notebook(name: str) -> Path:
     "The notebook of a run: a path, or a name in `runs/` here or beside the library."
     places = [Path(name), Path("runs") / f"{name}.ipynb", Path(__file__).resolve().parent.parent / "runs" / f"{name}.ipynb"]
@@ -83,6 +85,7 @@ def find_notebook(name: str) -> Path:
     there = sorted({p.stem for folder in (places[1].parent, places[2].parent) for p in folder.glob("*.ipynb")})
     raise UserError(f"there is no run {name!r}; there are: {', '.join(there) or 'none'}")
 
+# %% ../nbs/14_cli.ipynb #2fb8d33e
 def run_notebook(name: str,                     # a run's name, or a notebook's path
                  parameters: list[str],         # "name=value"
                  out: str | Path | None = None, # the run's folder; None is runs/out/NAME
@@ -110,7 +113,7 @@ def run_notebook(name: str,                     # a run's name, or a notebook's 
         raise
     return out
 
-# %% ../nbs/14_cli.ipynb #b27713c6
+# %% ../nbs/14_cli.ipynb #1adda01d
 app = typer.Typer(help="Questions into verifiable tool-use environments, and language models trained in them.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False)
 Pairs = Annotated[list[str] | None, typer.Option("--param", "-p", metavar="NAME=VALUE", help="Set a parameter; may be repeated.")]
@@ -121,15 +124,40 @@ Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 
 @app.command()
 def build(out: Out, n: Annotated[int, typer.Option("-n", help="How many environments.")] = 400, seed: Seed = 0,
-          split: Annotated[str, typer.Option(help="'train' or 'test'; they share no tool name and no entity.")] = "train"):
+          split: Annotated[str, typer.Option(help="'train' or 'test'; they share no tool name and no entity.")] = "train",
+          audit: Annotated[bool, typer.Option(help="Audit them as well, as `toolrl audit` does.")] = False):
     "Build checked environments from packaged facts."
     from toolrl_lit.build import build_environments
     from toolrl_lit.scenario import KnowledgeGenerator
     result = build_environments(KnowledgeGenerator(), n, seed, split=split, out=out)
     print(f"{len(result)} environments in {out}")
     for what, count in result.counts.items(): print(f"  {what}: {count}")
+    if audit: _audit(list(result), [], "strict", out.with_suffix(".audit.html"))
 
-# %% ../nbs/14_cli.ipynb #9c62c8ce
+# %% ../nbs/14_cli.ipynb #2143d5bf
+def _audit(train: list[Environment], test: list[Environment], match: str, out: Path):
+    "Print and write what an audit finds; end with code 1 if there are defects."
+    from toolrl_lit.build import audit, audit_figure, audit_table
+    from toolrl_lit.evaluate import write_report
+    from toolrl_lit.reward import MATCHERS
+    findings = audit(train, test or None, match=MATCHERS[match])
+    for f in findings:
+        print(f"{'DEFECT' if f.defect and f.count else '':>7} {f.check}: {f.count} of {f.of}")
+        if f.defect: [print(f"{'':>10}{e}") for e in f.examples]
+    write_report(out, "Audit", [("Findings", [audit_table(findings)]), ("Balance and difficulty", [audit_figure(train + test)])])
+    print(f"written: {out}")
+    if any(f.defect and f.count for f in findings): raise typer.Exit(1)
+
+@app.command()
+def audit(environments: Annotated[Path, typer.Argument(help="JSONL of environments.")],
+          against: Annotated[Path | None, typer.Option(help="JSONL of the split that must share nothing with it.")] = None,
+          match: Annotated[str, typer.Option(help="Whose rule accepts a wrong result: 'strict' or 'paper'.")] = "strict",
+          out: Out = Path("audit.html")):
+    "Look for duplicates, leaks, shortcuts, false positives and imbalance; exit code 1 if there is a defect."
+    if match not in ("strict", "paper"): raise UserError(f"match {match!r}: expected 'strict' or 'paper'")
+    _audit(read_jsonl(environments, Environment), read_jsonl(against, Environment) if against else [], match, out)
+
+# %% ../nbs/14_cli.ipynb #f4d3e9e7
 @app.command()
 def collect(environments: Environments, out: Out, model: Model = "smollm2", samples: Annotated[int, typer.Option(help="Rollouts of each.")] = 1,
             temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.")] = 1.0,
@@ -161,7 +189,7 @@ def parameters():
     for name, field in TrainConfig.model_fields.items(): table.add_row(name, str(field.default), field.description)
     Console().print(table)
 
-# %% ../nbs/14_cli.ipynb #7a45bae0
+# %% ../nbs/14_cli.ipynb #0aeb2606
 @app.command()
 def evaluate(environments: Environments, out: Out, model: Model = "smollm2", name: Annotated[str, typer.Option(help="As figures call it.")] = "policy",
              max_turns: Annotated[int, typer.Option(help="Turns at most.")] = 20, seed: Seed = 0):
@@ -192,7 +220,7 @@ def report(evaluations: Annotated[list[Path], typer.Argument(help="Files of `too
     for e in known[1:]: sections.append((f"{e.name} against {known[0].name}", [compare(known[0], e)]))
     print(f"written: {write_report(out, 'Evaluation', sections)}")
 
-# %% ../nbs/14_cli.ipynb #fefb304c
+# %% ../nbs/14_cli.ipynb #3b950bcb
 @app.command()
 def export(kind: Annotated[str, typer.Argument(metavar="FORMAT", help="'ftrl', 'verl' or 'hf'.")], environments: Environments, out: Out):
     "Hand environments over to other engines."
@@ -215,6 +243,7 @@ def run(name: Annotated[str, typer.Argument(help="A run in runs/, such as 'quick
     print(f"done: {folder}")
     if (folder / "report.html").exists(): print(f"open {folder / 'report.html'}")
 
+# %% ../nbs/14_cli.ipynb #dfbb9ed0
 @app.command()
 def sweep(name: Annotated[str, typer.Argument(help="A run in runs/.")], param: Pairs = None,
           out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the sweep; default runs/out/NAME-sweep.")] = None):
@@ -228,7 +257,7 @@ def sweep(name: Annotated[str, typer.Argument(help="A run in runs/.")], param: P
         if (folder / "metrics.json").exists(): print(f"finished before: {folder}"); continue
         run_notebook(name, pairs, folder)
 
-# %% ../nbs/14_cli.ipynb #dde51985
+# %% ../nbs/14_cli.ipynb #a3a1fe8c
 def main():
     "Entry point: problems that the user can mend are one sentence on standard error and exit code 2."
     try: app()

@@ -6,8 +6,9 @@
 __all__ = ['Prompt', 'CHAT_TEMPLATE', 'Policy', 'call_text', 'OraclePolicy', 'collect', 'grouped_attention', 'grouped_mask',
            'PrefixMemory', 'generate_tokens', 'packaged_model', 'save_model', 'load_model', 'TransformersPolicy']
 
-# %% ../nbs/09_collect.ipynb #d8e5224a
-import bisect, importlib.util, json, os, shutil, tempfile
+# %% ../nbs/09_collect.ipynb #e40f4ccf
+import bisect, hashlib, importlib.util, json, os, shutil, tempfile
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 import numpy as np, torch
@@ -17,21 +18,21 @@ from transformers import (AttentionInterface, AttentionMaskInterface, AutoModelF
                           StaticCache)
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging as hf_logging
-from .reward import parser_for, score_batch
+from .reward import Parser, parser_for, score_batch
 from .schema import (Environment, Scenario, StepRecord, SubQuestion, Tool, ToolCall, ToolDoc, Trajectory, Turn, UserError,
-                               read_jsonl, write_jsonl)
+                               read_jsonl, write_jsonl, write_text)
 
-# %% ../nbs/09_collect.ipynb #d3f9b624
+# %% ../nbs/09_collect.ipynb #3fe089f0
 Prompt = tuple[list[dict], list[dict]]        # chat messages, tool documents
 
 class Policy(Protocol):
     "Anything that writes the next assistant turn."
-    parser: str                               # the tool-call format it writes, a name in `reward.PARSERS`
+    parser: str | Parser                      # the tool-call format it writes, a name in `reward.PARSERS` or a function
 
     def generate(self, prompts: list[Prompt], *, temperature: float, max_new_tokens: int, seed: int) -> list[str]:
         "One raw assistant text for each prompt. `temperature` 0 means greedy."
 
-# %% ../nbs/09_collect.ipynb #0f78c970
+# %% ../nbs/09_collect.ipynb #deeae451
 def call_text(calls: list[ToolCall]) -> str:
     "Tool calls as Hermes and Qwen models write them."
     return "\n".join("<tool_call>\n" + json.dumps({"name": c.name, "arguments": c.arguments}, ensure_ascii=False) + "\n</tool_call>"
@@ -54,7 +55,7 @@ class OraclePolicy:
             texts.append(call_text(waves[turn]) if turn < len(waves) else env.answer)
         return texts
 
-# %% ../nbs/09_collect.ipynb #92c84454
+# %% ../nbs/09_collect.ipynb #9b37cf5a
 def _take_turn(step: StepRecord, traj: Trajectory, text: str, score) -> StepRecord | None:
     "Write one turn into `traj`; the step that follows, or None if the conversation has ended."
     calls = [ToolCall(name=c.name, arguments=c.arguments) for c in score.calls]
@@ -68,6 +69,7 @@ def _take_turn(step: StepRecord, traj: Trajectory, text: str, score) -> StepReco
     return step.model_copy(update=dict(messages=list(traj.messages), unsolved=score.unsolved, turn=step.turn + 1,
                                        solve_rate=1 - left / max(1, traj.sub_questions)))
 
+# %% ../nbs/09_collect.ipynb #3f7db6fa
 def _rollouts(policy, starts, temperature, max_turns, max_new_tokens, seed, scoring, progress) -> list[Trajectory]:
     "Roll out `starts`, pairs of a step record and a sample number, turn by turn until all have ended."
     trajs = [Trajectory(environment=s.environment, sample=k, kind=s.kind, start=len(s.messages), messages=list(s.messages), turns=[],
@@ -89,7 +91,16 @@ def _rollouts(policy, starts, temperature, max_turns, max_new_tokens, seed, scor
             else: t.stop = "answer" if score.content else "empty"
     return trajs
 
-# %% ../nbs/09_collect.ipynb #8056ed7a
+# %% ../nbs/09_collect.ipynb #92a06f8b
+def _same_settings(out: Path, settings: dict, begun: bool):
+    "Note beside `out` how its trajectories are made; raise `UserError` if those that it holds were made otherwise."
+    note = out.with_suffix(".settings.json")
+    before = json.loads(note.read_text()) if begun and note.exists() else settings
+    other = [f"{k}: {before.get(k)!r} there, {v!r} now" for k, v in settings.items() if before.get(k) != v]
+    if other: raise UserError(f"{out}: holds trajectories of other settings ({'; '.join(other)}); choose another file or remove it")
+    write_text(note, json.dumps(settings, indent=1) + "\n")
+
+# %% ../nbs/09_collect.ipynb #5bba0697
 def collect(policy: Policy,                   # writes the turns
             environments: list[Environment | StepRecord],  # where to act; a step record is continued
             *, samples: int = 1,              # rollouts of each environment
@@ -107,11 +118,13 @@ def collect(policy: Policy,                   # writes the turns
     """Trajectories of `policy`, environment by environment in order (paper section 3.3).
 
     With `out`, each finished batch is written at once, and a second call with the same arguments goes on after the last
-    batch on disk. Raises `UserError` if `out` holds trajectories of other environments."""
+    batch on disk. Raises `UserError` if `out` holds trajectories of other environments, settings or weights."""
     starts = [(e.start(), k) for e in environments for k in range(samples)]
     done = read_jsonl(out, Trajectory) if out and Path(out).exists() else []
     if [(t.environment, t.sample) for t in done] != [(s.environment, k) for s, k in starts[:len(done)]]:
         raise UserError(f"{out}: holds trajectories of other environments; choose another file or remove it")
+    if out: _same_settings(Path(out), dict(policy=getattr(policy, "fingerprint", type(policy).__name__), samples=samples, temperature=temperature,
+        max_turns=max_turns, max_new_tokens=max_new_tokens, kind=kind, match=match, seed=seed, batch=batch), begun=bool(done))
     scoring = dict(kind=kind, match=match, sandbox=sandbox)
     with tqdm(total=len(starts), initial=len(done), desc=desc, unit="rollout") as progress:
         while len(done) < len(starts):
@@ -121,7 +134,7 @@ def collect(policy: Policy,                   # writes the turns
             if out: write_jsonl(out, done)
     return done
 
-# %% ../nbs/09_collect.ipynb #0e91926c
+# %% ../nbs/09_collect.ipynb #a20c2329
 def grouped_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
     """Scaled dot-product attention in which the query heads of one key head are further positions of it.
     Shapes: query (rows, heads, new, d), key and value (rows, key heads, length, d); returns (rows, new, heads, d)."""
@@ -143,7 +156,7 @@ def grouped_mask(*args, **kwargs):
 AttentionInterface.register("grouped", grouped_attention)
 AttentionMaskInterface.register("grouped", grouped_mask)
 
-# %% ../nbs/09_collect.ipynb #1098b62c
+# %% ../nbs/09_collect.ipynb #98488a39
 class PrefixMemory:
     "Keys and values of the sequences that a model has read last."
     def __init__(self, model: PreTrainedModel):
@@ -168,7 +181,7 @@ class PrefixMemory:
         self._fresh()
         self.entries = sorted(entries, key=lambda e: e[0])
 
-# %% ../nbs/09_collect.ipynb #8276928d
+# %% ../nbs/09_collect.ipynb #2f13af75
 def _read(model, prompts: list[list[int]], memory: PrefixMemory, length: int, room: int, pad: int):
     """Read a few prompts, as far as they are not remembered, right-aligned at `length`.
     Returns a cache with `room` free places, and the last logits."""
@@ -192,7 +205,7 @@ def _read(model, prompts: list[list[int]], memory: PrefixMemory, length: int, ro
     logits = model(ids, attention_mask=seen[:, :length], position_ids=position, past_key_values=cache, logits_to_keep=1).logits[:, -1]
     return cache, logits
 
-# %% ../nbs/09_collect.ipynb #013bb397
+# %% ../nbs/09_collect.ipynb #7afd89a7
 def _prefill(model, prompts, copies: list[int], memory: PrefixMemory, room: int, pad: int, at_once: int = 8):
     "Read each prompt once, a few at a time; then as many rows of each as `copies` says. Cache, mask, positions, logits, length."
     length = max(map(len, prompts))
@@ -212,7 +225,7 @@ def _sample(logits: torch.Tensor, temperature: float, uniform: torch.Tensor) -> 
     cdf = torch.softmax(logits.float() / temperature, -1).cumsum(-1)
     return torch.searchsorted(cdf, (uniform * cdf[:, -1]).unsqueeze(1)).squeeze(1).clamp(max=logits.shape[-1] - 1)
 
-# %% ../nbs/09_collect.ipynb #76915769
+# %% ../nbs/09_collect.ipynb #97ac60d8
 @torch.no_grad()
 def _decode(model, prompts, copies, uniforms, temperature, max_new_tokens, stop: set[int], pad: int, memory, keep: bool):
     "Tokens after each prompt copy, and what to remember. Rows that have stopped leave the batch once they are a quarter of it."
@@ -242,7 +255,7 @@ def _decode(model, prompts, copies, uniforms, temperature, max_new_tokens, stop:
     if keep: [remember(i, row) for i, row in enumerate(rows.tolist())]
     return out, learnt
 
-# %% ../nbs/09_collect.ipynb #c2331caa
+# %% ../nbs/09_collect.ipynb #c23a568b
 def generate_tokens(model: PreTrainedModel,        # a causal language model
                     prompts: list[list[int]],      # token ids; equal prompts are read once
                     *, max_new_tokens: int,        # tokens at most
@@ -270,7 +283,7 @@ def generate_tokens(model: PreTrainedModel,        # a causal language model
     if memory is not None: memory.replace(learnt)
     return out
 
-# %% ../nbs/09_collect.ipynb #7e8ec192
+# %% ../nbs/09_collect.ipynb #2412a32d
 CHAT_TEMPLATE = (
     "{%- set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' -%}"
     "{%- if system or tools %}{{ '<|im_start|>system\n' + system }}"
@@ -288,7 +301,7 @@ CHAT_TEMPLATE = (
     "{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 
-# %% ../nbs/09_collect.ipynb #5393d269
+# %% ../nbs/09_collect.ipynb #cd5f0b2e
 def packaged_model(cache: str | Path | None = None,  # folder to keep it in; None: the user's cache folder
                    ) -> Path:
     "SmolLM2-135M-Instruct as a folder that transformers loads and trains, converted on the first call (15 s)."
@@ -313,7 +326,7 @@ def packaged_model(cache: str | Path | None = None,  # folder to keep it in; Non
     save_model(model, tokenizer, folder)
     return folder
 
-# %% ../nbs/09_collect.ipynb #f3d0fc97
+# %% ../nbs/09_collect.ipynb #b8a8bb17
 def save_model(model, tokenizer, folder: str | Path) -> Path:
     "Save model and tokenizer as a folder that is whole or not there. Raises `UserError` if the disk refuses."
     folder = Path(folder)
@@ -332,6 +345,7 @@ def save_model(model, tokenizer, folder: str | Path) -> Path:
     finally: shutil.rmtree(draft, ignore_errors=True)
     return folder
 
+# %% ../nbs/09_collect.ipynb #80673663
 def load_model(path: str | Path = "smollm2",  # "smollm2" (packaged), a local folder, or a hub name
                ) -> tuple[PreTrainedModel, "AutoTokenizer"]:
     "Model (bfloat16, evaluation mode) and tokenizer. Raises `UserError` if there is no such model."
@@ -350,22 +364,29 @@ def load_model(path: str | Path = "smollm2",  # "smollm2" (packaged), a local fo
     else: model.set_attn_implementation("grouped")
     return model.eval(), tokenizer
 
-# %% ../nbs/09_collect.ipynb #a47112de
+# %% ../nbs/09_collect.ipynb #4dade015
 class TransformersPolicy:
     "A causal language model as a policy."
     def __init__(self, model: str | Path | PreTrainedModel = "smollm2",  # a path or name, or a loaded model
                  tokenizer=None,                # needed with a loaded model
-                 parser: str | None = None,     # tool-call format it writes; None reads it off the chat template
+                 parser: str | Parser | None = None,  # tool-call format it writes; None reads it off the tokenizer
                  max_prompt_tokens: int = 4096, # longer conversations end
                  batch: int = 64,               # rows decoded together
                  ):
         self.model, self.tokenizer = (model, tokenizer) if isinstance(model, PreTrainedModel) else load_model(model)
         if self.tokenizer is None: raise UserError("a loaded model needs its tokenizer: TransformersPolicy(model, tokenizer)")
-        self.parser = parser or parser_for(self.tokenizer.chat_template)
+        self.parser = parser or parser_for(self.tokenizer.chat_template, self.tokenizer)
         self.max_prompt_tokens, self.batch = max_prompt_tokens, batch
         ends = self.model.generation_config.eos_token_id
         self.memory = PrefixMemory(self.model)
         self.stop = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        "Identifies the weights: exact sums of their bits, so it is the same on any device and with any number of threads."
+        bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+        sums = [(n, p.detach().view(bits[p.element_size()]).sum(dtype=torch.int64).item()) for n, p in self.model.named_parameters()]
+        return hashlib.sha256(repr(sums).encode()).hexdigest()[:16]
 
     def text(self, messages: list[dict], tools: list[dict], asks: bool = True) -> str:
         "A conversation as the chat template writes it; where it `asks`, up to where the assistant writes."

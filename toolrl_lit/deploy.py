@@ -37,7 +37,7 @@ def _table(plan: ToolPlan) -> list[str]:
         lines += [f"        {json.dumps(plan.words[relation])}: {{", *rows(facts, " " * 12), "        },"]
     return [*lines, "    }"]
 
-# %% ../nbs/06_deploy.ipynb #b0582b37
+# %% ../nbs/06_deploy.ipynb #70b73252
 def _validation(plan: ToolPlan) -> list[str]:
     "Checks of the arguments; leaves the subject in `subject` (or several in `subjects`), and the facts in `table`."
     k, fail, lines = plan.key, '        raise ValueError("{}")', []
@@ -62,9 +62,9 @@ def _validation(plan: ToolPlan) -> list[str]:
 
 def _lookup(plan: ToolPlan) -> list[str]:
     "Finds the fact, whatever the case of the letters; leaves it in `result`."
-    lines = ["    known = {name.casefold(): value for name, value in table.items()}"]
-    if plan.shape == "array": lines.append("    values = [known.get(x.strip().casefold()) for x in subjects]")
-    else: lines.append("    values = [known.get(subject.strip().casefold())]")
+    lines = ["    known = {name.strip(' .+').casefold(): value for name, value in table.items()}"]
+    if plan.shape == "array": lines.append("    values = [known.get(x.strip(' .+').casefold()) for x in subjects]")
+    else: lines.append("    values = [known.get(subject.strip(' .+').casefold())]")
     return lines + ["    if None in values:", f'        raise ValueError("nothing is known under this value of {plan.key}")',
                     '    result = "; ".join(values)' if plan.shape == "array" else "    result = values[0]"]
 
@@ -96,7 +96,7 @@ def deploy(draft: Draft,  # stage 4's result
     return Environment(scenario=draft.scenario, strategies=draft.strategies,
                        tools=[Tool(doc=tool_doc(t), code=render(t), distractor=t.distractor) for t in draft.tools])
 
-# %% ../nbs/06_deploy.ipynb #4361a87e
+# %% ../nbs/06_deploy.ipynb #820ea72b
 class Probe(NamedTuple):
     "A call to make in an examination."
     tool: str

@@ -88,11 +88,12 @@ class ToolCall(BaseModel):
     name: str
     arguments: dict[str, Any] = {}
 
-# %% ../nbs/00_schema.ipynb #bde6ffe8
+# %% ../nbs/00_schema.ipynb #8995ecdf
 Strategy = Literal["functionality generalization", "parameter expansion", "parameter type generalization", "toolset extension"]
 STRATEGIES: tuple[Strategy, ...] = ("functionality generalization", "parameter expansion",
                                     "parameter type generalization", "toolset extension")
 
+# %% ../nbs/00_schema.ipynb #16e15e11
 class Environment(BaseModel):
     "A question, its golden decomposition, and the tools to answer it (stages 3 to 5)."
     model_config = ConfigDict(extra="forbid")
@@ -143,7 +144,7 @@ class Environment(BaseModel):
         return StepRecord(environment=self.id, messages=[{"role": "user", "content": self.question}], tools=self.documents(),
             codes=self.codes(), unsolved=self.unsolved(), answer=self.answer, split=self.split, kind=self.kind)
 
-# %% ../nbs/00_schema.ipynb #8c1c089e
+# %% ../nbs/00_schema.ipynb #1cf4cc84
 class StepRecord(BaseModel):
     "One training prompt (paper section 3.3): the history, the tools, and the sub-answers still unsolved."
     model_config = ConfigDict(extra="forbid")
@@ -169,6 +170,7 @@ class StepRecord(BaseModel):
         "How many sub-questions are unsolved."
         return sum(len(v) for v in self.unsolved.values())
 
+# %% ../nbs/00_schema.ipynb #a64c22c3
 class Turn(BaseModel):
     "What one assistant turn did."
     model_config = ConfigDict(extra="forbid")
@@ -178,7 +180,7 @@ class Turn(BaseModel):
     solved: list[tuple[str, str] | None] = [] # for each call: the (tool, golden answer) it solved, or None
     reward: float = 0.0                       # reward of this turn
 
-# %% ../nbs/00_schema.ipynb #d575b201
+# %% ../nbs/00_schema.ipynb #8cc9a558
 class Trajectory(BaseModel):
     "One rollout of a policy in one environment."
     model_config = ConfigDict(extra="forbid")
@@ -210,7 +212,7 @@ class Trajectory(BaseModel):
             yield step.model_copy(update=dict(messages=self.messages[:cut], turn=step.turn + i,
                 unsolved={k: list(v) for k, v in unsolved.items()}, solve_rate=1 - left / max(1, self.sub_questions)))
 
-# %% ../nbs/00_schema.ipynb #aa6a1e37
+# %% ../nbs/00_schema.ipynb #091a2f3f
 def write_text(path: str | Path,  # file to write
                text: str,         # its whole content
                ) -> Path:
@@ -229,7 +231,7 @@ def write_text(path: str | Path,  # file to write
     finally: Path(tmp).unlink(missing_ok=True)
     return path
 
-# %% ../nbs/00_schema.ipynb #afa0cb45
+# %% ../nbs/00_schema.ipynb #ef048109
 M = TypeVar("M", bound=BaseModel)
 
 def write_jsonl(path: str | Path,             # file to write
@@ -259,7 +261,7 @@ def _explain(e: ValidationError, model: type[BaseModel]) -> str:
     got = "" if first["type"] in ("missing", "json_invalid") else f", got {str(first['input'])[:60]!r}"
     return f"{field}: {first['msg']}{got} (expected one {model.__name__})"
 
-# %% ../nbs/00_schema.ipynb #37d6fa03
+# %% ../nbs/00_schema.ipynb #40c8996b
 _FTRL = ("messages", "tools", "codes", "unsolved_set", "answer", "solve_rate", "data_source", "split")
 
 def from_ftrl(record: dict,      # one object of the authors' JSON Lines
@@ -287,7 +289,7 @@ def to_ftrl(step: "StepRecord | Environment",  # what to write; an environment g
     record |= {k: v for k, v in step.extra.items() if k != "_absent"}
     return {k: v for k, v in record.items() if k not in step.extra.get("_absent", [])}
 
-# %% ../nbs/00_schema.ipynb #735035a5
+# %% ../nbs/00_schema.ipynb #0a2015d6
 def show(fig,        # plotly figure
          name: str,  # fixed name, unique within the notebook
          ):
