@@ -85,7 +85,7 @@ def find_notebook(name: str) -> Path:
     there = sorted({p.stem for folder in (places[1].parent, places[2].parent) for p in folder.glob("*.ipynb")})
     raise UserError(f"there is no run {name!r}; there are: {', '.join(there) or 'none'}")
 
-# %% ../nbs/14_cli.ipynb #2fb8d33e
+# %% ../nbs/14_cli.ipynb #299a36f4
 def run_notebook(name: str,                     # a run's name, or a notebook's path
                  parameters: list[str],         # "name=value"
                  out: str | Path | None = None, # the run's folder; None is runs/out/NAME
@@ -94,8 +94,8 @@ def run_notebook(name: str,                     # a run's name, or a notebook's 
     "Execute a run with papermill, its output on the terminal; the folder. Raises `UserError` where the user can help."
     import papermill
     notebook = find_notebook(name)
-    known = [k for k in papermill.inspect_notebook(str(notebook)) if k != "out"]
-    values = parse_parameters(parameters, known)
+    takes = list(papermill.inspect_notebook(str(notebook)))
+    values = parse_parameters(parameters, [k for k in takes if k != "out"])
     out = Path(out or Path("runs/out") / notebook.stem).resolve()
     try:
         if fresh and out.exists():
@@ -105,7 +105,7 @@ def run_notebook(name: str,                     # a run's name, or a notebook's 
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise UserError(f"{out}: cannot be made: {e.strerror}") from e
     try:
-        papermill.execute_notebook(str(notebook), str(out / notebook.name), values | {"out": str(out)}, kernel_name="python3",
+        papermill.execute_notebook(str(notebook), str(out / notebook.name), values | ({"out": str(out)} if "out" in takes else {}), kernel_name="python3",
                                    progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, cwd=str(out))
     except papermill.PapermillExecutionError as e:
         if e.ename == "UserError": raise UserError(e.evalue) from e

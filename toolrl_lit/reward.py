@@ -576,7 +576,7 @@ def score_batch(turns: list[tuple[str, "Environment | StepRecord | dict"]],  # (
     each = (results[i] for i in places)
     return [_score(p, [next(each) for _ in p.calls], f, kind, match, markup) for p, f in zip(parsed, facts)]
 
-# %% ../nbs/08_reward.ipynb #13dcf08f
+# %% ../nbs/08_reward.ipynb #51ffc3b7
 def score_turn(text: str,                            # a turn as the policy wrote it
                env_or_record: "Environment | StepRecord | dict",  # where it was written; a dict has the authors' format
                kind: Kind = "f1",                    # formula for turns with calls
