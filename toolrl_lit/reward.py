@@ -8,7 +8,7 @@ __all__ = ['Kind', 'KINDS', 'OPEN', 'CLOSE', 'PARSERS', 'MARKUP', 'Parser', 'UNI
            'parse_llama', 'parse_mistral', 'response_parser', 'parser_for', 'match_paper', 'Token', 'tokens', 'offers',
            'match_strict', 'CallScore', 'TurnScore', 'score_batch', 'score_turn']
 
-# %% ../nbs/08_reward.ipynb #46ca2d51
+# %% ../nbs/08_reward.ipynb #c0eeb8d0
 import ast, json, re, unicodedata
 from collections.abc import Callable, Iterable
 from decimal import Decimal, InvalidOperation
@@ -18,7 +18,7 @@ from pydantic import PrivateAttr
 from .sandbox import CallResult, ToolSandbox, shared
 from .schema import Environment, StepRecord, ToolCall, UserError
 
-# %% ../nbs/08_reward.ipynb #9304ac93
+# %% ../nbs/08_reward.ipynb #e6290b71
 Kind = Literal["f1", "p", "r", "pr"]
 KINDS: dict[str, Callable[[int, int], float]] = {
     "f1": lambda q, p: 2 * q / (p + 1),
@@ -44,7 +44,7 @@ def reward_table(p: int,                # tool calls in the turn
     if finished: return 0.5,               "done"
     return 0.0, "other"
 
-# %% ../nbs/08_reward.ipynb #1b02fe38
+# %% ../nbs/08_reward.ipynb #ed47c702
 class Parsed(NamedTuple):
     "A turn taken apart."
     content: str             # what was said beside the calls
@@ -68,7 +68,7 @@ def _written(call: ToolCall) -> tuple[Any, Any]:
     "Name and arguments exactly as the policy wrote them."
     return call._written if isinstance(call, OddCall) else (call.name, call.arguments)
 
-# %% ../nbs/08_reward.ipynb #37653385
+# %% ../nbs/08_reward.ipynb #4b697d8d
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 def _ending(text: str) -> str:
@@ -95,7 +95,7 @@ def parse_qwen(text: str,   # a turn as the policy wrote it
         except Exception: malformed.append(piece)
     return Parsed(text[:start].strip() if calls is not None else text, calls or [], malformed)
 
-# %% ../nbs/08_reward.ipynb #f9e836da
+# %% ../nbs/08_reward.ipynb #f373af2a
 _EOS = re.compile(r"(?:\s*(?:<\|eot_id\|>|<\|eom_id\|>|<\|end_of_text\|>|</s>|<\|im_end\|>|<\|endoftext\|>))+\s*$")
 
 def _objects(text: str) -> list[dict]:
@@ -115,7 +115,7 @@ def _calls(text: str, arguments: str) -> list[ToolCall]:
         calls.append(_call(name, json.loads(values) if isinstance(values, str) else values))
     return calls
 
-# %% ../nbs/08_reward.ipynb #fc99be85
+# %% ../nbs/08_reward.ipynb #e2f50da2
 def parse_llama(text: str,  # a turn as the policy wrote it
                 ) -> Parsed:
     "Take a turn in Llama 3.1's JSON format apart. Never raises."
@@ -145,7 +145,7 @@ MARKUP: dict[str, tuple[str, ...]] = {  # what shows that a call was meant, wher
     "qwen": (OPEN, CLOSE, "<tool_parsed_response>"), "hermes": (OPEN, CLOSE, "<tool_parsed_response>"),
     "llama3.1": ("<|python_tag|>", '"parameters"'), "mistral": ("[TOOL_CALLS]", "[ARGS]")}
 
-# %% ../nbs/08_reward.ipynb #433b7d70
+# %% ../nbs/08_reward.ipynb #044fbd1b
 Parser = Callable[[str], Parsed]
 
 def response_parser(tokenizer,   # with a `response_template`
@@ -165,7 +165,7 @@ def response_parser(tokenizer,   # with a `response_template`
     parse.markup = tuple(re.findall(r"<[\w|/]+>|\[[A-Z_]+\]", calls.get("open") or calls.get("open_pattern") or ""))
     return parse
 
-# %% ../nbs/08_reward.ipynb #5d317035
+# %% ../nbs/08_reward.ipynb #213d3049
 def parser_for(template: str | None,  # a tokenizer's chat template
                tokenizer=None,        # the tokenizer, if its own response template may be used
                ) -> str | Parser:
@@ -177,7 +177,7 @@ def parser_for(template: str | None,  # a tokenizer's chat template
     if described and (known is None or "<function=" in template or "<arg_key>" in template): return response_parser(tokenizer)
     return known or "qwen"
 
-# %% ../nbs/08_reward.ipynb #87c9696c
+# %% ../nbs/08_reward.ipynb #b702cac8
 def _fold(text: str) -> str: return text.lower().replace(",", "").strip()
 
 def match_paper(text: str,     # a call's result as the policy reads it
@@ -187,7 +187,7 @@ def match_paper(text: str,     # a call's result as the policy reads it
     text = _fold(text)
     return all(_fold(part) in text for part in golden.split(", "))
 
-# %% ../nbs/08_reward.ipynb #b561d022
+# %% ../nbs/08_reward.ipynb #6783e32f
 _LENGTH = {"mm": "0.001", "cm": "0.01", "m": "1", "km": "1000", "mi": "1609.344", "ft": "0.3048", "in": "0.0254", "yd": "0.9144"}
 _SPELLED = {"m": "metre meter", "km": "kilometre kilometer", "mm": "millimetre millimeter", "cm": "centimetre centimeter",
     "mi": "mile", "ft": "foot feet", "in": "inch inche", "yd": "yard", "g": "gram", "kg": "kilogram kilo", "t": "tonne",
@@ -210,7 +210,7 @@ _NAMES = ("january jan|february feb|march mar|april apr|may|june jun|july jul|au
           "november nov|december dec")
 MONTHS = {m: i for i, names in enumerate(_NAMES.split("|"), 1) for m in names.split()}
 
-# %% ../nbs/08_reward.ipynb #b09829f0
+# %% ../nbs/08_reward.ipynb #f7f445eb
 class Token(NamedTuple):
     "A number, date, word, or a break between pieces of text."
     kind: str            # "number", "date", "word" or "break"
@@ -240,7 +240,7 @@ def tokens(text: str,   # anything
     text = re.sub(r"(?<=\b[A-Za-z])\.(?=[A-Za-z]\b)\.?", "", text)          # U.S.A. is USA
     return tuple(t for m in _TOKEN.finditer(text) if (t := _token(m)))
 
-# %% ../nbs/08_reward.ipynb #2602d997
+# %% ../nbs/08_reward.ipynb #4271e5eb
 def _token(m: re.Match) -> Token:
     "The token of a match."
     text, kind = m[0], m.lastgroup
@@ -265,7 +265,7 @@ def _dates(kind: str, text: str) -> frozenset[tuple]:
     a, b, year = numbers
     return frozenset((year, m, d) for m, d in ((a, b), (b, a)) if m <= 12)
 
-# %% ../nbs/08_reward.ipynb #5708b716
+# %% ../nbs/08_reward.ipynb #e1778fde
 _SMALL = set("the a an is are was were in on at of to and or for by with as it its has have from that this i you we they he she "
              "de la le el du des al there here about approximately around roughly exactly over under between than per".split())
 _TITLES = set("mr mrs ms dr sir president king queen lake mount city river saint st airport capital country state province prime "
@@ -284,7 +284,7 @@ def _equal(want: Token, got: Token) -> bool:
     try: return a[0] == b[0] and abs(want.value * a[1] - got.value * b[1]) <= abs(want.value * a[1]) * Decimal("1e-9")
     except ArithmeticError: return False                                    # numbers beyond all bounds
 
-# %% ../nbs/08_reward.ipynb #64f1c5c1
+# %% ../nbs/08_reward.ipynb #eba7756e
 def _longer(have: tuple[Token, ...], i: int, j: int, want: tuple[Token, ...]) -> bool:
     "Whether the run have[i:j] is only a part of a longer name or quantity."
     before, after = have[i - 1] if i else None, have[j] if j < len(have) else None
@@ -298,7 +298,7 @@ def _longer(have: tuple[Token, ...], i: int, j: int, want: tuple[Token, ...]) ->
     unknown = want[-1].kind == "word" and any(t.kind == "number" for t in want)                # `5 people`
     return bool(want[-1].kind == "number" and want[-1].unit and not last.unit and joins(after, Token("word", ""))) and not unknown
 
-# %% ../nbs/08_reward.ipynb #1fe6efab
+# %% ../nbs/08_reward.ipynb #24eff640
 def _within(have: tuple[Token, ...], want: tuple[Token, ...]) -> bool:
     "Whether a whole run of tokens says what is wanted."
     bare = tuple(t for t in want if t.kind != "break")
@@ -326,7 +326,7 @@ def _piece(text: str, golden: str, unit: str = "") -> bool:
         return bool(re.search(rf"(?:^|[:(\"'=]\s*|\b(?:is|are)\s+){re.escape(golden.strip())}(?=[\s.)\"',]*$|[)\"'])", text))
     return _within(have, want)
 
-# %% ../nbs/08_reward.ipynb #2c109a09
+# %% ../nbs/08_reward.ipynb #687499ca
 _REFUSAL = re.compile(r"""an\ error\ occured\ when\ call |
     ^\W*(?:error|invalid|unknown|unsupported|failed|failure|exception|traceback|cannot|could\ not|unable|missing|sorry|please|
         no\ (?:such|data|information|info|results?|records?|entry|entries|match(?:es)?)|not\ (?:found|available))\b |
@@ -353,7 +353,7 @@ def _refused(value: Any) -> bool:
     return bool(failed or low.get("error") or low.get("errors")
                 or any(isinstance(v, str) and _refused(v) for v in low.values()))
 
-# %% ../nbs/08_reward.ipynb #6954e690
+# %% ../nbs/08_reward.ipynb #cce85c31
 FIELDS, ALIKE, WORDS, NUMBERS, LONGEST = 12, 8, 80, 8, 4000   # more fields, like values, words, numbers, letters are a table
 
 def _scalar(value: Any) -> str:
@@ -383,14 +383,14 @@ def offers(value: Any, fields: list, lists: list, key: str = "") -> bool:
     fields.append((_scalar(value), unit))
     return True
 
-# %% ../nbs/08_reward.ipynb #c5c85edc
+# %% ../nbs/08_reward.ipynb #e2ef743a
 def _items(text: str) -> list[str]:
     "The items of a list written as text, or [] if it is not a plain list."
     parts = [p.strip(" .-*•\t") for p in re.split(r"[,;\n|]|\band\b|&", re.sub(r"(?<=\d),(?=\d{3}\b)", "", text))]
     parts = [p for p in parts if p]
     return parts if len(parts) > 1 and all(len(p.split()) <= 4 for p in parts) else []
 
-# %% ../nbs/08_reward.ipynb #de96b308
+# %% ../nbs/08_reward.ipynb #26d8c037
 def _same_items(have: list[str], want: list[str]) -> bool:
     "Whether two lists are equal as sets."
     def exact(a, b): return _piece(a, b) and len(tokens(a)) <= len(tokens(b)) + 1
@@ -412,7 +412,7 @@ def _holds_one(text: str, golden: str, unit: str = "") -> bool:
     if len(items) > 3: return False
     return _piece(text, golden, unit)
 
-# %% ../nbs/08_reward.ipynb #4758c2fb
+# %% ../nbs/08_reward.ipynb #4765dd03
 def _holds_all(fields: list, lists: list[list[str]], golden: str) -> bool:
     "Whether a result gives a golden answer that is a list: as a list, as a text that lists it, or spread over fields."
     want = _items(golden)
@@ -425,7 +425,7 @@ def _holds_all(fields: list, lists: list[list[str]], golden: str) -> bool:
         if not items and not _long(text) and breaks <= len(want) + 1 and all(_piece(text, w) for w in want): return True
     return 1 < len(fields) and all(any(_piece(t, w, u) for t, u in fields) for w in want)
 
-# %% ../nbs/08_reward.ipynb #246f12a9
+# %% ../nbs/08_reward.ipynb #6a514ec9
 def _covers(value: Any, golden: Any) -> bool:
     "Whether a JSON result holds all of a JSON golden answer: objects by field, lists as sets, values as answers."
     if isinstance(golden, dict):
@@ -452,7 +452,7 @@ def match_strict(text: str,     # a call's result as the policy reads it
     if any(_holds_one(t, golden, u) for t, u in fields): return True
     return len(_items(golden)) > 1 and tokens(golden)[0].kind != "date" and _holds_all(fields, lists, golden)
 
-# %% ../nbs/08_reward.ipynb #2c86e3c8
+# %% ../nbs/08_reward.ipynb #69f88391
 Match = Literal["paper", "strict"]
 MATCHERS: dict[str, Callable[[str, str], bool]] = {"paper": match_paper, "strict": match_strict}
 
@@ -480,7 +480,7 @@ class _Facts(NamedTuple):
     answer: str | None
     finished: bool
 
-# %% ../nbs/08_reward.ipynb #806a944c
+# %% ../nbs/08_reward.ipynb #424fb1c8
 def _facts(record: "Environment | StepRecord | dict") -> _Facts:
     "The facts of an environment, a step record, or a record in the authors' format. Raises `UserError` naming a bad field."
     if isinstance(record, Environment): return _Facts(record.codes(), record.unsolved(), record.answer, False)
@@ -496,7 +496,7 @@ def _facts(record: "Environment | StepRecord | dict") -> _Facts:
         if not isinstance(fields[key], dict): raise UserError(f"field {key!r}: expected an object, got {fields[key]!r:.60}")
     return _Facts(fields["codes"], fields["unsolved_set"], record.get("answer"), record.get("solve_rate") == 1.0)
 
-# %% ../nbs/08_reward.ipynb #d05bd5aa
+# %% ../nbs/08_reward.ipynb #8af906cd
 _WHY = {"unknown": "there is no such tool", "timeout": "it took too long", "crashed": "it ended its process",
         "output": "its result is too long", "raised": "it raised an error"}
 
@@ -522,7 +522,7 @@ def _credit(call: ToolCall, result: CallResult, left: dict[str, list], golden: d
     why = why or f"its result does not hold {' or '.join(map(repr, mine))}"
     return CallScore(call.name, call.arguments, result.text, None, why)
 
-# %% ../nbs/08_reward.ipynb #ea445a57
+# %% ../nbs/08_reward.ipynb #9acc73f6
 def _score(parsed: Parsed, results: list[CallResult], facts: _Facts, kind: str, match: str, markup: tuple[str, ...]) -> TurnScore:
     "Score a turn whose calls have run."
     left = {tool: list(answers) for tool, answers in facts.unsolved.items()}
@@ -544,7 +544,7 @@ def _answered(said: str, answer: str, match: str) -> bool:
     last = [x for x in re.split(r"(?<=[.!?])\s+|\n+", said) if x.strip()][-3:]
     return any(match_strict(x, answer) for x in (said, *last))
 
-# %% ../nbs/08_reward.ipynb #36d36cf3
+# %% ../nbs/08_reward.ipynb #4bf95a5a
 def _known(what: str, value: str, table: Iterable[str]):
     "Refuse an option that is not in its table."
     if value not in table: raise UserError(f"{what}: expected one of {', '.join(map(repr, table))}, got {value!r}")
@@ -576,7 +576,7 @@ def score_batch(turns: list[tuple[str, "Environment | StepRecord | dict"]],  # (
     each = (results[i] for i in places)
     return [_score(p, [next(each) for _ in p.calls], f, kind, match, markup) for p, f in zip(parsed, facts)]
 
-# %% ../nbs/08_reward.ipynb #51ffc3b7
+# %% ../nbs/08_reward.ipynb #1ff68bc4
 def score_turn(text: str,                            # a turn as the policy wrote it
                env_or_record: "Environment | StepRecord | dict",  # where it was written; a dict has the authors' format
                kind: Kind = "f1",                    # formula for turns with calls

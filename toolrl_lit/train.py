@@ -146,7 +146,7 @@ def merge_into(copy, tuned) -> None:
             merged = module.base_layer.weight.float() + module.get_delta_weight("default").float()
             copy.get_submodule(name).weight.copy_(merged)
 
-# %% ../nbs/10_train.ipynb #97e44120
+# %% ../nbs/10_train.ipynb #4724b160
 def warm_start(config: TrainConfig,            # `warm_*`, `model`, `seed` and `out` are used
                environments: list[Environment],# training environments, taken in a shuffled order
                steps: int | None = None,       # updates; None takes `config.warm_steps`
@@ -164,7 +164,7 @@ def warm_start(config: TrainConfig,            # `warm_*`, `model`, `seed` and `
     data = [demonstration(policy, shown[e.id], e, answers=whole.random() < config.warm_answers) for e in chosen]
     data = [d for i in range(0, len(data), config.warm_batch)                       # neighbours of like length need little padding
             for d in sorted(data[i:i + config.warm_batch], key=lambda d: len(d["input_ids"]))]
-    micro = next(n for n in (2, 1) if config.warm_batch % n == 0)
+    micro = 1 if config.warm_batch % 2 else 2
     arguments = SFTConfig(**_trainer_arguments(config, out), max_steps=steps, max_length=None,
         per_device_train_batch_size=micro, gradient_accumulation_steps=config.warm_batch // micro,
         learning_rate=config.warm_learning_rate, warmup_steps=2, save_steps=max(5, steps // 4), shuffle_dataset=False,
