@@ -1,10 +1,11 @@
 "The reward against an independent restatement of the paper's rules; the strict matcher; formats; batches; bad input."
-import json, math
+import gc, json, math
 from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
-from toolrl_lit.reward import (KINDS, PARSERS, match_paper, match_strict, parse_qwen, parser_for, response_parser, reward_table,
-                               score_batch, score_turn)
+from toolrl_lit import reward
+from toolrl_lit.reward import (KINDS, PARSERS, match_paper, match_strict, parse_qwen, parser_for, repeats, response_parser,
+                               reward_table, score_batch, score_turn)
 from toolrl_lit.sandbox import ToolSandbox
 from toolrl_lit.schema import Environment, Scenario, StepRecord, SubQuestion, Tool, ToolDoc, UserError, to_ftrl
 
@@ -254,6 +255,62 @@ def test_a_batch_scores_as_its_turns_alone_and_runs_equal_calls_once(box, monkey
     assert sizes == [3]
     assert batch == [score_turn(t, r, sandbox=box) for t, r in turns]
     assert score_batch([], sandbox=box) == []
+
+
+PIECES = [call("capital", {"country": "France"}), call("capital", {"country": "Italy"}), call("capital", {"country": "Peru"}),
+          call("population", {"city": "Paris"}), call("wild", {}), call("gone", {"x": [1]}),
+          call("echo", {"x": {"a": ["Paris"]}}),
+          "<tool_call>{</tool_call>", call("capital", {"country": "Fr\ud800nce"}), call(7, {}), call("nan", '{"a": 1}')]
+LEFT = {"capital": ["Paris", "Rome"], "population": ["2105000"], "echo": ["Paris"], "wild": ["Paris"]}
+PLACES = [RECORD | {"unsolved_set": LEFT}, RECORD, RECORD | {"solve_rate": 1.0, "unsolved_set": {}}]
+
+@settings(max_examples=25, deadline=None)
+@given(picks=st.lists(st.tuples(st.lists(st.sampled_from(PIECES), max_size=4), st.integers(0, 2)), max_size=12),
+       match=st.sampled_from(["paper", "strict"]), part=st.integers(1, 9), data=st.data())
+def test_turns_score_alike_alone_together_and_in_any_order(box, picks, match, part, data):
+    turns = [("I think. " + "".join(pieces), PLACES[k]) for pieces, k in picks * 2]
+    order = data.draw(st.permutations(range(len(turns))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reward, "PART", part); patch.setattr(reward, "STEP", 2)
+        batch = score_batch([turns[i] for i in order], match=match, sandbox=box)
+    assert batch == [score_turn(*turns[i], match=match, sandbox=box) for i in order]
+
+
+def test_each_call_of_a_dice_is_a_throw(box):
+    for code in ("import random\ndef dice(): return random.randint(1, 10 ** 12)",
+                 "import time\ndef dice(): return time.perf_counter()",
+                 "def dice():\n    import os\n    return os.urandom(8).hex()"):
+        scores = score_batch([(call("dice", {}) * 2, {"codes": {"dice": code}, "unsolved_set": {}})] * 4, sandbox=box)
+        assert len({c.result for s in scores for c in s.calls}) == 8
+
+
+def test_equal_turns_share_no_list(box):
+    first, second = score_batch([(call("capital", {"country": "France"}), RECORD)] * 2, sandbox=box)
+    assert first == second and first.solved
+    first.calls.clear(); first.solved["capital"].clear(); first.unsolved.clear()
+    assert second == score_turn(call("capital", {"country": "France"}), RECORD, sandbox=box)
+
+
+@pytest.mark.parametrize("code", [
+    "def f(x): return {'known': 1, 'valid': 2}.get(x)", "import re, json as j\ndef f(x): return re.sub('a', 'b', x)",
+    "from datetime import date\ndef f(): return str(date(2020, 1, 1))", "def f(today_s): return today_s"])
+def test_tools_that_must_answer_alike(code): assert repeats(code)
+
+
+@pytest.mark.parametrize("code", [
+    "from datetime import date as d\ndef f(): return str(d.today())", "import json, random as r\ndef f(): return r.random()",
+    "def f():\n    from time import time\n    return time()", "import numpy\ndef f(): return 1", "def f(x): return id(x)",
+    "import json, \\\n    random\ndef f(): return random.random()", "def f(): return __import__('random').random()",
+    "def f(): return open('/proc/uptime').read()", "from random import*\ndef f(): return random()"])
+def test_tools_that_may_answer_otherwise(code): assert not repeats(code)
+
+
+def test_the_collector_is_left_as_it_was(box):
+    with pytest.raises(UserError): score_batch([("x", RECORD), ("x", {})], sandbox=box)
+    assert gc.isenabled()
+    gc.disable()
+    try: score_turn("x", RECORD, sandbox=box); assert not gc.isenabled()
+    finally: gc.enable()
 
 
 @pytest.mark.parametrize("options, word",

@@ -101,6 +101,27 @@ def test_data_keeps_its_state_for_its_owner_only(box):
     assert box.call("pay", {"to": "x"}, code, bob).text == "1" and ann == {"log": ["0", "1", "2"]} and bob == {"log": ["x"]}
 
 
+@pytest.mark.parametrize("code", ["return 1\ndef f(): pass", "def f(): pass\nbreak", "def f(x, x): pass"])
+def test_code_that_parses_and_does_not_compile_says_why(box, code):
+    with pytest.raises(SyntaxError) as error: compile(code, "<string>", "exec")
+    assert told(box, "f", code) == f"an error occured when call f: {error.value}"
+
+
+def test_a_known_source_stays_with_its_worker():
+    calls = [("f", {"x": i}, f"def f(x): return x + {i}") for i in range(12)]
+    with ToolSandbox(workers=3) as box:
+        for _ in range(10): assert [box.call(*c).text for c in calls] == [str(2 * i) for i in range(12)]
+        assert sum(len(w.known) for w in box._pool) == 12
+
+
+def test_work_is_done_meanwhile_and_its_error_is_not_swallowed(box):
+    steps, slow = [], ("f", {}, "import time\ndef f():\n    time.sleep(0.05)\n    return 1")
+    assert [r.text for r in box.call_many([slow] * 2, (steps.append(i) for i in range(5)))] == ["1", "1"]
+    assert steps == [0, 1, 2, 3, 4]
+    with pytest.raises(ZeroDivisionError): box.call_many([slow] * 2, (1 // 0 for _ in range(1)))
+    assert told(box, "add", ADD, a=1, b=2) == '{"sum": 3}'
+
+
 def test_killed_workers_are_replaced(box):
     box.call("add", {"a": 1, "b": 2}, ADD)
     for w in list(box._pool): os.kill(w.process.pid, signal.SIGKILL)
@@ -220,6 +241,20 @@ def test_paper_scope_hides_what_stands_beside_the_tool():
     "def f(x):\n    match x:\n        case int(real=r): return r", "@f.setter\ndef g(): pass",
     "from typing import get_type_hints", "def f(:"])
 def test_code_with_a_way_out_is_not_vouched_for(code): assert not harmless(code, RULES)
+
+
+PLACES = ["@{}\ndef f(): pass", "def f(x={}): pass", "def f(*, x={}): pass", "def f(x: {}): pass", "def f() -> {}: pass",
+          "x: int = {}", "x: {} = 1", "f(*{})", "f(a={})", "f(**{})", "{{**{}}}", "{{1: 2, None: {}}}", "[x for x in y if {}]",
+          "f'{{1:{{{}}}}}'", "x[1:{}]", "with f() as x, {}: pass", "try: pass\nexcept {}: pass", "try: pass\nfinally: {}",
+          "lambda x=1, *y, z={}: 0", "(x := {})", "x = *y, {}", "raise x from {}", "assert 1, {}", "del x[{}]",
+          "while 0: pass\nelse: {}", "1 < 2 < {}", "1 if {} else 2", "x += {}", "def f():\n    yield {}",
+          "def f():\n    return [lambda: (1, {{'a': ({})}})]"]
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_place_of_a_program_is_overlooked(place):
+    names = "x = y = f = 1\n"
+    assert harmless(names + place.format("x.title"), RULES) is not None
+    for way_out in ("().__class__", "open", "(y, open)", "x.gi_frame"): assert not harmless(names + place.format(way_out), RULES)
 
 
 @pytest.mark.parametrize("code", [

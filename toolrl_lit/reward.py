@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['Kind', 'KINDS', 'OPEN', 'CLOSE', 'PARSERS', 'MARKUP', 'Parser', 'UNITS', 'SCALES', 'MONTHS', 'FIELDS', 'ALIKE',
-           'WORDS', 'NUMBERS', 'LONGEST', 'Match', 'MATCHERS', 'reward_table', 'Parsed', 'OddCall', 'parse_qwen',
-           'parse_llama', 'parse_mistral', 'response_parser', 'parser_for', 'match_paper', 'Token', 'tokens', 'offers',
-           'match_strict', 'CallScore', 'TurnScore', 'score_batch', 'score_turn']
+           'WORDS', 'NUMBERS', 'LONGEST', 'Match', 'MATCHERS', 'PART', 'STEP', 'reward_table', 'Parsed', 'OddCall',
+           'parse_qwen', 'parse_llama', 'parse_mistral', 'response_parser', 'parser_for', 'match_paper', 'Token',
+           'tokens', 'offers', 'match_strict', 'CallScore', 'TurnScore', 'repeats', 'score_batch', 'score_turn']
 
-# %% ../nbs/08_reward.ipynb #c0eeb8d0
-import ast, json, re, unicodedata
+# %% ../nbs/08_reward.ipynb #8980528b
+import ast, gc, json, re, unicodedata
 from collections.abc import Callable, Iterable
+from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 from pydantic import PrivateAttr
-from .sandbox import CallResult, ToolSandbox, shared
+from .sandbox import CallResult, ToolSandbox, allowed, shared
 from .schema import Environment, StepRecord, ToolCall, UserError
 
 # %% ../nbs/08_reward.ipynb #e6290b71
@@ -44,7 +46,7 @@ def reward_table(p: int,                # tool calls in the turn
     if finished: return 0.5,               "done"
     return 0.0, "other"
 
-# %% ../nbs/08_reward.ipynb #ed47c702
+# %% ../nbs/08_reward.ipynb #4c5a1632
 class Parsed(NamedTuple):
     "A turn taken apart."
     content: str             # what was said beside the calls
@@ -55,8 +57,10 @@ class OddCall(ToolCall):
     "A call whose name is no string, or whose arguments are no object or no valid text: it counts and runs as it was written."
     _written: tuple = PrivateAttr(("", {}))
 
-def _call(name: Any, arguments: Any) -> ToolCall:
-    "A call as a model that can always be written to disk."
+def _call(name: Any, arguments: Any, source: str = "\\u") -> ToolCall:
+    "A call as a model that can always be written to disk. `source` is the JSON it was read from, where that is at hand."
+    if type(name) is str and type(arguments) is dict and "\\u" not in source and _stores(source):
+        return ToolCall(name=name, arguments=arguments)
     text = json.dumps([str(name), arguments if type(arguments) is dict else {}], ensure_ascii=False)
     clean = text.encode("utf-8", "replace").decode()   # halves of surrogate pairs cannot be stored
     if clean == text and type(name) is str and type(arguments) is dict: return ToolCall(name=name, arguments=arguments)
@@ -64,11 +68,16 @@ def _call(name: Any, arguments: Any) -> ToolCall:
     call._written = (name, arguments)
     return call
 
+def _stores(text: str) -> bool:
+    "Whether a text can be written as UTF-8."
+    try: return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError: return False
+
 def _written(call: ToolCall) -> tuple[Any, Any]:
     "Name and arguments exactly as the policy wrote them."
     return call._written if isinstance(call, OddCall) else (call.name, call.arguments)
 
-# %% ../nbs/08_reward.ipynb #4b697d8d
+# %% ../nbs/08_reward.ipynb #5ef9c621
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 def _ending(text: str) -> str:
@@ -76,6 +85,7 @@ def _ending(text: str) -> str:
     return text.strip().removesuffix("<|endoftext|>").strip().removesuffix("<|im_end|>").strip()
 
 def parse_qwen(text: str,   # a turn as the policy wrote it
+               read: dict[str, ToolCall] | None = None,  # calls of earlier turns, by their text: equal ones become one object
                ) -> Parsed:
     "Take a turn in Qwen's (and Hermes') format apart, as the authors do (paper section 3.3). Never raises."
     text = _ending(text)
@@ -85,15 +95,20 @@ def parse_qwen(text: str,   # a turn as the policy wrote it
     for piece in map(str.strip, text[start:].split(CLOSE)):
         if not piece: continue
         try:
-            if not piece.startswith(OPEN): raise ValueError("no opening tag")
-            call = json.loads(piece.lstrip(OPEN).strip())
-            if not (name := call.get("name")): raise ValueError("no name")
-            arguments = call["arguments"]
-            if type(arguments) is not dict: arguments = json.loads(arguments)
+            call = (read or {}).get(piece) or _piece_call(piece)
+            if read is not None: read[piece] = call
             calls = calls or []
-            calls.append(_call(name, arguments))
+            calls.append(call)
         except Exception: malformed.append(piece)
     return Parsed(text[:start].strip() if calls is not None else text, calls or [], malformed)
+
+def _piece_call(piece: str) -> ToolCall:
+    "The call that one piece holds. Raises whatever goes wrong."
+    if not piece.startswith(OPEN): raise ValueError("no opening tag")
+    call = json.loads(piece.lstrip(OPEN).strip())
+    if not (name := call.get("name")): raise ValueError("no name")
+    arguments = call["arguments"]
+    return _call(name, arguments if type(arguments) is dict else json.loads(arguments), piece)
 
 # %% ../nbs/08_reward.ipynb #f373af2a
 _EOS = re.compile(r"(?:\s*(?:<\|eot_id\|>|<\|eom_id\|>|<\|end_of_text\|>|</s>|<\|im_end\|>|<\|endoftext\|>))+\s*$")
@@ -326,7 +341,7 @@ def _piece(text: str, golden: str, unit: str = "") -> bool:
         return bool(re.search(rf"(?:^|[:(\"'=]\s*|\b(?:is|are)\s+){re.escape(golden.strip())}(?=[\s.)\"',]*$|[)\"'])", text))
     return _within(have, want)
 
-# %% ../nbs/08_reward.ipynb #687499ca
+# %% ../nbs/08_reward.ipynb #04dcaff9
 _REFUSAL = re.compile(r"""an\ error\ occured\ when\ call |
     ^\W*(?:error|invalid|unknown|unsupported|failed|failure|exception|traceback|cannot|could\ not|unable|missing|sorry|please|
         no\ (?:such|data|information|info|results?|records?|entry|entries|match(?:es)?)|not\ (?:found|available))\b |
@@ -334,9 +349,11 @@ _REFUSAL = re.compile(r"""an\ error\ occured\ when\ call |
         not\ (?:a\ )?(?:valid|supported|recogni[sz]ed|available|known)|did\ you\ mean|choose\ from|
         (?:available|valid|allowed|supported|possible)\ \w+\s*(?:are|:))""", re.X | re.I)
 
+_EXACT = json.JSONDecoder(parse_float=Decimal, parse_int=Decimal)
+
 def _read(text: str) -> Any:
     "A result as JSON, as a Python literal or as `key: value` lines where it is such, else as text."
-    try: return json.loads(text, parse_float=Decimal, parse_int=Decimal)
+    try: return _EXACT.decode(text)
     except (ValueError, RecursionError, InvalidOperation): pass
     if text[:1] in "([{":
         try: return ast.literal_eval(text)
@@ -496,7 +513,7 @@ def _facts(record: "Environment | StepRecord | dict") -> _Facts:
         if not isinstance(fields[key], dict): raise UserError(f"field {key!r}: expected an object, got {fields[key]!r:.60}")
     return _Facts(fields["codes"], fields["unsolved_set"], record.get("answer"), record.get("solve_rate") == 1.0)
 
-# %% ../nbs/08_reward.ipynb #8af906cd
+# %% ../nbs/08_reward.ipynb #bb5ef8f6
 _WHY = {"unknown": "there is no such tool", "timeout": "it took too long", "crashed": "it ended its process",
         "output": "its result is too long", "raised": "it raised an error"}
 
@@ -506,13 +523,13 @@ def _echoes(arguments: Any, result: str, golden: str) -> bool:
     texts = [v if isinstance(v, str) else json.dumps(v) for v in values]
     return any(match_paper(t, golden) for t in texts) and all(match_paper(result, t) for t in texts if t.strip())
 
-def _credit(call: ToolCall, result: CallResult, left: dict[str, list], golden: dict[str, list], match: str) -> CallScore:
+def _credit(call: ToolCall, result: CallResult, left: dict[str, list], golden: dict[str, list], match: str, holds) -> CallScore:
     "Hold one call against what is left of its tool's golden answers; remove the one it solves."
     name, arguments = _written(call)
     mine = left.get(name, []) if isinstance(name, str) else []
     why = ""
     for answer in mine if match == "paper" or result.ok else ():
-        if not MATCHERS[match](result.text, str(answer)): continue
+        if not holds(result.text, str(answer)): continue
         if match == "strict" and _echoes(arguments, result.text, str(answer)): why = "its result repeats its arguments"; continue
         mine.remove(answer)
         return CallScore(call.name, call.arguments, result.text, answer, f"its result holds {answer!r}")
@@ -522,17 +539,18 @@ def _credit(call: ToolCall, result: CallResult, left: dict[str, list], golden: d
     why = why or f"its result does not hold {' or '.join(map(repr, mine))}"
     return CallScore(call.name, call.arguments, result.text, None, why)
 
-# %% ../nbs/08_reward.ipynb #9acc73f6
-def _score(parsed: Parsed, results: list[CallResult], facts: _Facts, kind: str, match: str, markup: tuple[str, ...]) -> TurnScore:
+# %% ../nbs/08_reward.ipynb #49d8ea2a
+def _score(turn: "_Turn", results: list[CallResult], kind: str, match: str, markup: tuple[str, ...], holds, answers) -> TurnScore:
     "Score a turn whose calls have run."
+    parsed, facts, places = turn
     left = {tool: list(answers) for tool, answers in facts.unsolved.items()}
     t = sum(map(len, left.values()))
-    calls = [_credit(c, r, left, facts.unsolved, match) for c, r in zip(parsed.calls, results)]
+    calls = [_credit(c, results[i], left, facts.unsolved, match, holds) for c, i in zip(parsed.calls, places)]
     solved: dict[str, list[str]] = {}
     for c in calls:
         if c.solved is not None: solved.setdefault(c.name, []).append(c.solved)
     said = parsed.content
-    answered = not calls and facts.answer is not None and _answered(said, str(facts.answer), match)
+    answered = not calls and facts.answer is not None and answers(said, str(facts.answer), match)
     q = sum(map(len, solved.values()))
     reward, case = reward_table(len(calls), q, t, not said, any(m in said for m in markup), answered, facts.finished, kind)
     return TurnScore(reward, calls, solved, left, said, case)
@@ -542,12 +560,83 @@ def _answered(said: str, answer: str, match: str) -> bool:
     if match == "paper": return _fold(answer) in _fold(said)
     said = said.rsplit("</think>", 1)[-1].strip()[-1000:]        # what was concluded, not what was considered
     last = [x for x in re.split(r"(?<=[.!?])\s+|\n+", said) if x.strip()][-3:]
-    return any(match_strict(x, answer) for x in (said, *last))
+    return any(match_strict(x, answer) for x in dict.fromkeys((said, *last)))
 
-# %% ../nbs/08_reward.ipynb #4bf95a5a
+# %% ../nbs/08_reward.ipynb #f0f7d260
+_STEADY = allowed()[2].keys() - {"random", "time"}
+_CHANCE = [re.compile(rf"{word}(?<!\w{word})(?!\w)")        # ten times as fast as `\b` at both ends
+           for word in ("random urandom now today utcnow samples id hash open input eval exec compile getattr globals locals "
+                        "vars").split()]
+_IMPORT = re.compile(r"\bfrom\s+(\S+)\s+import\b|\bimport\b([^\n;#]*)")
+
+@lru_cache(1 << 13)
+def repeats(code: str,   # source of a tool
+            ) -> bool:
+    "Whether equal calls of a tool must give equal results, as far as its source tells."
+    if "__" in code or any(word.search(code) for word in _CHANCE): return False
+    if "import" not in code: return True
+    modules = [name.split(" as ")[0].strip() for m in _IMPORT.finditer(code) for name in (m[1] or m[2]).split(",")]
+    return _STEADY.issuperset(modules)
+
+# %% ../nbs/08_reward.ipynb #f4b41c97
+class _Turn(NamedTuple):
+    "A turn to score."
+    parsed: Parsed
+    facts: _Facts
+    places: list[int]    # where the results of its calls stand
+
+class _Plan:
+    "The different turns of a batch, which of them each turn is, and the calls that are still to run."
+    def __init__(self, parse: Parser):
+        self.parse = partial(parse_qwen, read={}) if parse is parse_qwen else parse
+        self.facts, self.read, self.keys, self.places, self.seen = {}, {}, {}, {}, {}
+        self.different, self.which, self.jobs, self.numbered = [], [], [], 0
+
+    def add(self, text: str, record: Any):
+        "Take in one more turn."
+        if (at := self.seen.get((text, id(record)))) is not None: self.which.append((at, True)); return
+        if id(record) not in self.facts: self.facts[id(record)] = _facts(record)
+        if text not in self.read: self.read[text] = self.parse(text)
+        turn, steady = _Turn(self.read[text], self.facts[id(record)], []), True
+        for call in turn.parsed.calls:                 # `read` keeps the calls, so their ids stay theirs
+            name, arguments, key = self.keys.get(id(call)) or self.keys.setdefault(id(call), _key(call))
+            code = turn.facts.codes.get(name) if isinstance(name, str) else None
+            same = code is None or isinstance(code, str) and repeats(code)
+            place = self.places.setdefault((key, code), self.numbered) if same else self.numbered
+            if place == self.numbered: self.jobs.append((name, arguments, code)); self.numbered += 1
+            turn.places.append(place)
+            steady &= same
+        if steady: self.seen[text, id(record)] = len(self.different)
+        self.which.append((len(self.different), False))
+        self.different.append(turn)
+
+# %% ../nbs/08_reward.ipynb #911b67f6
+def _key(call: ToolCall) -> tuple[Any, Any, str]:
+    "Name and arguments as they were written, and what makes two calls of one source equal."
+    name, arguments = _written(call)
+    return name, arguments, repr(name) + json.dumps(arguments)
+
+def _own(score: TurnScore) -> TurnScore:
+    "The score of an equal turn, which shares no list with the first."
+    solved, left = ({tool: list(answers) for tool, answers in d.items()} for d in (score.solved, score.unsolved))
+    return score._replace(calls=list(score.calls), solved=solved, unsolved=left)
+
+# %% ../nbs/08_reward.ipynb #8f9e9c92
+@contextmanager
+def _uncollected():
+    "Keep the cycle collector off many small objects that are all in use: searching them takes longer than making them."
+    on = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if on: gc.enable()
+
 def _known(what: str, value: str, table: Iterable[str]):
     "Refuse an option that is not in its table."
     if value not in table: raise UserError(f"{what}: expected one of {', '.join(map(repr, table))}, got {value!r}")
+
+# %% ../nbs/08_reward.ipynb #fa2fecfe
+PART, STEP = 1024, 32    # turns in one sandbox batch, and turns handled between two looks at the workers
 
 def score_batch(turns: list[tuple[str, "Environment | StepRecord | dict"]],  # (turn as the policy wrote it, where it was written)
                 kind: Kind = "f1",                   # formula for turns with calls
@@ -555,28 +644,31 @@ def score_batch(turns: list[tuple[str, "Environment | StepRecord | dict"]],  # (
                 parser: str | Parser = "qwen",       # name in `PARSERS`, or a function
                 sandbox: ToolSandbox | None = None,  # where calls run; None for the shared one
                 ) -> list[TurnScore]:
-    "Score many turns with one sandbox batch; equal calls of equal tools run once. Raises `UserError` for unknown options."
+    """Score many turns with one sandbox batch, each as if it were alone. Raises `UserError` for unknown options.
+
+    Equal calls of a tool that must answer alike run once (`repeats`), and may share their `arguments` in what is returned."""
     _known("kind", kind, KINDS); _known("match", match, MATCHERS)
     if not callable(parser): _known("parser", parser, PARSERS)
     parse, markup = (parser, getattr(parser, "markup", ())) if callable(parser) else (PARSERS[parser], MARKUP[parser])
-    facts_of: dict[int, _Facts] = {}
-    facts = [facts_of.get(id(r)) or facts_of.setdefault(id(r), _facts(r)) for _, r in turns]
-    parsed = [parse(text) for text, _ in turns]
-    jobs, numbers, places = [], {}, []
-    for p, f in zip(parsed, facts):
-        for call in p.calls:
-            name, arguments = _written(call)
-            code = f.codes.get(name) if isinstance(name, str) else None
-            key = (repr(name), json.dumps(arguments), code)
-            if key not in numbers:
-                numbers[key] = len(jobs)
-                jobs.append((name, arguments, code))
-            places.append(numbers[key])
-    results = (sandbox or shared()).call_many(jobs) if jobs else []
-    each = (results[i] for i in places)
-    return [_score(p, [next(each) for _ in p.calls], f, kind, match, markup) for p, f in zip(parsed, facts)]
+    plan, box, results, scores, ready = _Plan(parse), sandbox or shared(), [], [], 0
+    holds, answers = lru_cache(None)(MATCHERS[match]), lru_cache(None)(_answered)
+    def read(part):
+        for k in range(0, len(part), STEP): yield [plan.add(*turn) for turn in part[k:k + STEP]]
+    def score(upto):
+        while at := plan.different[len(scores):min(len(scores) + STEP, upto)]:
+            yield scores.extend(_score(turn, results, kind, match, markup, holds, answers) for turn in at)
+    with _uncollected():
+        for _ in read(turns[:PART]): pass
+        for start in range(PART, len(turns) + PART, PART):
+            jobs, plan.jobs, upto = plan.jobs, [], len(plan.different)
+            work = chain(read(turns[start:start + PART]), score(ready))
+            if jobs: results += box.call_many(jobs, work) if len(turns) > PART else box.call_many(jobs)
+            for _ in work: pass
+            ready = upto
+        for _ in score(ready): pass
+        return [_own(scores[i]) if again else scores[i] for i, again in plan.which]
 
-# %% ../nbs/08_reward.ipynb #1ff68bc4
+# %% ../nbs/08_reward.ipynb #0e4ffa85
 def score_turn(text: str,                            # a turn as the policy wrote it
                env_or_record: "Environment | StepRecord | dict",  # where it was written; a dict has the authors' format
                kind: Kind = "f1",                    # formula for turns with calls

@@ -9,9 +9,10 @@ __all__ = ['FORBIDDEN', 'SYSCALLS', 'GUARDED', 'MACHINES', 'OutOfTime', 'CLOCK',
            'send', 'attempt', 'run_batch', 'child', 'keeper', 'die_with_parent', 'keeper_client', 'apply_limits',
            'worker_main', 'run', 'worker_program', 'readable_paths', 'Worker', 'timeout_text', 'ToolSandbox', 'shared']
 
-# %% ../nbs/01_sandbox.ipynb #6474d082
+# %% ../nbs/01_sandbox.ipynb #44966846
 import ast, collections, ctypes, errno, gc, inspect, json, mmap, os, platform, select, selectors, signal, string, struct
 import subprocess, sys, sysconfig, tempfile, threading, time, unicodedata, warnings, weakref
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -66,7 +67,7 @@ def allowed_names():
     attributes = {a for t in plain for a in dir(t) if a[0] != "_"} | {"hexdigest", "digest", "args", "__name__"}
     return names, attributes - {"format", "format_map"}    # a format string is a program: "{0.__globals__}"
 
-# %% ../nbs/01_sandbox.ipynb #ddf80cc7
+# %% ../nbs/01_sandbox.ipynb #a9b44c47
 def allowed_modules():
     "For each module that harmless code may import, the members it may name."
     import itertools, math, statistics
@@ -88,22 +89,27 @@ def allowed_modules():
     return modules
 
 def allowed():
-    "What `harmless` accepts: names, attributes, and members by module."
-    return *allowed_names(), allowed_modules()
+    "What `harmless` goes by: names, attributes, and members by module that it accepts, and the builtins that it does not."
+    names, attributes = allowed_names()
+    return names, attributes, allowed_modules(), set(dir(sys.modules["builtins"])) - names
 
-# %% ../nbs/01_sandbox.ipynb #f1b7e1ad
+# %% ../nbs/01_sandbox.ipynb #e58ce2e9
 FORBIDDEN = "Attribute ClassDef AsyncFunctionDef AsyncFor AsyncWith Await Match".split()
 
 def harmless(source, rules):
     "Names of the functions that `source` defines if no call of it can touch what outlives the call; else None."
     try: tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError): return None
-    used, bases, own, aliases = [], [], set(), {}
-    for n in ast.walk(tree):
-        kind = type(n).__name__
-        if kind == "Name" and type(n.ctx) is ast.Load: used.append(n)
-        elif kind == "Name": own.add(n.id)
-        elif kind == "Attribute" and type(n.ctx) is ast.Load: bases.append(n)
+    used, bases, own, aliases, nodes = [], [], set(), {}, [tree]
+    for n in nodes:                                    # as `ast.walk`, less the constants, at half its cost
+        if (kind := type(n).__name__) == "Name":
+            if type(n.ctx) is ast.Load: used.append(n)
+            else: own.add(n.id)
+            continue
+        for child in [getattr(n, field, None) for field in n._fields]:
+            if type(child) is list: nodes += [c for c in child if isinstance(c, ast.AST) and type(c) is not ast.Constant]
+            elif isinstance(child, ast.AST) and type(child) not in (ast.Constant, ast.Load): nodes.append(child)
+        if kind == "Attribute" and type(n.ctx) is ast.Load: bases.append(n)
         elif kind in FORBIDDEN: return None            # assignment to an attribute among them
         elif kind == "arg": own.add(n.arg)
         elif kind in ("FunctionDef", "ExceptHandler") and n.name: own.add(n.name)
@@ -116,7 +122,7 @@ def harmless(source, rules):
     if not vouch(used, bases, own, aliases, rules): return None
     return {n.name for n in tree.body if type(n) is ast.FunctionDef}
 
-# %% ../nbs/01_sandbox.ipynb #845be944
+# %% ../nbs/01_sandbox.ipynb #4a951dbf
 def plain_format(node):
     "Whether `node` is a format string whose fields are plain names or numbers."
     if not (type(node) is ast.Constant and type(node.value) is str): return False
@@ -126,8 +132,7 @@ def plain_format(node):
 
 def vouch(used, bases, own, aliases, rules):
     "Second half of `harmless`: whether every name and attribute is on a list."
-    names, attributes, modules = rules
-    hidden = set(dir(sys.modules["builtins"])) - names  # naming a variable `open` must not make the builtin pass for it
+    names, attributes, modules, hidden = rules         # naming a variable `open` must not make the builtin pass for it
     if own & hidden or own & set(aliases) or any(n.startswith("__") for n in {*own, *aliases}): return False
     through = set()                                    # module names that stand before a listed member
     for n in bases:
@@ -225,7 +230,7 @@ def send(fd, message):
     body = json.dumps(message).encode()
     write_all(fd, struct.pack("I", len(body)) + body)
 
-# %% ../nbs/01_sandbox.ipynb #5aa4e72d
+# %% ../nbs/01_sandbox.ipynb #71d6e5a2
 def attempt(limits, name, arguments, code, compiled, kwargs={}):
     "Text and error of one call; never raises."
     try:
@@ -245,8 +250,10 @@ def run_batch(message, cache, rules, progress, limits, ask_keeper):
     "Results of a batch of calls."
     if message.get("forget"): cache.clear()
     for number, source in message["codes"]:
-        defined = harmless(source, rules)
-        cache[number] = (source, defined and compile(source, "<string>", "exec"), defined or ())
+        defined, compiled = harmless(source, rules), None
+        try: compiled = defined and compile(source, "<string>", "exec")
+        except SyntaxError: defined = None             # such as a `return` outside a function: the child will say so
+        cache[number] = (source, compiled, defined or ())
     results = []
     for i, (number, name, arguments, data) in enumerate(message["calls"]):
         struct.pack_into("I", progress, 0, i)
@@ -405,11 +412,12 @@ def readable_paths() -> list[str]:
               "/usr/share/zoneinfo", "/dev/null", "/dev/urandom"]
     return sorted({p for p in wanted if p and os.path.exists(p)})
 
-# %% ../nbs/01_sandbox.ipynb #c1e77acf
+# %% ../nbs/01_sandbox.ipynb #62863a6b
 class Worker:
-    "One worker process as we see it: its pipes, the sources it has, and the chunk it is at."
+    "One worker process as we see it: its pipes, the sources it has, the chunk it is at, and those to come."
     def __init__(self, limits: dict, confined: bool):
         self.known, self.chunk, self.inbox, self.outbox, self.at, self.since = {}, [], bytearray(), memoryview(b""), 0, 0.0
+        self.chunks: collections.deque[list[int]] = collections.deque()
         with tempfile.TemporaryFile() as shared:
             shared.truncate(8)
             self.progress = mmap.mmap(shared.fileno(), 8)
@@ -467,7 +475,7 @@ def _end(pool: list[Worker], owner: list[int]):
         w = pool.pop()
         if owner == [os.getpid()]: w.kill()
 
-# %% ../nbs/01_sandbox.ipynb #22f1b2e5
+# %% ../nbs/01_sandbox.ipynb #f2548ece
 class ToolSandbox:
     """Runs tool code in confined worker processes (paper section 3.2, localized deployment), never in this one.
 
@@ -512,12 +520,15 @@ class ToolSandbox:
 
     def call_many(self,
         calls: list[tuple],      # (name, arguments, code) or (name, arguments, code, data)
+        meanwhile: Iterable = (),  # short steps of work for us while workers are busy; some may be left over
         ) -> list[CallResult]:
-        "Run a batch of calls, each as if it were alone; results in their order. Raises `UserError` if no sandbox works here."
+        """Run a batch of calls, each as if it were alone; results in their order. Raises `UserError` if no sandbox works here.
+
+        The steps of `meanwhile` must leave this sandbox alone; what one raises ends the batch."""
         calls = [(*c, None)[:4] for c in calls]
         results, jobs = _prepare(calls)
         if jobs:
-            with self._lock: done = _run(self, jobs)
+            with self._lock: done = _run(self, jobs, iter(meanwhile))
             for i, (text, error, *state) in done.items():
                 name, arguments, code, data = calls[i]
                 if state and state[0] is not None and isinstance(data, (dict, list)): _replace(data, json.loads(state[0]))
@@ -525,13 +536,13 @@ class ToolSandbox:
                 results[i] = CallResult(_clean(failure(name, text) if error else text), not error, error)
         return results
 
-# %% ../nbs/01_sandbox.ipynb #92e6e7db
+# %% ../nbs/01_sandbox.ipynb #1a69df47
 def _prepare(calls: list[tuple]) -> tuple[list[CallResult | None], dict[int, tuple]]:
     "Results that are known at once, and the jobs to run, by number."
     results, jobs = [None] * len(calls), {}
     for i, (name, arguments, code, data) in enumerate(calls):
         if not isinstance(name, str) or code is None: results[i] = _unknown(name); continue
-        try: jobs[i] = (json.dumps(name), json.dumps(arguments), code, json.dumps(data))
+        try: jobs[i] = (code, json.dumps((name, arguments, data)))
         except (RecursionError, TypeError, ValueError) as e: results[i] = CallResult(failure(name, str(e)), False, "raised")
     return results, jobs
 
@@ -577,80 +588,102 @@ def _choose(box: ToolSandbox):
     raise UserError(f"backend {box.backend!r}: no sandbox for tool code starts on this machine. Install sandlock on Linux, or "
                     "pass backend='unsafe' if you have read the code that you run.")
 
-# %% ../nbs/01_sandbox.ipynb #eba7974b
-def _run(box: ToolSandbox, jobs: dict[int, tuple]) -> dict[int, list]:
+# %% ../nbs/01_sandbox.ipynb #94ee46b3
+def _share(pool: list[Worker], jobs: dict[int, tuple]):
+    "Give each source's jobs to a worker that knows it, or else to the one with the least to do."
+    by_source: dict[str, list[int]] = {}
+    for i, (code, _) in jobs.items(): by_source.setdefault(code, []).append(i)
+    shares: list[list[int]] = [[] for _ in pool]
+    for code, mine in by_source.items():
+        knowing = [s for w, s in zip(pool, shares) if code in w.known] or shares
+        min(knowing, key=len).extend(mine)
+    new = sum(not any(code in w.known for w in pool) for code in by_source)
+    rounds = max(1, min(8, (len(jobs) + 50 * new) // (64 * len(pool))))
+    size = max(1, min(512, -(-len(jobs) // (rounds * len(pool)))))
+    for w, share in zip(pool, shares): w.chunks = collections.deque(share[k:k + size] for k in range(0, len(share), size))
+
+def _next(w: Worker, pool: list[Worker]) -> list[int] | None:
+    "The next chunk for a worker: its own, or the last of the one that has most."
+    if w.chunks: return w.chunks.popleft()
+    most = max(pool, key=lambda other: len(other.chunks))
+    return most.chunks.pop() if most.chunks else None
+
+# %% ../nbs/01_sandbox.ipynb #1a72cc5f
+def _run(box: ToolSandbox, jobs: dict[int, tuple], meanwhile: Iterator) -> dict[int, list]:
     "Results of the jobs by number."
     if box._owner == [os.getpid()]:                        # some may have died since the last batch
         for w in [w for w in box._pool if w.process.poll() is not None]: box._pool.remove(w); w.kill()
     _start(box)
-    rank: dict[str, int] = {}
-    for job in jobs.values(): rank.setdefault(job[2], len(rank))
-    order = sorted(jobs, key=lambda i: rank[jobs[i][2]])   # a worker then sees few sources
-    size = max(1, min(512, -(-len(order) // (3 * len(box._pool)))))
-    chunks = collections.deque(order[k:k + size] for k in range(0, len(order), size))
+    _share(box._pool, jobs)
     done: dict[int, list] = {}
-    deaths: collections.Counter = collections.Counter()
+    deaths, idle = collections.Counter(), False
     try:
-        with selectors.DefaultSelector() as sel:
+        with selectors.PollSelector() as sel:
             while len(done) < len(jobs):
-                for w in box._pool:
-                    if not w.chunk and chunks: _feed(w, chunks.popleft(), jobs, sel)
-                for key, _ in sel.select(0.2): _move(key.data, key.fileobj, sel, done)
-                for w in [w for w in box._pool if w.chunk and _over(w, box.limits["timeout"])]:
-                    _bury(w, box, chunks, done, deaths, sel)
+                for w in sorted(box._pool, key=lambda w: not w.chunks):    # those who help others come last
+                    if not w.chunk and (chunk := _next(w, box._pool)): _feed(w, chunk, jobs, sel)
+                idle = idle or next(meanwhile, meanwhile) is meanwhile     # nothing left to do but wait
+                for key, _ in sel.select(0.2 * idle): _move(key.data, key.fileobj, sel, done)
+                for w in [w for w in box._pool if w.chunk and _over(w, box.limits["timeout"])]: _bury(w, box, done, deaths, sel)
     except BaseException:                                  # such as Ctrl-C: the workers are in the middle of something
         box.close()
         raise
     return done
 
-# %% ../nbs/01_sandbox.ipynb #322aeab0
+# %% ../nbs/01_sandbox.ipynb #763c38ff
 def _over(w: Worker, timeout: float) -> bool:
     "Whether a worker is dead or stuck. It says at which call it is; the tick within it should have ended a slow one long ago."
     at, now = w.position(), time.monotonic()
     if at != w.at: w.at, w.since = at, now
     return w.inbox is None or now - w.since > timeout + 2.0
 
-# %% ../nbs/01_sandbox.ipynb #5f2847e8
-def _bury(w: Worker, box: ToolSandbox, chunks, done: dict[int, list], deaths: collections.Counter, sel):
+# %% ../nbs/01_sandbox.ipynb #f118809a
+def _bury(w: Worker, box: ToolSandbox, done: dict[int, list], deaths: collections.Counter, sel):
     "Replace a worker that died or is stuck."
     for pipe in (w.process.stdin, w.process.stdout):
         if pipe in sel.get_map(): sel.unregister(pipe)
     guilty, dead = w.chunk[min(w.position(), len(w.chunk) - 1)], w.inbox is None
     rest = [i for i in w.chunk if i != guilty]
     deaths[guilty] += dead
-    if dead and deaths[guilty] < 3: chunks.appendleft([guilty])
+    again = [rest[:len(rest) // 2], rest[len(rest) // 2:]]
+    if dead and deaths[guilty] < 3: again.append([guilty])
     else: done[guilty] = ["the tool ended its process", "crashed"] if dead else ["", "timeout"]
-    chunks.extend(part for part in (rest[:len(rest) // 2], rest[len(rest) // 2:]) if part)
     box._pool.remove(w)
     w.kill()
     _start(box)
+    box._pool[-1].chunks.extend([*w.chunks, *filter(None, again)])
 
-# %% ../nbs/01_sandbox.ipynb #688aa12c
+# %% ../nbs/01_sandbox.ipynb #5f56c94b
 def _feed(w: Worker, chunk: list[int], jobs: dict[int, tuple], sel):
     "Begin to send a chunk, with the sources that this worker does not have yet."
     forget = len(w.known) > 4096
     if forget: w.known.clear()
     codes, calls = [], []
-    for name, arguments, code, data in map(jobs.__getitem__, chunk):
+    for code, call in map(jobs.__getitem__, chunk):
         if code not in w.known:
             w.known[code] = len(w.known)
             codes.append([w.known[code], code])
-        calls.append(f"[{w.known[code]}, {name}, {arguments}, {data}]")
+        calls.append(f"[{w.known[code]}, {call[1:]}")
     body = f'{{"forget": {json.dumps(forget)}, "codes": {json.dumps(codes)}, "calls": [{", ".join(calls)}]}}'.encode()
     w.chunk, w.outbox, w.inbox = chunk, memoryview(struct.pack("I", len(body)) + body), bytearray()
     struct.pack_into("I", w.progress, 0, 0)
     w.at, w.since = 0, time.monotonic()
-    sel.register(w.process.stdin, selectors.EVENT_WRITE, w)
     sel.register(w.process.stdout, selectors.EVENT_READ, w)
+    if not _push(w): sel.register(w.process.stdin, selectors.EVENT_WRITE, w)
 
-# %% ../nbs/01_sandbox.ipynb #8c2fdfed
+def _push(w: Worker) -> bool:
+    "Write what its pipe takes; True if that was all, or if nobody reads any more."
+    try: w.outbox = w.outbox[os.write(w.process.stdin.fileno(), w.outbox[:1 << 16]):]
+    except BlockingIOError: pass
+    except BrokenPipeError: return True
+    return not w.outbox
+
+# %% ../nbs/01_sandbox.ipynb #d02a5635
 def _move(w: Worker, pipe, sel, done: dict[int, list]):
     "Move bytes in the direction that is ready; take a reply that is complete. The inbox of a dead worker is None."
     w.since = time.monotonic()
     if pipe is w.process.stdin:
-        try: w.outbox = w.outbox[os.write(pipe.fileno(), w.outbox[:1 << 16]):]
-        except BrokenPipeError: w.outbox = w.outbox[:0]
-        if not w.outbox: sel.unregister(pipe)
+        if _push(w): sel.unregister(pipe)
     elif part := os.read(pipe.fileno(), 1 << 20):
         w.inbox += part
         if len(w.inbox) >= 4 and len(w.inbox) == 4 + struct.unpack_from("I", w.inbox)[0]:
@@ -661,7 +694,7 @@ def _move(w: Worker, pipe, sel, done: dict[int, list]):
         w.inbox = None
         sel.unregister(pipe)
 
-# %% ../nbs/01_sandbox.ipynb #f55b8ddf
+# %% ../nbs/01_sandbox.ipynb #b76a68d0
 _shared: list[ToolSandbox] = []
 
 def shared() -> ToolSandbox:
