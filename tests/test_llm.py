@@ -49,7 +49,7 @@ def first(mood, *stages):
 
 def test_on_a_bad_day_what_is_accepted_is_right_and_nothing_is_lost_or_doubled(setup, tmp_path):
     canary = tmp_path / "canary"
-    server, generator = setup(mood=0.4, slow=1.5, canary=str(canary), config=dict(timeout=1, repairs=3))
+    server, generator = setup(mood=0.4, slow=4, canary=str(canary), config=dict(timeout=3, repairs=3))
     built = build(generator, out=tmp_path / "e.jsonl")
     assert set(server.moods) == {*TRANSPORT, *CONTENT}, "the day was not bad enough"
     assert all(server.right(e) and check(e) == [] for e in built) and not canary.exists()
@@ -77,7 +77,7 @@ def test_a_good_model_is_asked_once_for_each_stage_and_all_strategies_are_applie
 
 @pytest.mark.parametrize("mood", TRANSPORT)
 def test_a_request_that_fails_is_repeated(setup, mood):
-    server, generator = setup(questions=1, always=first(mood), slow=1, config=dict(timeout=0.5))
+    server, generator = setup(questions=1, always=first(mood), slow=3, config=dict(timeout=2))
     with generator.endpoint.open(): s = decompose(generator.endpoint, generator.questions[0], "s", "train", 4, Counter())
     assert s.answer == server.known[s.question].answer and [m for _, m, _, _ in server.log] == [mood, None]
     if mood == "429": assert server.log[1][2] - server.log[0][2] >= 1, "earlier than Retry-After allows"
