@@ -11,6 +11,6 @@ setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], license="Apache-2.0",
     long_description=open("README.md", encoding="utf-8").read(), long_description_content_type="text/markdown", keywords=cfg["keywords"],
     author=cfg["author"], url=cfg["git_url"], python_requires=">=" + cfg["min_python"], packages=[cfg["lib_path"]],
-    install_requires=cfg["requirements"].split(), extras_require=extras, package_data={cfg["lib_path"]: ["data/**"]},
+    install_requires=cfg["requirements"].split(), extras_require=extras, package_data={cfg["lib_path"]: ["data/**", "prompts/*.md"]},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
 )

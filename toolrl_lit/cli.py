@@ -113,7 +113,7 @@ def run_notebook(name: str,                     # a run's name, or a notebook's 
         raise
     return out
 
-# %% ../nbs/14_cli.ipynb #1adda01d
+# %% ../nbs/14_cli.ipynb #c344f025
 app = typer.Typer(help="Questions into verifiable tool-use environments, and language models trained in them.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False)
 Pairs = Annotated[list[str] | None, typer.Option("--param", "-p", metavar="NAME=VALUE", help="Set a parameter; may be repeated.")]
@@ -123,18 +123,45 @@ Model = Annotated[str, typer.Option("--model", "-m", help="'smollm2' (packaged),
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 
 @app.command()
-def build(out: Out, n: Annotated[int, typer.Option("-n", help="How many environments.")] = 400, seed: Seed = 0,
-          split: Annotated[str, typer.Option(help="'train' or 'test'; they share no tool name and no entity.")] = "train",
-          audit: Annotated[bool, typer.Option(help="Audit them as well, as `toolrl audit` does.")] = False):
-    "Build checked environments from packaged facts."
+def build(out: Out, n: Annotated[int | None, typer.Option("-n", help="How many; default 400, of --questions all.")] = None,
+          seed: Seed = 0, split: Annotated[str, typer.Option(help="'train' or 'test'; packaged facts are in one only.")] = "train",
+          audit: Annotated[bool, typer.Option(help="Audit them as well, as `toolrl audit` does.")] = False,
+          generator: Annotated[str, typer.Option(help="'knowledge' (packaged facts) or 'llm' (a language model).")] = "knowledge",
+          model: Annotated[str | None, typer.Option("--model", "-m", help="llm: name of the model.")] = None,
+          base_url: Annotated[str | None, typer.Option(help="llm: URL of the endpoint. The key is in OPENAI_API_KEY.")] = None,
+          questions: Annotated[Path | None, typer.Option(help="llm: .jsonl or .csv: question, perhaps answer, kind.")] = None,
+          topic: Annotated[list[str] | None, typer.Option(help="llm: let the model propose questions; may be repeated.")] = None,
+          param: Pairs = None):
+    "Build checked environments, from packaged facts or by a language model (`toolrl parameters llm` explains its parameters)."
     from toolrl_lit.build import build_environments
     from toolrl_lit.scenario import KnowledgeGenerator
-    result = build_environments(KnowledgeGenerator(), n, seed, split=split, out=out)
+    if generator not in ("knowledge", "llm"): raise UserError(f"generator {generator!r}: expected 'knowledge' or 'llm'")
+    given = dict(model=model, base_url=base_url, questions=questions, topic=topic, param=param)
+    if generator == "llm": source = _author(out, n, **given)
+    elif wrong := [k for k, v in given.items() if v]: raise UserError(f"{wrong[0].replace('_', '-')}: needs --generator llm")
+    else: source = KnowledgeGenerator()
+    if n is None: n = len(source.questions) if generator == "llm" else 400
+    try: result = build_environments(source, n, seed, split=split, out=out)
+    finally:
+        if generator == "llm": print(source.endpoint.ledger)
     print(f"{len(result)} environments in {out}")
     for what, count in result.counts.items(): print(f"  {what}: {count}")
     if audit: _audit(list(result), [], "strict", out.with_suffix(".audit.html"))
 
-# %% ../nbs/14_cli.ipynb #2143d5bf
+# %% ../nbs/14_cli.ipynb #4186656f
+def _author(out: Path, n: int | None, model: str | None, base_url: str | None, questions: Path | None, topic: list[str] | None,
+            param: list[str] | None):
+    "The `LLMGenerator` that the options of `toolrl build` describe."
+    from toolrl_lit.llm import Endpoint, LLMConfig, LLMGenerator, llm_config, propose, read_questions
+    if not model: raise UserError("model: --generator llm needs --model, the name of the model")
+    if bool(questions) == bool(topic): raise UserError("questions: --generator llm needs either --questions or --topic")
+    if topic and n is None: raise UserError("-n: --topic needs it, the number of questions to propose")
+    found = read_questions(questions) if questions else []
+    values = parse_parameters(param or [], [k for k in LLMConfig.model_fields if k not in ("model", "base_url")])
+    endpoint = Endpoint(llm_config(model=model, base_url=base_url, **{"cache": f"{out}.answers"} | values))
+    return LLMGenerator(endpoint, found or propose(endpoint, topic, n))
+
+# %% ../nbs/14_cli.ipynb #9a15ca63
 def _audit(train: list[Environment], test: list[Environment], match: str, out: Path):
     "Print and write what an audit finds; end with code 1 if there are defects."
     from toolrl_lit.build import audit, audit_figure, audit_table
@@ -157,7 +184,7 @@ def audit(environments: Annotated[Path, typer.Argument(help="JSONL of environmen
     if match not in ("strict", "paper"): raise UserError(f"match {match!r}: expected 'strict' or 'paper'")
     _audit(read_jsonl(environments, Environment), read_jsonl(against, Environment) if against else [], match, out)
 
-# %% ../nbs/14_cli.ipynb #f4d3e9e7
+# %% ../nbs/14_cli.ipynb #a88288f8
 @app.command()
 def collect(environments: Environments, out: Out, model: Model = "smollm2", samples: Annotated[int, typer.Option(help="Rollouts of each.")] = 1,
             temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.")] = 1.0,
@@ -180,16 +207,19 @@ def train(environments: Environments, param: Pairs = None):
     print(f"the trained policy is in {train(config, envs, start=start)}")
 
 @app.command()
-def parameters():
-    "Explain the parameters of training."
+def parameters(of: Annotated[str, typer.Argument(help="'train', or 'llm' for `toolrl build --generator llm`.")] = "train"):
+    "Explain the parameters of training, or of building by a language model."
     from rich.console import Console
     from rich.table import Table
-    from toolrl_lit.train import TrainConfig
+    if of not in ("train", "llm"): raise UserError(f"parameters of {of!r}: expected 'train' or 'llm'")
+    if of == "train": from toolrl_lit.train import TrainConfig as config
+    else: from toolrl_lit.llm import LLMConfig as config
     table = Table("parameter", "default", "meaning")
-    for name, field in TrainConfig.model_fields.items(): table.add_row(name, str(field.default), field.description)
+    for name, field in config.model_fields.items():
+        table.add_row(name, "(required)" if field.is_required() else str(field.default), field.description)
     Console().print(table)
 
-# %% ../nbs/14_cli.ipynb #0aeb2606
+# %% ../nbs/14_cli.ipynb #cb04d367
 @app.command()
 def evaluate(environments: Environments, out: Out, model: Model = "smollm2", name: Annotated[str, typer.Option(help="As figures call it.")] = "policy",
              max_turns: Annotated[int, typer.Option(help="Turns at most.")] = 20, seed: Seed = 0):
@@ -220,7 +250,7 @@ def report(evaluations: Annotated[list[Path], typer.Argument(help="Files of `too
     for e in known[1:]: sections.append((f"{e.name} against {known[0].name}", [compare(known[0], e)]))
     print(f"written: {write_report(out, 'Evaluation', sections)}")
 
-# %% ../nbs/14_cli.ipynb #3b950bcb
+# %% ../nbs/14_cli.ipynb #048fa00f
 @app.command()
 def export(kind: Annotated[str, typer.Argument(metavar="FORMAT", help="'ftrl', 'verl' or 'hf'.")], environments: Environments, out: Out):
     "Hand environments over to other engines."
@@ -243,7 +273,7 @@ def run(name: Annotated[str, typer.Argument(help="A run in runs/, such as 'quick
     print(f"done: {folder}")
     if (folder / "report.html").exists(): print(f"open {folder / 'report.html'}")
 
-# %% ../nbs/14_cli.ipynb #dfbb9ed0
+# %% ../nbs/14_cli.ipynb #0339c898
 @app.command()
 def sweep(name: Annotated[str, typer.Argument(help="A run in runs/.")], param: Pairs = None,
           out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the sweep; default runs/out/NAME-sweep.")] = None):
@@ -257,7 +287,7 @@ def sweep(name: Annotated[str, typer.Argument(help="A run in runs/.")], param: P
         if (folder / "metrics.json").exists(): print(f"finished before: {folder}"); continue
         run_notebook(name, pairs, folder)
 
-# %% ../nbs/14_cli.ipynb #a3a1fe8c
+# %% ../nbs/14_cli.ipynb #d9fcdf2e
 def main():
     "Entry point: problems that the user can mend are one sentence on standard error and exit code 2."
     try: app()

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['render', 'deploy', 'Probe', 'fill', 'embedded', 'probes', 'check_documents', 'check_many', 'check']
 
-# %% ../nbs/06_deploy.ipynb #8085c539
+# %% ../nbs/06_deploy.ipynb #fbe43801
 import ast, json
 from functools import lru_cache
-from itertools import product
+from itertools import islice, product
 from typing import Any, NamedTuple
 import jsonschema
 from .schema import Environment, Tool
@@ -96,7 +96,7 @@ def deploy(draft: Draft,  # stage 4's result
     return Environment(scenario=draft.scenario, strategies=draft.strategies,
                        tools=[Tool(doc=tool_doc(t), code=render(t), distractor=t.distractor) for t in draft.tools])
 
-# %% ../nbs/06_deploy.ipynb #820ea72b
+# %% ../nbs/06_deploy.ipynb #764c5ff3
 class Probe(NamedTuple):
     "A call to make in an examination."
     tool: str
@@ -117,10 +117,10 @@ def fill(schema: dict,   # JSON Schema of a parameter
         case "array": return [[v] for v in fill(schema.get("items", {}), text)]
         case "object":
             inner = schema.get("properties", {})
-            return [dict(zip(inner, values)) for values in product(*(fill(s, text) for s in inner.values()))]
+            return [dict(zip(inner, values)) for values in islice(product(*(fill(s, text) for s in inner.values())), 8)]
     return [text]
 
-# %% ../nbs/06_deploy.ipynb #49a04388
+# %% ../nbs/06_deploy.ipynb #c774f4ef
 @lru_cache(maxsize=4096)
 def embedded(code: str,  # Python source of a tool
              ) -> tuple[tuple[str, str], ...]:
@@ -142,7 +142,7 @@ def probes(env: Environment) -> list[Probe]:
         texts = [("empty arguments", ""), ("senseless arguments", "zzqx"), *(("known neighbour", s) for s in known[:3]),
                  *(("entity of the question", s) for s in said)]
         calls = [("no arguments", {})] + [(why, dict(zip(required, values))) for why, text in texts
-                                          for values in list(product(*(fill(schemas[p], text) for p in required)))[:8]]
+                                          for values in islice(product(*(fill(schemas[p], text) for p in required)), 8)]
         seen = [q.arguments for q in asked]
         for why, arguments in calls:
             if arguments in seen: continue

@@ -1,0 +1,321 @@
+"""Environments by a language model, against a real HTTP server that plays one and misbehaves on purpose (llm_server): what is accepted
+is right, nothing is lost, doubled or paid twice, and nothing goes beyond the budget."""
+import csv, json, os, random, signal, subprocess, sys, time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+import pytest
+from hypothesis import given, settings, strategies as st
+from pydantic import BaseModel
+from llm_server import CONTENT, TRANSPORT, ModelServer
+from toolrl_lit import llm
+from toolrl_lit.build import audit, build_environments
+from toolrl_lit.cli import main
+from toolrl_lit.deploy import check
+from toolrl_lit.llm import (Endpoint, LLMGenerator, Proposals, Question, Toolset, Unanswered, bind, code_problems, decompose, judged,
+                            llm_config, odd_document, propose, read_questions, revise, Sketch)
+from toolrl_lit.scenario import Difficulty
+from toolrl_lit.schema import SCENARIOS, Environment, Scenario, SubQuestion, ToolDoc, UserError, read_jsonl
+
+class Say(BaseModel): word: str
+HELLO = [{"role": "user", "content": "Say hello."}]
+
+@pytest.fixture()
+def serve():
+    "Servers that end with the test."
+    started = []
+    def start(*args, **more):
+        started.append(ModelServer(*args, **more))
+        return started[-1]
+    yield start
+    for s in started: s.held.set(); s.close()
+
+@pytest.fixture()
+def setup(serve, tmp_path):
+    "A server and a generator on it."
+    def start(server=None, cache="answers", asked=None, key="any", config={}, **more):
+        server = server or serve(**more)
+        values = dict(model="played", base_url=server.url, cache=str(tmp_path / cache), price_in=1, price_out=4) | config
+        return server, LLMGenerator(Endpoint(llm_config(**values), key), asked or [Question(question=q) for q in server.questions])
+    return start
+
+def build(generator, n=None, **more): return build_environments(generator, n or len(generator.questions), seed=0, progress=False, **more)
+def dropped(counts): return {k: v for k, v in counts.items() if k.startswith("dropped")}
+def first(mood, *stages):
+    "Misbehave the first time, in these stages or all."
+    return lambda stage, question, n, length: mood if n == 0 and length == 2 and (not stages or stage in stages) else None
+
+# -- what comes through
+
+def test_on_a_bad_day_what_is_accepted_is_right_and_nothing_is_lost_or_doubled(setup, tmp_path):
+    canary = tmp_path / "canary"
+    server, generator = setup(mood=0.4, slow=4, canary=str(canary), config=dict(timeout=3, repairs=3))
+    built = build(generator, out=tmp_path / "e.jsonl")
+    assert set(server.moods) == {*TRANSPORT, *CONTENT}, "the day was not bad enough"
+    assert all(server.right(e) and check(e) == [] for e in built) and not canary.exists()
+    assert built.counts["attempts"] == 12 == len(built) + sum(dropped(built.counts).values()) and len(built) >= 8
+    places = [int(e.id.rsplit("-", 1)[1]) for e in built]
+    assert places == sorted(set(places)) and [e.question for e in built] == [server.questions[p] for p in places]
+    assert not [f for f in audit(list(built)) if f.defect and f.count]
+    assert read_jsonl(tmp_path / "e.jsonl", Environment) == built.environments and not (tmp_path / "e.jsonl.part").exists()
+    before = server.requests
+    again = setup(server, config=dict(repairs=3))[1]
+    assert build(again).environments == built.environments and server.requests == before
+    assert again.endpoint.ledger == generator.endpoint.ledger and again.endpoint.ledger.total().requests == len(list((tmp_path / "answers").glob("??/*")))
+
+def test_a_good_model_is_asked_once_for_each_stage_and_all_strategies_are_applied(setup):
+    server, generator = setup()
+    built = build(generator, rates=dict.fromkeys(llm.STRATEGIES, 1.0))
+    assert len(built) == 12 and all(map(server.right, built)) and max(server.paid.values()) == 1
+    assert not any(k.startswith("repairs") for k in built.counts)
+    assert Counter(e.kind for e in built) == dict.fromkeys(SCENARIOS, 3)
+    assert {s for e in built for s in e.strategies} == set(llm.STRATEGIES) and all(any(t.distractor for t in e.tools) for e in built)
+    c = built.counts
+    assert c["stage 3, documents after merging"] < c["stage 2, documents"] < c["stage 4, documents after scaling"]
+
+# -- the endpoint misbehaves
+
+@pytest.mark.parametrize("mood", TRANSPORT)
+def test_a_request_that_fails_is_repeated(setup, mood):
+    server, generator = setup(questions=1, always=first(mood), slow=3, config=dict(timeout=2))
+    with generator.endpoint.open(): s = decompose(generator.endpoint, generator.questions[0], "s", "train", 4, Counter())
+    assert s.answer == server.known[s.question].answer and [m for _, m, _, _ in server.log] == [mood, None]
+    if mood == "429": assert server.log[1][2] - server.log[0][2] >= 1, "earlier than Retry-After allows"
+
+def test_an_endpoint_that_knows_no_structured_output_is_asked_without(setup):
+    server, generator = setup(questions=8, structured=False)
+    assert len(build(generator)) == 8 and max(server.paid.values()) == 1
+
+def test_where_the_endpoint_does_not_count_tokens_we_do(setup):
+    server, generator = setup(questions=1, usage=False)
+    with generator.endpoint.open():
+        decompose(generator.endpoint, generator.questions[0], "s", "train", 4, Counter())
+        spent = generator.endpoint.ledger.total()
+    assert spent.prompt_tokens > 500 and spent.completion_tokens > 20
+
+def test_no_more_requests_are_under_way_than_allowed(setup):
+    server, generator = setup(config=dict(concurrency=3))
+    server.hold_after = 0                                  # nobody is answered until three are waiting
+    with ThreadPoolExecutor(1) as pool:
+        built = pool.submit(build, generator)
+        while server.busy < 3: assert not built.done(); time.sleep(0.02)
+        server.hold_after = None
+        server.held.set()
+        assert len(built.result()) == 12 and server.most_busy == 3
+
+def test_the_same_request_at_the_same_time_is_made_once(setup):
+    server, generator = setup(questions=1)
+    with generator.endpoint.open(), ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(lambda _: generator.endpoint.ask("say", HELLO, Say), range(20)))) == 1
+    assert server.requests == 1 and generator.endpoint.ledger.from_cache == 19
+
+def test_a_request_that_is_refused_drops_its_question_only(setup):
+    bad = lambda stage, question, n, length: "400" if question == server.questions[1] and stage == "document" else None
+    server, generator = setup(questions=4, always=bad)
+    built = build(generator)
+    assert len(built) == 3 and dropped(built.counts) == {"dropped in stage 2: refused by the endpoint": 1}
+
+def test_a_wrong_key_stops_at_once(setup, tmp_path):
+    server, generator = setup(key="wrong", config=dict(concurrency=1))
+    with pytest.raises(UserError, match="refuses us.*who are you.*0 of 12"): build(generator, out=tmp_path / "e.jsonl")
+    assert server.requests == 1 and not (tmp_path / "e.jsonl").exists()
+
+def test_an_endpoint_that_goes_down_leaves_what_is_finished_and_the_same_build_goes_on(setup, tmp_path, monkeypatch):
+    monkeypatch.setattr(llm, "PATIENCE", 3)
+    down = lambda stage, question, n, length: "500" if len(server.paid) >= 25 else None
+    server, generator = setup(always=down, config=dict(retries=0, concurrency=2))
+    with pytest.raises(UserError, match="requests in a row failed.*of 12 environments are finished, see .*part"):
+        build(generator, out=tmp_path / "e.jsonl")
+    finished = read_jsonl(tmp_path / "e.jsonl.part", Environment)
+    assert finished and all(map(server.right, finished)) and server.moods["500"] <= 4
+    server.always = None
+    built = build(generator, out=tmp_path / "e.jsonl")
+    assert len(built) == 12 and max(server.paid.values()) == 1 and not (tmp_path / "e.jsonl.part").exists()
+    assert [e for e in built if e.id in {f.id for f in finished}] == finished
+
+# -- the model misbehaves
+
+@pytest.mark.parametrize("stage, mood", [("decompose", "wrong"), ("decompose", "hostile"), ("document", "wrong"), ("integrate", "hostile"),
+                                         ("extend_toolset", "cut answer"), ("deploy", "wrong"), ("deploy", "hostile"), ("deploy", "wrong schema")])
+def test_a_wrong_answer_is_shown_to_the_model_and_repaired_or_dropped(setup, tmp_path, stage, mood):
+    server, generator = setup(questions=4, always=first(mood, stage), canary=str(tmp_path / "canary"))
+    built, number = build(generator), {"decompose": 1, "document": 2, "integrate": 3, "deploy": 5}.get(stage, 4)
+    assert len(built) == 4 and all(map(server.right, built)) and built.counts[f"repairs in stage {number}"] == server.moods[mood] > 0
+    repairs = [json.loads(p) for s, m, _, p in server.log if s == stage and len(json.loads(p)) > 2]
+    assert len(repairs) == server.moods[mood] and all("cannot be used:\n\n- " in r[-1]["content"] for r in repairs)
+    server.always = lambda s, question, n, length: mood if s == stage and question == server.questions[2] else None
+    hopeless = build(setup(server, "other")[1])
+    asked = [m for s, m, _, p in server.log if s == stage and m == mood][-3:]
+    assert len(hopeless) == 3 and len(asked) == 3 and [*dropped(hopeless.counts).values()] == [1]
+    assert next(iter(dropped(hopeless.counts))).startswith(f"dropped in stage {number}: ") and not (tmp_path / "canary").exists()
+
+def test_hostile_or_wrong_code_is_never_accepted_and_never_runs_here(setup, tmp_path):
+    server, generator = setup(questions=4)
+    env = build(generator).environments[0]
+    sketch = Sketch(scenario=env.scenario, tools=[t.doc for t in env.tools])
+    program = lambda change: llm.Program(codes=[llm.Code(tool=t.name, code=change(t)) for t in env.tools])
+    assert code_problems(sketch, program(lambda t: t.code), None)[1] == []
+    attacks = [json.loads(line)["code"] for line in (Path(__file__).parent / "data/escapes.jsonl").read_text().splitlines()]
+    for code in [*attacks, "", "\0", "(" * 3000, f"open({str(tmp_path / 'x')!r}, 'w')", "import random\ndef f(): pass",
+                 "from datetime import datetime\ndef {name}(): return datetime.now()", "class C: pass"]:
+        assert code_problems(sketch, program(lambda t: code.replace("def attack", f"def {t.name}")), None)[1]
+    assert not (tmp_path / "x").exists()
+
+def test_a_known_answer_and_scenario_are_held_against_the_models(setup):
+    server, _ = setup(questions=4)
+    asked = [Question(question=q, answer=server.known[q].answer, kind=server.known[q].kind) for q in server.questions]
+    asked[1].answer, asked[2].kind = "Atlantis", "parallel single-hop"
+    built = build(setup(server, asked=asked)[1])
+    assert [e.question for e in built] == [server.questions[0], server.questions[3]]
+    assert dropped(built.counts) == {"dropped in stage 1: other final answer": 1, "dropped in stage 1: other scenario": 1}
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["", "string", "object", "array", "x", "Peru", "class"]),
+                    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(
+                        ["type", "properties", "required", "enum", "items", "$ref", "pattern", "x", "description"]), x, max_size=4), max_leaves=12)
+PLAIN = st.fixed_dictionaries({"type": st.just("object"), "properties": st.dictionaries(st.sampled_from(["x", "y"]), JSON, max_size=2)},
+                              optional={"required": JSON})
+
+@settings(max_examples=150, deadline=None)
+@given(parameters=PLAIN | st.dictionaries(st.sampled_from(["type", "properties", "required"]), JSON), arguments=st.dictionaries(st.sampled_from("xy"), JSON))
+def test_whatever_documents_a_model_writes_they_are_judged_without_an_accident(parameters, arguments):
+    sub = SubQuestion(id="q1", question="What is the capital of Peru?", answer="Lima")
+    scenario = Scenario(id="s", kind="single-hop", question=sub.question, answer="Lima", sub_questions=[sub])
+    said = json.dumps(dict(tools=[dict(name="f", description="", parameters=parameters)],
+                           calls=[dict(sub_question="q1", tool="f", arguments=arguments)]))
+    sketch, problems = judged(said, Toolset, lambda t: bind(scenario, t, []))
+    assert sketch or problems
+    if not problems:
+        names = ", ".join(parameters["properties"])
+        assert check(sketch.environment({"f": f"def f({names}): return 'Lima'\n"}), None), "what returns the answer to anything must not pass"
+
+# -- what is paid for
+
+SCRIPT = """
+import sys, json
+from toolrl_lit.build import build_environments
+from toolrl_lit.llm import Endpoint, LLMGenerator, llm_config, read_questions
+url, folder = sys.argv[1:]
+generator = LLMGenerator(Endpoint(llm_config(model="played", base_url=url, cache=folder + "/answers"), "any"), read_questions(folder + "/q.jsonl"))
+build_environments(generator, 12, seed=0, out=folder + "/e.jsonl", progress=False)
+"""
+
+def test_after_kill_9_no_paid_request_is_repeated(setup, tmp_path):
+    server, generator = setup()
+    (tmp_path / "q.jsonl").write_text("".join(q.model_dump_json() + "\n" for q in generator.questions))
+    server.hold_after = 31
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, server.url, str(tmp_path)])
+    try:
+        while len(list((tmp_path / "answers").glob("??/*.json"))) < 31: assert process.poll() is None; time.sleep(0.02)
+    finally: process.send_signal(signal.SIGKILL); process.wait()
+    assert not (tmp_path / "e.jsonl").exists()
+    server.hold_after = None
+    server.held.set()
+    built = build(setup(server)[1], out=tmp_path / "e.jsonl")
+    assert len(built) == 12 and max(server.paid.values()) == 1
+    assert built.environments == build(setup(server, "fresh")[1]).environments, "the interruption can be seen in the result"
+
+@pytest.mark.parametrize("limit", [dict(budget=0.03), dict(budget_tokens=20_000)])
+def test_the_budget_is_kept_and_a_larger_one_goes_on(setup, tmp_path, limit):
+    server, generator = setup(config=dict(concurrency=4, max_tokens=2000) | limit)
+    with pytest.raises(UserError, match="budget is spent.*raise it"): build(generator, out=tmp_path / "e.jsonl")
+    ledger = generator.endpoint.ledger
+    assert 0 < ledger.cost(ledger.total()) <= limit.get("budget", 1) and sum(ledger.total()[1:]) <= limit.get("budget_tokens", 10 ** 6)
+    assert not (tmp_path / "e.jsonl").exists() and ledger.total().requests == sum(server.paid.values()) >= 12
+    more = setup(server, config={k: 20 * v for k, v in limit.items()} | dict(max_tokens=2000))[1]
+    built = build(more, out=tmp_path / "e.jsonl")
+    assert len(built) == 12 and max(server.paid.values()) == 1 and more.endpoint.ledger.total().requests == sum(server.paid.values())
+
+def test_who_stops_reading_stops_the_asking(setup):
+    server, generator = setup(config=dict(concurrency=2))
+    stream = generator.environments(12, 0, "train", Difficulty(), {})
+    assert next(stream)[0]
+    stream.close()
+    asked = server.requests
+    assert asked < 30 and generator.endpoint.stopped
+    with pytest.raises(Unanswered, match="not open"): generator.endpoint.ask("say", HELLO, Say)
+    with generator.endpoint.open(): generator.endpoint.ask("say", HELLO, Say)     # the folder is free again
+    assert server.requests == asked + 1
+
+def test_a_cache_that_is_in_use_or_broken_is_refused(setup, tmp_path):
+    server, generator = setup(questions=1)
+    with generator.endpoint.open():
+        generator.endpoint.ask("say", HELLO, Say)
+        with pytest.raises(UserError, match="somebody else is working"): build(setup(server)[1])
+    file = next((tmp_path / "answers").glob("??/*.json"))
+    file.write_text(file.read_text()[:50])
+    with pytest.raises(UserError, match=f"{file.name}: is no answer"): build(setup(server)[1])
+
+# -- questions
+
+def test_questions_are_read_from_jsonl_and_csv_alike(tmp_path):
+    asked = [Question(question='Say "a, b"\nand c?', answer="x y"), Question(question="Où?", kind="multi-hop")]
+    (tmp_path / "q.jsonl").write_text("".join(q.model_dump_json() + "\n" for q in asked), "utf-8")
+    with open(tmp_path / "q.csv", "w", encoding="utf-8-sig", newline="") as f:
+        w = csv.DictWriter(f, ["question", "answer", "kind"])
+        w.writeheader()
+        w.writerows(q.model_dump() for q in asked)
+    assert read_questions(tmp_path / "q.jsonl") == read_questions(tmp_path / "q.csv") == asked
+
+@pytest.mark.parametrize("name, text, said", [
+    ("q.csv", "question,kind\na?,multi-hop\nb?,octopus\n", ["line 3", "kind", "octopus"]), ("q.csv", "question\na?,b,c\n", ["line 2", "beyond"]),
+    ("q.jsonl", '{"question": "a?"}\n{"qestion": "b?"}\n', ["line 2", "question"]), ("q.csv", "question\n", ["no question"]),
+    ("q.txt", "a?", [".jsonl or .csv"]), ("q.csv", None, ["cannot be read"])])
+def test_a_file_of_questions_that_cannot_be_used_is_named(tmp_path, name, text, said):
+    if text is not None: (tmp_path / name).write_text(text)
+    with pytest.raises(UserError) as e: read_questions(tmp_path / name)
+    assert all(s in str(e.value) for s in [name, *said])
+
+def test_proposals_are_different_take_scenarios_in_turn_and_are_asked_once(setup):
+    server, generator = setup(questions=48)
+    asked = propose(generator.endpoint, ["countries"], 40)
+    assert len({q.question for q in asked}) == 40 and [q.kind for q in asked] == [*SCENARIOS] * 10
+    before = server.requests
+    assert propose(setup(server)[1].endpoint, ["countries"], 40) == asked and server.requests == before
+    with pytest.raises(UserError, match="48 ideas, not 80"): propose(generator.endpoint, ["countries"], 80)
+
+# -- refusals, and the command line
+
+@pytest.mark.parametrize("values, said", [(dict(), "model"), (dict(model="m", budget=1), "price_in"), (dict(model="m", concurency=1), "concurrency"),
+                                          (dict(model="m", retries=-1), "retries"), (dict(model="m", timeout="soon"), "timeout")])
+def test_a_config_that_makes_no_sense_is_refused(values, said):
+    with pytest.raises(UserError, match=said): llm_config(**values)
+
+def test_what_is_asked_of_the_generator_must_be_there(setup, monkeypatch):
+    _, generator = setup(questions=2)
+    with pytest.raises(UserError, match="2 questions, not 3"): build(generator, 3)
+    with pytest.raises(UserError, match="scenarios"): build(generator, 2, scenarios=["multi-hop"])
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(UserError, match="OPENAI_API_KEY"): Endpoint(llm_config(model="m"))
+    with pytest.raises(UserError, match="nonsense.decompose.md"): build(setup(questions=1, config=dict(prompts="nonsense"))[1])
+
+def toolrl(monkeypatch, capsys, *words):
+    "Exit code, standard output and standard error of the command."
+    monkeypatch.setattr(sys, "argv", ["toolrl", *map(str, words)])
+    capsys.readouterr()
+    code = 0
+    try: main()
+    except SystemExit as e: code = e.code or 0
+    return code, *capsys.readouterr()
+
+def test_the_command_builds_from_questions_and_from_topics_and_says_what_it_cost(serve, tmp_path, monkeypatch, capsys):
+    server, out = serve(8), tmp_path / "e.jsonl"
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    (tmp_path / "q.csv").write_text("question\n" + "".join(f'"{q}"\n' for q in server.questions))
+    llm_options = ["--generator", "llm", "--model", "played", "--base-url", server.url]
+    code, said, _ = toolrl(monkeypatch, capsys, "build", *llm_options, "--questions", tmp_path / "q.csv", "-o", out, "-p", "price_in=2", "--audit")
+    assert code == 0 and "8 environments in" in said and "answers for 0.0" in said and "kept: 8" in said and "DEFECT" not in said
+    assert [e.question for e in read_jsonl(out, Environment)] == server.questions
+    code, said, _ = toolrl(monkeypatch, capsys, "build", *llm_options, "--topic", "countries", "-n", 4, "-o", tmp_path / "t.jsonl")
+    assert code == 0 and len(read_jsonl(tmp_path / "t.jsonl", Environment)) == 4
+    code, said, _ = toolrl(monkeypatch, capsys, "parameters", "llm")
+    assert code == 0 and "concurrency" in said
+
+@pytest.mark.parametrize("words, said", [
+    (["--model", "m"], "needs --generator llm"), (["--generator", "llm"], "--model"), (["--generator", "gpt"], "'knowledge' or 'llm'"),
+    (["--generator", "llm", "-m", "m"], "either --questions or --topic"), (["--generator", "llm", "-m", "m", "--topic", "t"], "-n"),
+    (["--generator", "llm", "-m", "m", "--topic", "t", "-n", "1"], "OPENAI_API_KEY"),
+    (["--generator", "llm", "-m", "m", "--topic", "t", "-n", "1", "-p", "budjet=1"], "Did you mean 'budget'")])
+def test_the_command_refuses_what_does_not_fit(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    code, _, error = toolrl(monkeypatch, capsys, "build", "-o", tmp_path / "e.jsonl", *words)
+    assert code == 2 and error.startswith("error: ") and error.count("\n") == 1 and said in error and not list(tmp_path.iterdir())
