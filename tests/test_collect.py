@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 from toolrl_lit import collect as module
 from toolrl_lit.collect import (OraclePolicy, PrefixMemory, TransformersPolicy, call_text, collect, generate_tokens, load_model,
-                                save_model)
+                                packaged_warm_model, save_model)
 from toolrl_lit.schema import Trajectory, UserError, read_jsonl
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,11 @@ def test_the_oracle_solves_everything_in_as_few_turns_as_there_are_hops(environm
 
 def test_the_oracle_does_not_know_other_environments(environments):
     with pytest.raises(UserError, match="no environment that asks"): collect(OraclePolicy(environments[:1]), environments[1:2])
+
+def test_the_warm_start_that_comes_with_the_library_calls_tools(environments, tmp_path):
+    shown = collect(TransformersPolicy("smollm2-warm"), environments[::2], temperature=0, max_turns=2, max_new_tokens=64)
+    assert all(t.n_calls for t in shown) and any(t.n_solved for t in shown)
+    with pytest.raises(UserError, match="adapter_model.safetensors is missing"): packaged_warm_model(tmp_path)
 
 def test_rollouts_resume_and_none_is_lost_or_doubled(policy, environments, tmp_path, monkeypatch):
     options = dict(samples=2, max_turns=3, max_new_tokens=8, seed=3, batch=5)

@@ -12,7 +12,7 @@ from toolrl_lit import train as module
 from toolrl_lit.collect import OraclePolicy, TransformersPolicy, collect
 from toolrl_lit.reward import score_turn
 from toolrl_lit.schema import Trajectory, UserError, read_jsonl, write_jsonl
-from toolrl_lit.train import (StepRewards, StepTrainer, TrainConfig, choose_steps, curves, demonstration, group_mask, informative, lora,
+from toolrl_lit.train import (StepRewards, StepTrainer, TrainConfig, choose_steps, curves, demonstration, group_mask, informative, lora, situation,
                               make_config, merge_into, pack_groups, token_scores, train, warm_start)
 
 few = settings(max_examples=25, deadline=None)
@@ -48,6 +48,15 @@ def test_labels_cover_exactly_what_the_assistant_says(tiny_folder, environments)
             elif spans: spans[-1].append(id)
         said = [policy.tokenizer.decode(s) for s in spans if s]
         assert said == [t.text + "<|im_end|>" for t in traj.turns]
+
+def test_a_slip_of_the_oracle_is_shown_but_not_learnt(tiny_folder, environments):
+    policy, oracle = TransformersPolicy(tiny_folder), OraclePolicy(environments, slips=1)
+    for env, traj in zip(environments, collect(oracle, environments, temperature=0)):
+        assert traj.turns[0].calls == oracle.slip[env.id][0] and not any(traj.turns[0].solved) and traj.n_solved == traj.sub_questions
+        row = demonstration(policy, traj, env)
+        assert traj.turns[0].text in policy.tokenizer.decode(row["input_ids"])
+        learnt = policy.tokenizer.decode([label for label in row["labels"] if label != -100])
+        assert learnt == "".join(t.text + "<|im_end|>" for t in traj.turns[1:])
 
 # -- the layout of groups
 
@@ -158,16 +167,20 @@ def config_for(folder, out, **changes) -> TrainConfig:
 
 def test_steps_are_as_many_as_an_epoch_needs_and_short_enough(tiny_folder, environments, tmp_path):
     policy = TransformersPolicy(tiny_folder)
-    shown = collect(OraclePolicy(environments), environments, temperature=0)
-    lengths = sorted(len(policy.render(s.messages, s.tools)) for e, t in zip(environments, shown) for s in t.step_records(e))
+    shown = collect(OraclePolicy(environments, slips=0.6), environments, temperature=0)
+    records = [(s, t) for e, t in zip(environments, shown) for s in t.step_records(e)]
+    lengths = sorted(len(policy.render(s.messages, s.tools)) for s, _ in records)
     config = config_for(tiny_folder, tmp_path, updates=20, oversample=1, max_prompt_tokens=lengths[len(lengths) // 2])
     steps, dropped = choose_steps(config, policy, environments, shown, epoch=0)
     assert len(steps) == 40 and dropped == sum(n > config.max_prompt_tokens for n in lengths)
     assert all(len(policy.render(s.messages, s.tools)) <= config.max_prompt_tokens for s in steps)
     times = Counter((s.environment, s.turn) for s in steps)
     assert len(times) == len(lengths) - dropped
-    kind = {(s.environment, s.turn): "first" if s.turn == 0 else "open" if s.open() else "done" for s in steps}
-    assert set(kind.values()) == {"first", "open", "done"}
+    kind = {(s.environment, s.turn): situation(s, t) for s, t in records}
+    assert set(kind.values()) == {"first", "next", "retry", "answer"}
+    for s, t in records:
+        before = t.turns[s.turn - 1] if s.turn else None
+        assert kind[s.environment, s.turn] == ("first" if not before else "answer" if not s.open() else "next" if any(before.solved) else "retry")
     shares = Counter(kind[s.environment, s.turn] for s in steps)
     assert max(shares.values()) - min(shares.values()) <= 1                          # no kind drowns in the others
     for name in shares:
@@ -204,7 +217,7 @@ def test_shuffled_rewards_are_the_same_rewards_in_another_order(tiny_folder, env
 
 # -- one update, by hand
 
-@pytest.mark.parametrize("algorithm", ["grpo", "dapo", "dr_grpo", "reinforce++-baseline"])
+@pytest.mark.parametrize("algorithm", ["grpo", "dapo", "dr_grpo", "reinforce++", "reinforce++-baseline"])
 def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environments, tmp_path, monkeypatch, algorithm):
     config = config_for(tiny_folder, tmp_path, epochs=1, updates=3, prompts=4, micro_prompts=2, algorithm=algorithm, kl=0.05, entropy=0.01)
     seen, theirs = [], StepTrainer._compute_loss
@@ -250,8 +263,8 @@ def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environment
         wanted = []
         for g, group in enumerate(groups):
             assert len({tuple(p) for p, _, _ in rows[4 * g:4 * g + 4]}) == 1          # a group shares its prompt
-            mean = sum(group) / 4
-            spread = {"dr_grpo": torch.tensor(1 - 1e-4), "reinforce++-baseline": values.std()}.get(algorithm, torch.tensor(group).std())
+            mean = values.mean() if algorithm == "reinforce++" else sum(group) / 4
+            spread = {"dr_grpo": torch.tensor(1 - 1e-4), "reinforce++": values.std(), "reinforce++-baseline": values.std()}.get(algorithm, torch.tensor(group).std())
             wanted += [(tuple(p), tuple(c), round(float((v - mean) / (spread + 1e-4)), 3)) for p, c, v in rows[4 * g:4 * g + 4]]
         got = []
         for _, inputs, loss, mine in [s for s in seen if s[0] == update]:

@@ -113,13 +113,13 @@ def run_notebook(name: str,                     # a run's name, or a notebook's 
         raise
     return out
 
-# %% ../nbs/14_cli.ipynb #c344f025
+# %% ../nbs/14_cli.ipynb #5fcd0a3d
 app = typer.Typer(help="Questions into verifiable tool-use environments, and language models trained in them.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False)
 Pairs = Annotated[list[str] | None, typer.Option("--param", "-p", metavar="NAME=VALUE", help="Set a parameter; may be repeated.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="File or folder to write.")]
 Environments = Annotated[Path, typer.Option("--environments", "-e", help="JSONL of environments, as `toolrl build` writes it.")]
-Model = Annotated[str, typer.Option("--model", "-m", help="'smollm2' (packaged), a local folder, or a hub name.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="'smollm2' (packaged), 'smollm2-warm' (after a warm start), a local folder, or a hub name.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 
 @app.command()

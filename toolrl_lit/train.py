@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ALGORITHMS', 'CURVES', 'TrainConfig', 'make_config', 'demonstration', 'lora', 'merge_into', 'warm_start',
-           'pack_groups', 'group_mask', 'token_scores', 'StepTrainer', 'StepRewards', 'informative', 'choose_steps',
-           'train', 'curves']
+           'pack_groups', 'group_mask', 'token_scores', 'StepTrainer', 'StepRewards', 'informative', 'situation',
+           'choose_steps', 'train', 'curves']
 
-# %% ../nbs/10_train.ipynb #8dca4b7d
+# %% ../nbs/10_train.ipynb #7b1dda40
 import itertools, json, os, random
 from pathlib import Path
 from typing import Literal
@@ -21,42 +21,45 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
-from trl.trainer.utils import split_tensor_dict
+from trl.trainer.utils import nanstd, split_tensor_dict
 from .collect import OraclePolicy, TransformersPolicy, collect, generate_tokens, load_model, save_model
 from .reward import score_batch
 from .schema import Environment, StepRecord, Trajectory, UserError, show, write_text
 
-# %% ../nbs/10_train.ipynb #160b085c
+# %% ../nbs/10_train.ipynb #cdf7b7e5
 ALGORITHMS = {
     "grpo": dict(scale_rewards="group", loss_type="grpo"),                       # arXiv 2402.03300, equation 3
     "dapo": dict(scale_rewards="group", loss_type="dapo", epsilon_high=0.28),    # arXiv 2503.14476; `oversample` belongs to it
     "dr_grpo": dict(scale_rewards="none", loss_type="dr_grpo"),                  # arXiv 2503.20783
-    "reinforce++-baseline": dict(scale_rewards="batch", loss_type="dapo")}       # arXiv 2501.03262, section 3.2
+    "reinforce++": dict(scale_rewards="batch", loss_type="dapo"),                # arXiv 2501.03262; the mean is the batch's too
+    "reinforce++-baseline": dict(scale_rewards="batch", loss_type="dapo")}       # the same, section 3.2: the mean is the group's
 
-# %% ../nbs/10_train.ipynb #f9b14e02
+# %% ../nbs/10_train.ipynb #5f391d58
 class TrainConfig(BaseModel):
     "Parameters of a training run. The paper's values are in METHOD section 3.3; the defaults suit a laptop's CPU."
     model_config = ConfigDict(extra="forbid")
-    model: str = Field("smollm2", description="start policy: 'smollm2' (packaged), a local folder, or a hub name")
+    model: str = Field("smollm2", description="start policy: 'smollm2' (packaged), 'smollm2-warm' (after a warm start), a local folder, or a hub name")
     out: str = Field("runs/out/train", description="folder for checkpoints, trajectories, curves and the trained policy")
     seed: int = Field(0, description="of sampling, shuffling and initialisation")
     # warm start
     warm_steps: int = Field(24, ge=0, description="updates of the warm start on oracle trajectories; 0 leaves it out")
     warm_batch: int = Field(8, ge=1, description="oracle trajectories in an update of the warm start")
-    warm_answers: float = Field(0.15, ge=0, le=1, description="share of the oracle trajectories whose final answer is shown too; the others show calls only")
-    warm_learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of the warm start")
+    warm_answers: float = Field(0.1, ge=0, le=1, description="share of the oracle trajectories whose final answer is shown too; the others show calls only")
+    warm_slips: float = Field(0.2, ge=0, le=1, description="share of the oracle trajectories that begin with a call of a wrong tool, which is shown but not learnt")
+    warm_learning_rate: float = Field(7e-4, gt=0, description="peak learning rate of the warm start")
     # reinforcement learning
-    algorithm: Literal["grpo", "dapo", "dr_grpo", "reinforce++-baseline"] = Field("grpo",
+    algorithm: Literal["grpo", "dapo", "dr_grpo", "reinforce++", "reinforce++-baseline"] = Field("grpo",
         description="over what rewards are normalised (the group; dr_grpo: not; reinforce++: the batch) and the loss averaged (grpo: turns; else tokens)")
     kind: Literal["f1", "p", "r", "pr"] = Field("f1", description="reward kind (paper, ablation)")
     match: Literal["paper", "strict"] = Field("paper", description="how results are compared with golden answers")
-    epochs: int = Field(2, ge=1, description="each begins by collecting trajectories with the current policy")
-    updates: int = Field(5, ge=1, description="updates in an epoch")
+    epochs: int = Field(4, ge=1, description="each begins by collecting trajectories with the current policy")
+    updates: int = Field(4, ge=1, description="updates in an epoch")
     prompts: int = Field(6, ge=1, description="step records in an update")
     oversample: int = Field(2, ge=1, description="step records tried for each one in an update; those whose rewards lie furthest apart are kept")
     group: int = Field(8, ge=2, description="turns sampled for each step record")
     environments: int = Field(48, ge=1, description="environments to collect in at the start of an epoch")
-    learning_rate: float = Field(5e-4, gt=0, description="peak learning rate")
+    learning_rate: float = Field(7e-4, gt=0, description="peak learning rate")
+    warmup: float = Field(0.25, ge=0, lt=1, description="share of the updates in which the learning rate rises to its peak; after it, it falls to 0")
     kl: float = Field(0.001, ge=0, description="coefficient of the KL term, k3 estimator, in the loss")
     entropy: float = Field(0.001, ge=0, description="coefficient of the entropy bonus")
     temperature: float = Field(1.0, gt=0, description="of sampling, in collecting and training")
@@ -65,7 +68,7 @@ class TrainConfig(BaseModel):
     max_turns: int = Field(3, ge=1, description="turns of a trajectory at most (paper: 20)")
     lora_rank: int = Field(16, ge=1, description="rank of the LoRA adapters on all linear layers")
     micro_prompts: int = Field(1, ge=1, description="step records in one backward pass; memory grows with it")
-    save_updates: int = Field(5, ge=1, description="updates between checkpoints")
+    save_updates: int = Field(4, ge=1, description="updates between checkpoints")
     shuffle_rewards: bool = Field(False, description="control: give each turn the reward of another turn of its batch")
 
     @model_validator(mode="after")
@@ -83,17 +86,19 @@ def make_config(**values) -> TrainConfig:
         known = f"; there are: {', '.join(TrainConfig.model_fields)}" if first["type"] == "extra_forbidden" else f", got {first['input']!r}"
         raise UserError(f"{name}: {first['msg']}{known}") from e
 
-# %% ../nbs/10_train.ipynb #1b8c951e
+# %% ../nbs/10_train.ipynb #1ba239e5
 def demonstration(policy: TransformersPolicy,  # renders the conversation
                   traj: Trajectory,            # an oracle's trajectory
                   env: Environment,            # where it took place
                   answers: bool = True,        # whether the final answer is part of the loss, or only the calls
                   ) -> dict[str, list[int]]:
-    "Token ids of a whole conversation, and labels that are -100 except where the assistant wrote what is to be learnt."
+    """Token ids of a whole conversation, and labels that are -100 except where the assistant wrote what is to be learnt:
+    not where its calls solved nothing."""
     ids: list[int] = []
     labels: list[int] = []
-    for i in range(traj.start, len(traj.messages)):
-        if traj.messages[i]["role"] != "assistant" or not (answers or traj.messages[i].get("tool_calls")): continue
+    said_at = [i for i in range(traj.start, len(traj.messages)) if traj.messages[i]["role"] == "assistant"]
+    for i, turn in zip(said_at, traj.turns):
+        if not (any(turn.solved) if turn.calls else answers): continue
         asked = policy.text(traj.messages[:i], env.documents())
         after = policy.text(traj.messages[:i + 1], env.documents(), asks=False)
         before, said = policy.ids(asked), policy.ids(after.removeprefix(asked).rstrip("\n"))
@@ -146,7 +151,7 @@ def merge_into(copy, tuned) -> None:
             merged = module.base_layer.weight.float() + module.get_delta_weight("default").float()
             copy.get_submodule(name).weight.copy_(merged)
 
-# %% ../nbs/10_train.ipynb #4724b160
+# %% ../nbs/10_train.ipynb #e120a7bf
 def warm_start(config: TrainConfig,            # `warm_*`, `model`, `seed` and `out` are used
                environments: list[Environment],# training environments, taken in a shuffled order
                steps: int | None = None,       # updates; None takes `config.warm_steps`
@@ -159,7 +164,8 @@ def warm_start(config: TrainConfig,            # `warm_*`, `model`, `seed` and `
     policy = TransformersPolicy(config.model)
     chosen = random.Random(config.seed).sample(environments, len(environments))
     chosen = [chosen[i % len(chosen)] for i in range(steps * config.warm_batch)]
-    shown = {t.environment: t for t in collect(OraclePolicy(environments), list({e.id: e for e in chosen}.values()), temperature=0, desc="oracle")}
+    oracle = OraclePolicy(environments, slips=config.warm_slips, seed=config.seed)
+    shown = {t.environment: t for t in collect(oracle, list({e.id: e for e in chosen}.values()), temperature=0, desc="oracle")}
     whole = random.Random(config.seed + 1)
     data = [demonstration(policy, shown[e.id], e, answers=whole.random() < config.warm_answers) for e in chosen]
     data = [d for i in range(0, len(data), config.warm_batch)                       # neighbours of like length need little padding
@@ -231,9 +237,20 @@ def token_scores(hidden: torch.Tensor,      # (N, H) states from which the token
     parts = [checkpoint(part, h, t, use_reentrant=False) for h, t in zip(hidden.split(chunk), targets.split(chunk))]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
-# %% ../nbs/10_train.ipynb #5e089e69
+# %% ../nbs/10_train.ipynb #58a6c2f5
 class StepTrainer(GRPOTrainer):
-    "TRL's GRPOTrainer, with the prompt of a group read once."
+    "TRL's GRPOTrainer, with the prompt of a group read once, and Reinforce++."
+    global_baseline = False                     # Reinforce++: the mean reward of the batch is subtracted, not the group's
+
+    def _generate_and_score_completions(self, inputs):
+        "TRL always subtracts a group's mean; with `global_baseline`, advantages are computed anew from the same rewards."
+        batch = super()._generate_and_score_completions(inputs)
+        if self.global_baseline:
+            rewards = torch.tensor(list(self._logs["rewards"][self.reward_func_names[0]])[-len(inputs) * self.accelerator.num_processes:])
+            advantages = torch.nan_to_num((rewards - rewards.nanmean()) / (nanstd(rewards) + 1e-4))
+            mine = self.accelerator.process_index * len(inputs)
+            batch["advantages"] = advantages[mine:mine + len(inputs)].to(batch["advantages"])
+        return batch
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None,
                                            compute_entropy=False, **unused):
@@ -304,40 +321,49 @@ class _Epochs(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs): self.refill(state.global_step // self.updates)
     def on_epoch_end(self, args, state, control, **kwargs): control.should_save = True
 
-# %% ../nbs/10_train.ipynb #300e6180
+# %% ../nbs/10_train.ipynb #f598ee89
 def informative(rewards: list[float],   # of turns, group by group
                 group: int,             # turns of a group
                 wanted: int,            # groups to keep
                 ) -> list[int]:
-    "Which turns to keep: the `wanted` groups whose rewards lie furthest apart, in their order; of equals the first."
+    """Which turns to keep: the `wanted` groups whose rewards lie furthest apart, in their order; of equals the first. Beyond
+    half a point all are equal: advantages are scaled anyway, and answers, worth less than calls, must not lose to them."""
     groups = [rewards[i:i + group] for i in range(0, len(rewards), group)]
-    kept = sorted(range(len(groups)), key=lambda g: min(groups[g]) - max(groups[g]))[:wanted]
+    kept = sorted(range(len(groups)), key=lambda g: -min(0.5, max(groups[g]) - min(groups[g])))[:wanted]
     return [g * group + k for g in sorted(kept) for k in range(group)]
 
-# %% ../nbs/10_train.ipynb #6ecde36a
+# %% ../nbs/10_train.ipynb #f8816414
+def situation(step: StepRecord,      # of `traj`
+              traj: Trajectory,      # where it was collected
+              ) -> Literal["first", "next", "retry", "answer"]:
+    "What a step record asks for."
+    if not step.turn: return "first"
+    if not step.open(): return "answer"
+    return "next" if any(traj.turns[step.turn - 1].solved) else "retry"
+
 def choose_steps(config: TrainConfig, policy: TransformersPolicy, environments, trajectories: list[Trajectory], epoch: int):
-    """The epoch's training prompts, as many as it needs, and how many were left out as too long. First turns, turns with
-    something left to solve and turns with nothing left take turns, as far as there are such."""
+    "The epoch's training prompts, as many as it needs, situations taking turns; and how many were left out as too long."
     by_id = {e.id: e for e in environments}
-    steps = [s for t in trajectories for s in t.step_records(by_id[t.environment])]
-    short = [s for s in steps if len(policy.render(s.messages, s.tools)) <= config.max_prompt_tokens]
+    steps = [(situation(s, t), s) for t in trajectories for s in t.step_records(by_id[t.environment])]
+    short = [(k, s) for k, s in steps if len(policy.render(s.messages, s.tools)) <= config.max_prompt_tokens]
     if not short: raise UserError(f"no step record has at most max_prompt_tokens={config.max_prompt_tokens} tokens; raise it")
     random.Random(config.seed * 1009 + epoch).shuffle(short)
-    kinds = [[s for s in short if s.turn == 0], [s for s in short if s.turn and s.open()], [s for s in short if s.turn and not s.open()]]
-    rounds = zip(*(itertools.cycle(k) for k in kinds if k))
+    kinds = {kind: itertools.cycle([s for k, s in short if k == kind]) for kind in {k for k, _ in short}}
+    turns = itertools.cycle([kind for kind in ("first", "next", "retry", "answer") if kind in kinds])
     need = config.prompts * config.oversample * config.updates
-    return list(itertools.islice(itertools.chain.from_iterable(rounds), need)), len(steps) - len(short)
+    return [next(kinds[kind]) for kind in itertools.islice(turns, need)], len(steps) - len(short)
 
-# %% ../nbs/10_train.ipynb #b52da023
+# %% ../nbs/10_train.ipynb #a4df63b6
 def _grpo_arguments(config: TrainConfig, out: Path) -> GRPOConfig:
     "TRL's configuration for ours."
     rows = config.micro_prompts * config.group
-    return GRPOConfig(**_trainer_arguments(config, out), learning_rate=config.learning_rate, num_train_epochs=config.epochs, warmup_steps=0,
+    return GRPOConfig(**_trainer_arguments(config, out), learning_rate=config.learning_rate, num_train_epochs=config.epochs,
+        warmup_steps=round(config.warmup * config.epochs * config.updates),
         per_device_train_batch_size=rows, gradient_accumulation_steps=config.prompts // config.micro_prompts,
         num_generations=config.group, max_completion_length=config.max_new_tokens, temperature=config.temperature,
         beta=config.kl, entropy_coef=config.entropy, save_steps=config.save_updates, shuffle_dataset=False, **ALGORITHMS[config.algorithm])
 
-# %% ../nbs/10_train.ipynb #288478b7
+# %% ../nbs/10_train.ipynb #aff6b521
 def train(config: TrainConfig,                 # what to train, and how
           environments: list[Environment],     # training environments
           sandbox=None,                        # a `ToolSandbox`; None takes the shared one
@@ -362,7 +388,7 @@ def train(config: TrainConfig,                 # what to train, and how
     write_text(out / "log.json", json.dumps(trainer.state.log_history))
     return save_model(copy, tokenizer, out / "model")
 
-# %% ../nbs/10_train.ipynb #c60398fa
+# %% ../nbs/10_train.ipynb #59e1bf6c
 def _step_trainer(config, out, policy, tuned, rewards, environments, sandbox) -> StepTrainer:
     "TRL's trainer, its dataset of slots that each epoch refills, and rollouts by the merged copy."
     def refill(epoch: int):
@@ -393,12 +419,13 @@ def _step_trainer(config, out, policy, tuned, rewards, environments, sandbox) ->
     rewards.steps = [environments[0].start()] * len(slots)     # placeholder until the first epoch begins
     trainer = StepTrainer(model=tuned, reward_funcs=rewards, args=_grpo_arguments(config, out), train_dataset=slots,
                        processing_class=policy.tokenizer, rollout_func=rollout, callbacks=[_Epochs(refill, config.updates)])
+    trainer.global_baseline = config.algorithm == "reinforce++"
     # TRL keeps a frozen copy of fresh adapters as the reference, which is the model without adapters; and a checkpoint
     # of two adapters would be resumed with neither of the trained weights
     if "ref" in tuned.peft_config: tuned.delete_adapter("ref")
     return trainer
 
-# %% ../nbs/10_train.ipynb #f3c7d9d2
+# %% ../nbs/10_train.ipynb #0a274fd9
 CURVES = {"reward": "mean reward of a turn", "solve_precision": "solve precision", "kl": "KL to the start policy (nats)",
           "entropy": "entropy (nats)", "completions/mean_length": "tokens of a turn", "malformed_share": "malformed share"}
 
