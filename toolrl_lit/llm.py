@@ -522,11 +522,11 @@ def scale(endpoint: Endpoint, sketch: Sketch, difficulty: Difficulty, rates: dic
         if n != 0: sketch = revise(endpoint, 4, PROMPTS[strategy], sketch, counts, n or 0)
     return sketch.model_copy(update=dict(tools=rng.sample(sketch.tools, len(sketch.tools))))
 
-# %% ../nbs/06a_llm.ipynb #f1b018b9
+# %% ../nbs/06a_llm.ipynb #3e3abb30
 def _rules() -> tuple:
     "What `harmless` accepts, less chance and clock."
-    names, attributes, modules = allowed()
-    return names, attributes - {"now", "today", "utcnow"}, {m: v for m, v in modules.items() if m not in ("random", "time")}
+    names, attributes, modules, others = allowed()
+    return names, attributes - {"now", "today", "utcnow"}, {m: v for m, v in modules.items() if m not in ("random", "time")}, others
 
 def shortcuts(env: Environment) -> list[str]:
     "Facts in the code that would be accepted for a golden answer though the golden call does not ask for them."
