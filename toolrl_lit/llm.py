@@ -10,7 +10,7 @@ __all__ = ['PATIENCE', 'CLOSED', 'Judge', 'PARSING', 'PLAIN_KEYS', 'TYPES', 'CHA
            'as_text', 'bind', 'types', 'stage_problems', 'revise', 'scale', 'shortcuts', 'code_problems', 'deploy',
            'LLMGenerator', 'propose']
 
-# %% ../nbs/06a_llm.ipynb #bf913f7d
+# %% ../nbs/06a_llm.ipynb #81363a6f
 import csv, hashlib, io, json, keyword, os, threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ from .schema import (SCENARIOS, STRATEGIES, Environment, Scenario, ScenarioKind,
                                UserError, _explain, read_jsonl, write_text)
 from .scenario import Difficulty, faults, plain
 from .deploy import check, check_documents, embedded
-from .sandbox import allowed, harmless
+from .sandbox import harmless, steady_rules
 
 # %% ../nbs/06a_llm.ipynb #4621e416
 class Question(BaseModel):
@@ -522,12 +522,7 @@ def scale(endpoint: Endpoint, sketch: Sketch, difficulty: Difficulty, rates: dic
         if n != 0: sketch = revise(endpoint, 4, PROMPTS[strategy], sketch, counts, n or 0)
     return sketch.model_copy(update=dict(tools=rng.sample(sketch.tools, len(sketch.tools))))
 
-# %% ../nbs/06a_llm.ipynb #3e3abb30
-def _rules() -> tuple:
-    "What `harmless` accepts, less chance and clock."
-    names, attributes, modules, others = allowed()
-    return names, attributes - {"now", "today", "utcnow"}, {m: v for m, v in modules.items() if m not in ("random", "time")}, others
-
+# %% ../nbs/06a_llm.ipynb #c3f463fc
 def shortcuts(env: Environment) -> list[str]:
     "Facts in the code that would be accepted for a golden answer though the golden call does not ask for them."
     found = []
@@ -541,7 +536,7 @@ def shortcuts(env: Environment) -> list[str]:
 
 def code_problems(sketch: Sketch, program: Program, sandbox) -> tuple[Environment | None, list[str]]:
     "The environment with this code, and what is wrong with it."
-    codes, rules = {c.tool: c.code for c in program.codes}, _rules()
+    codes, rules = {c.tool: c.code for c in program.codes}, steady_rules()
     if sorted(codes) != sorted(t.name for t in sketch.tools): return None, ["not one source for each tool"]
     wild = [name for name, code in codes.items() if name not in (harmless(code, rules) or ())]
     if wild: return None, [f"code that is not allowed: {name}: expected a plain function, by the rules" for name in wild]

@@ -8,7 +8,7 @@ __all__ = ['Kind', 'KINDS', 'OPEN', 'CLOSE', 'PARSERS', 'MARKUP', 'Parser', 'UNI
            'parse_qwen', 'parse_llama', 'parse_mistral', 'response_parser', 'parser_for', 'match_paper', 'Token',
            'tokens', 'offers', 'match_strict', 'CallScore', 'TurnScore', 'repeats', 'score_batch', 'score_turn']
 
-# %% ../nbs/08_reward.ipynb #8980528b
+# %% ../nbs/08_reward.ipynb #a8e9c47f
 import ast, gc, json, re, unicodedata
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from functools import lru_cache, partial
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 from pydantic import PrivateAttr
-from .sandbox import CallResult, ToolSandbox, allowed, shared
+from .sandbox import CallResult, ToolSandbox, shared, steady_rules
 from .schema import Environment, StepRecord, ToolCall, UserError
 
 # %% ../nbs/08_reward.ipynb #e6290b71
@@ -562,8 +562,8 @@ def _answered(said: str, answer: str, match: str) -> bool:
     last = [x for x in re.split(r"(?<=[.!?])\s+|\n+", said) if x.strip()][-3:]
     return any(match_strict(x, answer) for x in dict.fromkeys((said, *last)))
 
-# %% ../nbs/08_reward.ipynb #f0f7d260
-_STEADY = allowed()[2].keys() - {"random", "time"}
+# %% ../nbs/08_reward.ipynb #d391c5af
+_STEADY = set(steady_rules()[2])
 _CHANCE = [re.compile(rf"{word}(?<!\w{word})(?!\w)")        # ten times as fast as `\b` at both ends
            for word in ("random urandom now today utcnow samples id hash open input eval exec compile getattr globals locals "
                         "vars").split()]

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['FORBIDDEN', 'SYSCALLS', 'GUARDED', 'MACHINES', 'OutOfTime', 'CLOCK', 'PARTS', 'BOOT', 'BACKENDS', 'WEAKER', 'UNSAFE',
-           'CallResult', 'failure', 'namespaces', 'execute', 'allowed_names', 'allowed_modules', 'allowed', 'harmless',
-           'plain_format', 'vouch', 'seccomp_filter', 'install_filter', 'tick', 'read_exactly', 'write_all', 'receive',
-           'send', 'attempt', 'run_batch', 'child', 'keeper', 'die_with_parent', 'keeper_client', 'apply_limits',
-           'worker_main', 'run', 'worker_program', 'readable_paths', 'Worker', 'timeout_text', 'ToolSandbox', 'shared']
+           'CallResult', 'failure', 'namespaces', 'execute', 'allowed_names', 'allowed_modules', 'allowed',
+           'steady_rules', 'harmless', 'plain_format', 'vouch', 'seccomp_filter', 'install_filter', 'tick',
+           'read_exactly', 'write_all', 'receive', 'send', 'attempt', 'run_batch', 'child', 'keeper', 'die_with_parent',
+           'keeper_client', 'apply_limits', 'worker_main', 'run', 'worker_program', 'readable_paths', 'Worker',
+           'timeout_text', 'ToolSandbox', 'shared']
 
 # %% ../nbs/01_sandbox.ipynb #44966846
 import ast, collections, ctypes, errno, gc, inspect, json, mmap, os, platform, select, selectors, signal, string, struct
@@ -67,7 +68,7 @@ def allowed_names():
     attributes = {a for t in plain for a in dir(t) if a[0] != "_"} | {"hexdigest", "digest", "args", "__name__"}
     return names, attributes - {"format", "format_map"}    # a format string is a program: "{0.__globals__}"
 
-# %% ../nbs/01_sandbox.ipynb #a9b44c47
+# %% ../nbs/01_sandbox.ipynb #511230e9
 def allowed_modules():
     "For each module that harmless code may import, the members it may name."
     import itertools, math, statistics
@@ -92,6 +93,11 @@ def allowed():
     "What `harmless` goes by: names, attributes, and members by module that it accepts, and the builtins that it does not."
     names, attributes = allowed_names()
     return names, attributes, allowed_modules(), set(dir(sys.modules["builtins"])) - names
+
+def steady_rules():
+    "As `allowed`, less chance and clock, for code whose equal calls must give equal results."
+    names, attributes, modules, others = allowed()
+    return names, attributes - {"now", "today", "utcnow"}, {m: v for m, v in modules.items() if m not in ("random", "time")}, others
 
 # %% ../nbs/01_sandbox.ipynb #e58ce2e9
 FORBIDDEN = "Attribute ClassDef AsyncFunctionDef AsyncFor AsyncWith Await Match".split()
