@@ -7,8 +7,8 @@ __all__ = ['app', 'Pairs', 'Out', 'Environments', 'Model', 'Seed', 'parse_parame
            'run_notebook', 'build', 'audit', 'collect', 'train', 'parameters', 'evaluate', 'layers', 'report', 'export',
            'run', 'sweep', 'main']
 
-# %% ../nbs/14_cli.ipynb #ed915f56
-import contextlib, difflib, gc, itertools, json, re, shutil, sys, time
+# %% ../nbs/14_cli.ipynb #433e4c53
+import contextlib, difflib, gc, itertools, json, os, re, shutil, sys, time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,7 +85,7 @@ def find_notebook(name: str) -> Path:
     there = sorted({p.stem for folder in (places[1].parent, places[2].parent) for p in folder.glob("*.ipynb")})
     raise UserError(f"there is no run {name!r}; there are: {', '.join(there) or 'none'}")
 
-# %% ../nbs/14_cli.ipynb #299a36f4
+# %% ../nbs/14_cli.ipynb #166d6c09
 def run_notebook(name: str,                     # a run's name, or a notebook's path
                  parameters: list[str],         # "name=value"
                  out: str | Path | None = None, # the run's folder; None is runs/out/NAME
@@ -104,9 +104,10 @@ def run_notebook(name: str,                     # a run's name, or a notebook's 
             shutil.rmtree(out)
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise UserError(f"{out}: cannot be made: {e.strerror}") from e
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")       # bars are text in a terminal
     try:
         papermill.execute_notebook(str(notebook), str(out / notebook.name), values | ({"out": str(out)} if "out" in takes else {}), kernel_name="python3",
-                                   progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, cwd=str(out))
+                                   progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, cwd=str(out), extra_arguments=["--log-level=ERROR"])
     except papermill.PapermillExecutionError as e:
         if e.ename == "UserError": raise UserError(e.evalue) from e
         if e.ename == "KeyboardInterrupt": raise KeyboardInterrupt from e
