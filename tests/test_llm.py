@@ -1,6 +1,6 @@
 """Environments by a language model, against a real HTTP server that plays one and misbehaves on purpose (llm_server): what is accepted
 is right, nothing is lost, doubled or paid twice, and nothing goes beyond the budget."""
-import csv, json, os, random, signal, subprocess, sys, time
+import csv, json, os, random, shutil, signal, subprocess, sys, time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +15,7 @@ from toolrl_lit.deploy import check
 from toolrl_lit.llm import (Endpoint, LLMGenerator, Proposals, Question, Toolset, Unanswered, bind, code_problems, decompose, judged,
                             llm_config, odd_document, propose, read_questions, revise, Sketch)
 from toolrl_lit.scenario import Difficulty
-from toolrl_lit.schema import SCENARIOS, Environment, Scenario, SubQuestion, ToolDoc, UserError, read_jsonl
+from toolrl_lit.schema import SCENARIOS, Environment, Scenario, SubQuestion, ToolDoc, UserError, read_jsonl, read_manifest
 
 class Say(BaseModel): word: str
 HELLO = [{"role": "user", "content": "Say hello."}]
@@ -56,11 +56,11 @@ def test_on_a_bad_day_what_is_accepted_is_right_and_nothing_is_lost_or_doubled(s
     assert built.counts["attempts"] == 12 == len(built) + sum(dropped(built.counts).values()) and len(built) >= 8
     places = [int(e.id.rsplit("-", 1)[1]) for e in built]
     assert places == sorted(set(places)) and [e.question for e in built] == [server.questions[p] for p in places]
-    assert not [f for f in audit(list(built)) if f.defect and f.count]
-    assert read_jsonl(tmp_path / "e.jsonl", Environment) == built.environments and not (tmp_path / "e.jsonl.part").exists()
+    assert not [f for f in audit(built) if f.failed]
+    assert read_jsonl(tmp_path / "e.jsonl", Environment) == list(built) and not (tmp_path / "e.jsonl.part").exists()
     before = server.requests
     again = setup(server, config=dict(repairs=3))[1]
-    assert build(again).environments == built.environments and server.requests == before
+    assert list(build(again)) == list(built) and server.requests == before
     assert again.endpoint.ledger == generator.endpoint.ledger and again.endpoint.ledger.total().requests == len(list((tmp_path / "answers").glob("??/*")))
 
 def test_a_good_model_is_asked_once_for_each_stage_and_all_strategies_are_applied(setup):
@@ -124,13 +124,13 @@ def test_an_endpoint_that_goes_down_leaves_what_is_finished_and_the_same_build_g
     monkeypatch.setattr(llm, "PATIENCE", 3)
     down = lambda stage, question, n, length: "500" if len(server.paid) >= 25 else None
     server, generator = setup(always=down, config=dict(retries=0, concurrency=2))
-    with pytest.raises(UserError, match="requests in a row failed.*of 12 environments are finished, see .*part"):
+    with pytest.raises(UserError, match="requests in a row failed.*of 12 environments are finished, see .*e.so-far.jsonl"):
         build(generator, out=tmp_path / "e.jsonl")
-    finished = read_jsonl(tmp_path / "e.jsonl.part", Environment)
+    finished = read_jsonl(tmp_path / "e.so-far.jsonl", Environment)
     assert finished and all(map(server.right, finished)) and server.moods["500"] <= 4
     server.always = None
     built = build(generator, out=tmp_path / "e.jsonl")
-    assert len(built) == 12 and max(server.paid.values()) == 1 and not (tmp_path / "e.jsonl.part").exists()
+    assert len(built) == 12 and max(server.paid.values()) == 1 and [p.name for p in tmp_path.glob("e.*")] == ["e.jsonl"]
     assert [e for e in built if e.id in {f.id for f in finished}] == finished
 
 # -- the model misbehaves
@@ -151,7 +151,7 @@ def test_a_wrong_answer_is_shown_to_the_model_and_repaired_or_dropped(setup, tmp
 
 def test_hostile_or_wrong_code_is_never_accepted_and_never_runs_here(setup, tmp_path):
     server, generator = setup(questions=4)
-    env = build(generator).environments[0]
+    env = build(generator)[0]
     sketch = Sketch(scenario=env.scenario, tools=[t.doc for t in env.tools])
     program = lambda change: llm.Program(codes=[llm.Code(tool=t.name, code=change(t)) for t in env.tools])
     assert code_problems(sketch, program(lambda t: t.code), None)[1] == []
@@ -212,7 +212,7 @@ def test_after_kill_9_no_paid_request_is_repeated(setup, tmp_path):
     server.held.set()
     built = build(setup(server)[1], out=tmp_path / "e.jsonl")
     assert len(built) == 12 and max(server.paid.values()) == 1
-    assert built.environments == build(setup(server, "fresh")[1]).environments, "the interruption can be seen in the result"
+    assert list(built) == list(build(setup(server, "fresh")[1])), "the interruption can be seen in the result"
 
 @pytest.mark.parametrize("limit", [dict(budget=0.03), dict(budget_tokens=20_000)])
 def test_the_budget_is_kept_and_a_larger_one_goes_on(setup, tmp_path, limit):
@@ -240,10 +240,41 @@ def test_a_cache_that_is_in_use_or_broken_is_refused(setup, tmp_path):
     server, generator = setup(questions=1)
     with generator.endpoint.open():
         generator.endpoint.ask("say", HELLO, Say)
-        with pytest.raises(UserError, match="somebody else is working"): build(setup(server)[1])
+        with pytest.raises(UserError, match="another process is working"): build(setup(server)[1])
     file = next((tmp_path / "answers").glob("??/*.json"))
     file.write_text(file.read_text()[:50])
     with pytest.raises(UserError, match=f"{file.name}: is no answer"): build(setup(server)[1])
+
+# -- what a build is
+
+def test_a_build_of_another_model_prompt_or_question_is_refused_and_tells_no_secret(setup, tmp_path):
+    server, generator = setup(questions=3, config=dict(settings={"temperature": 0.5, "api_key": "sk-secret"}))
+    built = build(generator, out=tmp_path / "set", shard=2, format="parquet")
+    manifest = read_manifest(tmp_path / "set")
+    assert [s.rows for s in manifest.shards] == [2, 1] and len(built) == 3 and server.right(built[2])
+    assert manifest.build["generator"] == "LLMGenerator" and manifest.build["model"] == "played" and manifest.build["settings"]["temperature"] == 0.5
+    written = manifest.model_dump_json()
+    assert not any(word in written for word in ("sk-secret", server.url, str(tmp_path)))
+    own = tmp_path / "prompts"
+    shutil.copytree(Path(llm.__file__).parent / "prompts", own)
+    before, same = server.requests, dict(settings={"temperature": 0.5, "api_key": "sk-secret"})
+    assert list(build(setup(server, "fresh", config=same | dict(prompts=str(own), budget_tokens=1))[1], out=tmp_path / "set", shard=2, format="parquet")) == list(built)
+    (own / "deploy.md").write_text((own / "deploy.md").read_text() + "Be brief.\n")
+    for change, asked, name in ((dict(model="other"), None, "model: 'played' there, 'other' now"), (dict(prompts=str(own)), None, "prompts"),
+                                (dict(settings={"temperature": 0.5, "api_key": "x"}), None, "settings"), (dict(max_tokens=99), None, "max_tokens"),
+                                (dict(repairs=0), None, "repairs"), ({}, generator.questions[::-1], "questions")):
+        with pytest.raises(UserError, match=f"holds another build .{name}"):
+            build(setup(server, "fresh", asked, config=same | change)[1], out=tmp_path / "set", shard=2, format="parquet")
+    assert server.requests == before
+    assert str(tmp_path) not in json.dumps(setup(server, config=dict(model=f"{tmp_path}/qwen"))[1].identity())
+
+def test_a_stopped_build_is_not_taken_up_by_another_model(setup, tmp_path):
+    server, generator = setup(config=dict(concurrency=1, max_tokens=2000, budget_tokens=20_000))
+    with pytest.raises(UserError, match="budget is spent.*so-far"): build(generator, out=tmp_path / "set")
+    spent = server.requests
+    with pytest.raises(UserError, match="holds another build .model"): build(setup(server, config=dict(model="other"))[1], out=tmp_path / "set")
+    assert server.requests == spent and len(build(setup(server, config=dict(max_tokens=2000))[1], out=tmp_path / "set")) == 12
+    assert max(server.paid.values()) == 1 and sorted(p.name for p in tmp_path.iterdir()) == ["answers", "set"]
 
 # -- questions
 
@@ -305,13 +336,15 @@ def test_the_command_builds_from_questions_and_from_topics_and_says_what_it_cost
     code, said, _ = toolrl(monkeypatch, capsys, "build", *llm_options, "--questions", tmp_path / "q.csv", "-o", out, "-p", "price_in=2", "--audit")
     assert code == 0 and "8 environments in" in said and "answers for 0.0" in said and "kept: 8" in said and "DEFECT" not in said
     assert [e.question for e in read_jsonl(out, Environment)] == server.questions
-    code, said, _ = toolrl(monkeypatch, capsys, "build", *llm_options, "--topic", "countries", "-n", 4, "-o", tmp_path / "t.jsonl")
-    assert code == 0 and len(read_jsonl(tmp_path / "t.jsonl", Environment)) == 4
+    code, said, _ = toolrl(monkeypatch, capsys, "build", *llm_options, "--topic", "countries", "-n", 4, "-o", tmp_path / "t", "--shard", 3)
+    assert code == 0 and len(read_jsonl(tmp_path / "t", Environment)) == 4 and len(read_manifest(tmp_path / "t").shards) == 2
     code, said, _ = toolrl(monkeypatch, capsys, "parameters", "llm")
     assert code == 0 and "concurrency" in said
 
 @pytest.mark.parametrize("words, said", [
-    (["--model", "m"], "needs --generator llm"), (["--generator", "llm"], "--model"), (["--generator", "gpt"], "'knowledge' or 'llm'"),
+    (["--model", "m"], "needs --generator llm"), (["--generator", "llm"], "--model"),
+    (["--generator", "llm", "-m", "m", "--workers", "2"], "one process keeps the budget"),
+    (["--generator", "llm", "-m", "m", "--executor", "ray"], "one process keeps the budget"), (["--generator", "gpt"], "'knowledge' or 'llm'"),
     (["--generator", "llm", "-m", "m"], "either --questions or --topic"), (["--generator", "llm", "-m", "m", "--topic", "t"], "-n"),
     (["--generator", "llm", "-m", "m", "--topic", "t", "-n", "1"], "OPENAI_API_KEY"),
     (["--generator", "llm", "-m", "m", "--topic", "t", "-n", "1", "-p", "budjet=1"], "Did you mean 'budget'")])

@@ -1,12 +1,12 @@
 "Schema: what is written is read back, and what does not fit is named with file, line and field."
-import errno, os
+import errno, json, os
 import pytest
 from hypothesis import given, settings, strategies as st
 from pydantic import ValidationError
 from toolrl_lit import schema as module
 from toolrl_lit.collect import OraclePolicy, collect
 from toolrl_lit.schema import (Environment, Scenario, SubQuestion, Tool, ToolCall, ToolDoc, Trajectory, Turn, UserError,
-                               from_ftrl, read_jsonl, to_ftrl, write_jsonl, write_text)
+                               from_ftrl, read_jsonl, refuse_other, reserve, to_ftrl, write_jsonl, write_text)
 
 few = settings(max_examples=40, deadline=None)
 # everything that can stand in a file, with the characters that Python takes for ends of lines and JSON does not escape
@@ -133,3 +133,18 @@ def test_a_malformed_record_is_named_by_field(change, said):
     record = dict(messages=[], tools="[]", codes="{}", unsolved_set="{}", answer="x") | change
     record = {k: v for k, v in record.items() if v is not None}
     with pytest.raises(UserError, match=said): from_ftrl(record)
+
+# -- work that goes on
+
+def test_a_folder_is_reserved_until_it_is_given_back(tmp_path):
+    with reserve(tmp_path / "x"):
+        with pytest.raises(UserError, match="x: another process"): reserve(tmp_path / "x")
+    with reserve(tmp_path / "x"): pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/y: cannot be made"): reserve(tmp_path / "file" / "y")
+
+@pytest.mark.parametrize("before, now, said", [({"a": 1}, {"a": 2}, "a: 1 there, 2 now"), ({}, {"b": None, "a": 0}, "a: None there, 0 now"),
+                                               ({"a": [1], "c": 3}, {"a": (1,)}, r"\(c: 3 there, None now\)")])
+def test_other_settings_are_named(before, now, said):
+    with pytest.raises(UserError, match=f"here: holds a thing .*{said}.*; go away"): refuse_other("here", "a thing", before, now, "go away")
+    refuse_other("here", "a thing", json.loads(json.dumps(now)), now, "go away")

@@ -7,13 +7,13 @@ __all__ = ['app', 'Pairs', 'Out', 'Environments', 'Model', 'Seed', 'parse_parame
            'run_notebook', 'build', 'audit', 'collect', 'train', 'parameters', 'evaluate', 'layers', 'report', 'export',
            'run', 'sweep', 'main']
 
-# %% ../nbs/14_cli.ipynb #433e4c53
+# %% ../nbs/14_cli.ipynb #864f0968
 import contextlib, difflib, gc, itertools, json, os, re, shutil, sys, time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 import filelock, typer, yaml
-from .schema import Environment, UserError, read_jsonl, write_text
+from .schema import Environment, OnDisk, UserError, is_ftrl, read_ftrl, read_jsonl, refuse_other, reserve, write_text
 
 # %% ../nbs/14_cli.ipynb #c2a880c8
 class _Yaml(yaml.SafeLoader):
@@ -36,7 +36,7 @@ def parse_parameters(pairs: list[str],          # "name=value", as typed
         except yaml.YAMLError as e: raise UserError(f"parameter {name}: {value!r} is not a YAML value") from e
     return values
 
-# %% ../nbs/14_cli.ipynb #cc183677
+# %% ../nbs/14_cli.ipynb #e8a77c9f
 _LOCKS: list[filelock.FileLock] = []            # held until the process ends
 
 def open_run(out: str | Path,                   # the run's folder
@@ -45,20 +45,13 @@ def open_run(out: str | Path,                   # the run's folder
              ) -> Path:
     "The folder, ready to work in or to go on in. Raises `UserError` if it is taken, holds another run, or has no room."
     out = Path(out)
-    try: out.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise UserError(f"{out}: cannot be made: {e.strerror}") from e
-    lock = filelock.FileLock(out / ".lock")
-    try: lock.acquire(timeout=0)
-    except filelock.Timeout as e: raise UserError(f"{out}: another process is working in this folder") from e
-    _LOCKS.append(lock)
+    _LOCKS.append(reserve(out).lock)
     free = shutil.disk_usage(out).free / 1e9
     if free < free_gb: raise UserError(f"{out}: {free:.1f} GB of disk are free, {free_gb:.1f} GB may be needed; free some or choose another out=")
-    noted, now = out / "parameters.json", json.dumps(parameters, indent=1, sort_keys=True, default=str) + "\n"
-    if noted.exists() and noted.read_text() != now:
-        before = json.loads(noted.read_text())
-        other = sorted(k for k in before | parameters if json.dumps(before.get(k), default=str) != json.dumps(parameters.get(k), default=str))
-        raise UserError(f"{out}: holds a run with other parameters ({', '.join(other)}); choose another folder with --out, or start over with --fresh")
-    write_text(noted, now)
+    noted = out / "parameters.json"
+    if noted.exists(): refuse_other(out, "a run with other parameters", json.loads(noted.read_text()), parameters,
+                                    "choose another folder with --out, or start over with --fresh")
+    write_text(noted, json.dumps(parameters, indent=1, sort_keys=True, default=str) + "\n")
     return out
 
 # %% ../nbs/14_cli.ipynb #87fc1837
@@ -114,18 +107,24 @@ def run_notebook(name: str,                     # a run's name, or a notebook's 
         raise
     return out
 
-# %% ../nbs/14_cli.ipynb #5fcd0a3d
+# %% ../nbs/14_cli.ipynb #7d15c665
 app = typer.Typer(help="Questions into verifiable tool-use environments, and language models trained in them.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False)
 Pairs = Annotated[list[str] | None, typer.Option("--param", "-p", metavar="NAME=VALUE", help="Set a parameter; may be repeated.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="File or folder to write.")]
-Environments = Annotated[Path, typer.Option("--environments", "-e", help="JSONL of environments, as `toolrl build` writes it.")]
+Environments = Annotated[Path, typer.Option("--environments", "-e", help="JSONL or folder of environments, as `toolrl build` writes it.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="'smollm2' (packaged), 'smollm2-warm' (after a warm start), a local folder, or a hub name.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 
 @app.command()
-def build(out: Out, n: Annotated[int | None, typer.Option("-n", help="How many; default 400, of --questions all.")] = None,
+def build(out: Annotated[Path, typer.Option("--out", "-o", help="A .jsonl file, or a folder for shards and their manifest.")],
+          n: Annotated[int | None, typer.Option("-n", help="How many; default 400, of --questions all.")] = None,
           seed: Seed = 0, split: Annotated[str, typer.Option(help="'train' or 'test'; packaged facts are in one only.")] = "train",
+          shard: Annotated[int, typer.Option(help="Environments in a shard.")] = 10_000,
+          format: Annotated[str, typer.Option(help="Of shards: 'jsonl' or 'parquet'.")] = "jsonl",
+          workers: Annotated[int | None, typer.Option(help="Processes; default 1, on Ray one for each of its processors.")] = None,
+          executor: Annotated[str, typer.Option(help="'local', or 'ray' for a cluster.")] = "local",
+          address: Annotated[str | None, typer.Option(help="Of a Ray cluster; default RAY_ADDRESS, else this machine.")] = None,
           audit: Annotated[bool, typer.Option(help="Audit them as well, as `toolrl audit` does.")] = False,
           generator: Annotated[str, typer.Option(help="'knowledge' (packaged facts) or 'llm' (a language model).")] = "knowledge",
           model: Annotated[str | None, typer.Option("--model", "-m", help="llm: name of the model.")] = None,
@@ -133,27 +132,32 @@ def build(out: Out, n: Annotated[int | None, typer.Option("-n", help="How many; 
           questions: Annotated[Path | None, typer.Option(help="llm: .jsonl or .csv: question, perhaps answer, kind.")] = None,
           topic: Annotated[list[str] | None, typer.Option(help="llm: let the model propose questions; may be repeated.")] = None,
           param: Pairs = None):
-    "Build checked environments, from packaged facts or by a language model (`toolrl parameters llm` explains its parameters)."
+    """Build checked environments, from packaged facts or by a language model (`toolrl parameters llm` explains its parameters).
+
+    The same command goes on after a stop."""
     from toolrl_lit.build import build_environments
     from toolrl_lit.scenario import KnowledgeGenerator
     if generator not in ("knowledge", "llm"): raise UserError(f"generator {generator!r}: expected 'knowledge' or 'llm'")
     given = dict(model=model, base_url=base_url, questions=questions, topic=topic, param=param)
-    if generator == "llm": source = _author(out, n, **given)
+    if generator == "llm": source = _author(out, n, **given, workers=workers, executor=executor)
     elif wrong := [k for k, v in given.items() if v]: raise UserError(f"{wrong[0].replace('_', '-')}: needs --generator llm")
     else: source = KnowledgeGenerator()
     if n is None: n = len(source.questions) if generator == "llm" else 400
-    try: result = build_environments(source, n, seed, split=split, out=out)
+    try: result = build_environments(source, n, seed, split=split, out=out, workers=workers, executor=executor, address=address,
+                                      shard=shard, format=format)
     finally:
         if generator == "llm": print(source.endpoint.ledger)
     print(f"{len(result)} environments in {out}")
     for what, count in result.counts.items(): print(f"  {what}: {count}")
-    if audit: _audit(list(result), [], "strict", out.with_suffix(".audit.html"))
+    if audit and len(result): _audit(result, None, "strict", out.with_suffix(".audit.html"))
 
-# %% ../nbs/14_cli.ipynb #4186656f
+# %% ../nbs/14_cli.ipynb #ef00508d
 def _author(out: Path, n: int | None, model: str | None, base_url: str | None, questions: Path | None, topic: list[str] | None,
-            param: list[str] | None):
+            param: list[str] | None, workers: int | None, executor: str):
     "The `LLMGenerator` that the options of `toolrl build` describe."
     from toolrl_lit.llm import Endpoint, LLMConfig, LLMGenerator, llm_config, propose, read_questions
+    if executor != "local" or (workers or 1) > 1:                           # before anything is paid for
+        raise UserError("workers, executor: not for --generator llm, since one process keeps the budget; -p concurrency=16 makes it faster")
     if not model: raise UserError("model: --generator llm needs --model, the name of the model")
     if bool(questions) == bool(topic): raise UserError("questions: --generator llm needs either --questions or --topic")
     if topic and n is None: raise UserError("-n: --topic needs it, the number of questions to propose")
@@ -162,28 +166,35 @@ def _author(out: Path, n: int | None, model: str | None, base_url: str | None, q
     endpoint = Endpoint(llm_config(model=model, base_url=base_url, **{"cache": f"{out}.answers"} | values))
     return LLMGenerator(endpoint, found or propose(endpoint, topic, n))
 
-# %% ../nbs/14_cli.ipynb #9a15ca63
-def _audit(train: list[Environment], test: list[Environment], match: str, out: Path):
-    "Print and write what an audit finds; end with code 1 if there are defects."
-    from toolrl_lit.build import audit, audit_figure, audit_table
-    from toolrl_lit.evaluate import write_report
+# %% ../nbs/14_cli.ipynb #88962f7c
+def _audit(train: Sequence[Environment], test: Sequence[Environment] | None, match: str, out: Path):
+    "Print and write what an audit of environments finds."
+    from toolrl_lit.build import audit, audit_figure
     from toolrl_lit.reward import MATCHERS
-    findings = audit(train, test or None, match=MATCHERS[match])
+    _tell(audit(train, test, match=MATCHERS[match]), out, [("Balance and difficulty", [audit_figure(itertools.chain(train, test or []))])])
+
+def _tell(findings: list, out: Path, sections: list):
+    "Print and write findings; end with code 1 if there are defects."
+    from toolrl_lit.build import audit_table
+    from toolrl_lit.evaluate import write_report
     for f in findings:
-        print(f"{'DEFECT' if f.defect and f.count else '':>7} {f.check}: {f.count} of {f.of}")
+        print(f"{'DEFECT' if f.failed else '':>7} {f.check}: {f.count} of {f.of}")
         if f.defect: [print(f"{'':>10}{e}") for e in f.examples]
-    write_report(out, "Audit", [("Findings", [audit_table(findings)]), ("Balance and difficulty", [audit_figure(train + test)])])
+    write_report(out, "Audit", [("Findings", [audit_table(findings)]), *sections])
     print(f"written: {out}")
-    if any(f.defect and f.count for f in findings): raise typer.Exit(1)
+    if any(f.failed for f in findings): raise typer.Exit(1)
 
 @app.command()
-def audit(environments: Annotated[Path, typer.Argument(help="JSONL of environments.")],
-          against: Annotated[Path | None, typer.Option(help="JSONL of the split that must share nothing with it.")] = None,
+def audit(environments: Annotated[Path, typer.Argument(help="JSONL or folder of environments, or JSONL of the authors' records.")],
+          against: Annotated[Path | None, typer.Option(help="The split that must share nothing with it.")] = None,
           match: Annotated[str, typer.Option(help="Whose rule accepts a wrong result: 'strict' or 'paper'.")] = "strict",
           out: Out = Path("audit.html")):
     "Look for duplicates, leaks, shortcuts, false positives and imbalance; exit code 1 if there is a defect."
     if match not in ("strict", "paper"): raise UserError(f"match {match!r}: expected 'strict' or 'paper'")
-    _audit(read_jsonl(environments, Environment), read_jsonl(against, Environment) if against else [], match, out)
+    if not is_ftrl(environments): return _audit(OnDisk(environments, Environment), OnDisk(against, Environment) if against else None, match, out)
+    from toolrl_lit.build import audit_records
+    from toolrl_lit.reward import MATCHERS
+    _tell(audit_records(read_ftrl(environments) + (read_ftrl(against) if against else []), match=MATCHERS[match]), out, [])
 
 # %% ../nbs/14_cli.ipynb #a88288f8
 @app.command()

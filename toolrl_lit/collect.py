@@ -7,7 +7,7 @@ __all__ = ['Prompt', 'CHAT_TEMPLATE', 'WARM_ADAPTER', 'PACKAGED', 'Policy', 'cal
            'grouped_attention', 'grouped_mask', 'PrefixMemory', 'generate_tokens', 'packaged_model',
            'packaged_warm_model', 'save_model', 'load_model', 'TransformersPolicy']
 
-# %% ../nbs/09_collect.ipynb #d57e2559
+# %% ../nbs/09_collect.ipynb #bdf96b5a
 import bisect, hashlib, importlib.util, json, os, random, shutil, tempfile
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging as hf_logging
 from .reward import Parser, parser_for, score_batch
 from .schema import (Environment, Scenario, StepRecord, SubQuestion, Tool, ToolCall, ToolDoc, Trajectory, Turn, UserError,
-                               read_jsonl, write_jsonl, write_text)
+                               read_jsonl, refuse_other, write_jsonl, write_text)
 
 # %% ../nbs/09_collect.ipynb #3fe089f0
 Prompt = tuple[list[dict], list[dict]]        # chat messages, tool documents
@@ -109,13 +109,12 @@ def _rollouts(policy, starts, temperature, max_turns, max_new_tokens, seed, scor
             else: t.stop = "answer" if score.content else "empty"
     return trajs
 
-# %% ../nbs/09_collect.ipynb #92a06f8b
+# %% ../nbs/09_collect.ipynb #335bdf50
 def _same_settings(out: Path, settings: dict, begun: bool):
     "Note beside `out` how its trajectories are made; raise `UserError` if those that it holds were made otherwise."
     note = out.with_suffix(".settings.json")
-    before = json.loads(note.read_text()) if begun and note.exists() else settings
-    other = [f"{k}: {before.get(k)!r} there, {v!r} now" for k, v in settings.items() if before.get(k) != v]
-    if other: raise UserError(f"{out}: holds trajectories of other settings ({'; '.join(other)}); choose another file or remove it")
+    if begun and note.exists():
+        refuse_other(out, "trajectories of other settings", json.loads(note.read_text()), settings, "choose another file or remove it")
     write_text(note, json.dumps(settings, indent=1) + "\n")
 
 # %% ../nbs/09_collect.ipynb #5bba0697

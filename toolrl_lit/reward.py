@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Kind', 'KINDS', 'OPEN', 'CLOSE', 'PARSERS', 'MARKUP', 'Parser', 'UNITS', 'SCALES', 'MONTHS', 'FIELDS', 'ALIKE',
            'WORDS', 'NUMBERS', 'LONGEST', 'Match', 'MATCHERS', 'PART', 'STEP', 'reward_table', 'Parsed', 'OddCall',
-           'parse_qwen', 'parse_llama', 'parse_mistral', 'response_parser', 'parser_for', 'match_paper', 'Token',
-           'tokens', 'offers', 'match_strict', 'CallScore', 'TurnScore', 'repeats', 'score_batch', 'score_turn']
+           'parse_qwen', 'parse_llama', 'parse_mistral', 'response_parser', 'parser_for', 'Token', 'tokens', 'offers',
+           'match_strict', 'CallScore', 'TurnScore', 'repeats', 'score_batch', 'score_turn']
 
-# %% ../nbs/08_reward.ipynb #a8e9c47f
+# %% ../nbs/08_reward.ipynb #ba81d562
 import ast, gc, json, re, unicodedata
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
@@ -18,6 +18,7 @@ from itertools import chain
 from typing import Any, Literal, NamedTuple
 from pydantic import PrivateAttr
 from .sandbox import CallResult, ToolSandbox, shared, steady_rules
+from .scenario import match_paper, plain
 from .schema import Environment, StepRecord, ToolCall, UserError
 
 # %% ../nbs/08_reward.ipynb #e6290b71
@@ -192,17 +193,7 @@ def parser_for(template: str | None,  # a tokenizer's chat template
     if described and (known is None or "<function=" in template or "<arg_key>" in template): return response_parser(tokenizer)
     return known or "qwen"
 
-# %% ../nbs/08_reward.ipynb #b702cac8
-def _fold(text: str) -> str: return text.lower().replace(",", "").strip()
-
-def match_paper(text: str,     # a call's result as the policy reads it
-                golden: str,   # golden answer of a sub-question
-                ) -> bool:
-    "The authors' matching rule, exactly (paper section 3.3). It also accepts much that is wrong; see `match_strict`."
-    text = _fold(text)
-    return all(_fold(part) in text for part in golden.split(", "))
-
-# %% ../nbs/08_reward.ipynb #6783e32f
+# %% ../nbs/08_reward.ipynb #166d647e
 _LENGTH = {"mm": "0.001", "cm": "0.01", "m": "1", "km": "1000", "mi": "1609.344", "ft": "0.3048", "in": "0.0254", "yd": "0.9144"}
 _SPELLED = {"m": "metre meter", "km": "kilometre kilometer", "mm": "millimetre millimeter", "cm": "centimetre centimeter",
     "mi": "mile", "ft": "foot feet", "in": "inch inche", "yd": "yard", "g": "gram", "kg": "kilogram kilo", "t": "tonne",
@@ -225,7 +216,7 @@ _NAMES = ("january jan|february feb|march mar|april apr|may|june jun|july jul|au
           "november nov|december dec")
 MONTHS = {m: i for i, names in enumerate(_NAMES.split("|"), 1) for m in names.split()}
 
-# %% ../nbs/08_reward.ipynb #f7f445eb
+# %% ../nbs/08_reward.ipynb #23999916
 class Token(NamedTuple):
     "A number, date, word, or a break between pieces of text."
     kind: str            # "number", "date", "word" or "break"
@@ -255,7 +246,7 @@ def tokens(text: str,   # anything
     text = re.sub(r"(?<=\b[A-Za-z])\.(?=[A-Za-z]\b)\.?", "", text)          # U.S.A. is USA
     return tuple(t for m in _TOKEN.finditer(text) if (t := _token(m)))
 
-# %% ../nbs/08_reward.ipynb #4271e5eb
+# %% ../nbs/08_reward.ipynb #4f4d1311
 def _token(m: re.Match) -> Token:
     "The token of a match."
     text, kind = m[0], m.lastgroup
@@ -280,7 +271,7 @@ def _dates(kind: str, text: str) -> frozenset[tuple]:
     a, b, year = numbers
     return frozenset((year, m, d) for m, d in ((a, b), (b, a)) if m <= 12)
 
-# %% ../nbs/08_reward.ipynb #e1778fde
+# %% ../nbs/08_reward.ipynb #b3198b0a
 _SMALL = set("the a an is are was were in on at of to and or for by with as it its has have from that this i you we they he she "
              "de la le el du des al there here about approximately around roughly exactly over under between than per".split())
 _TITLES = set("mr mrs ms dr sir president king queen lake mount city river saint st airport capital country state province prime "
@@ -299,7 +290,7 @@ def _equal(want: Token, got: Token) -> bool:
     try: return a[0] == b[0] and abs(want.value * a[1] - got.value * b[1]) <= abs(want.value * a[1]) * Decimal("1e-9")
     except ArithmeticError: return False                                    # numbers beyond all bounds
 
-# %% ../nbs/08_reward.ipynb #eba7756e
+# %% ../nbs/08_reward.ipynb #921c3c08
 def _longer(have: tuple[Token, ...], i: int, j: int, want: tuple[Token, ...]) -> bool:
     "Whether the run have[i:j] is only a part of a longer name or quantity."
     before, after = have[i - 1] if i else None, have[j] if j < len(have) else None
@@ -313,7 +304,7 @@ def _longer(have: tuple[Token, ...], i: int, j: int, want: tuple[Token, ...]) ->
     unknown = want[-1].kind == "word" and any(t.kind == "number" for t in want)                # `5 people`
     return bool(want[-1].kind == "number" and want[-1].unit and not last.unit and joins(after, Token("word", ""))) and not unknown
 
-# %% ../nbs/08_reward.ipynb #24eff640
+# %% ../nbs/08_reward.ipynb #a8cc9fb5
 def _within(have: tuple[Token, ...], want: tuple[Token, ...]) -> bool:
     "Whether a whole run of tokens says what is wanted."
     bare = tuple(t for t in want if t.kind != "break")
@@ -341,7 +332,7 @@ def _piece(text: str, golden: str, unit: str = "") -> bool:
         return bool(re.search(rf"(?:^|[:(\"'=]\s*|\b(?:is|are)\s+){re.escape(golden.strip())}(?=[\s.)\"',]*$|[)\"'])", text))
     return _within(have, want)
 
-# %% ../nbs/08_reward.ipynb #04dcaff9
+# %% ../nbs/08_reward.ipynb #18459d0d
 _REFUSAL = re.compile(r"""an\ error\ occured\ when\ call |
     ^\W*(?:error|invalid|unknown|unsupported|failed|failure|exception|traceback|cannot|could\ not|unable|missing|sorry|please|
         no\ (?:such|data|information|info|results?|records?|entry|entries|match(?:es)?)|not\ (?:found|available))\b |
@@ -370,7 +361,7 @@ def _refused(value: Any) -> bool:
     return bool(failed or low.get("error") or low.get("errors")
                 or any(isinstance(v, str) and _refused(v) for v in low.values()))
 
-# %% ../nbs/08_reward.ipynb #cce85c31
+# %% ../nbs/08_reward.ipynb #c2e2832d
 FIELDS, ALIKE, WORDS, NUMBERS, LONGEST = 12, 8, 80, 8, 4000   # more fields, like values, words, numbers, letters are a table
 
 def _scalar(value: Any) -> str:
@@ -400,14 +391,14 @@ def offers(value: Any, fields: list, lists: list, key: str = "") -> bool:
     fields.append((_scalar(value), unit))
     return True
 
-# %% ../nbs/08_reward.ipynb #e2ef743a
+# %% ../nbs/08_reward.ipynb #a397adb9
 def _items(text: str) -> list[str]:
     "The items of a list written as text, or [] if it is not a plain list."
     parts = [p.strip(" .-*•\t") for p in re.split(r"[,;\n|]|\band\b|&", re.sub(r"(?<=\d),(?=\d{3}\b)", "", text))]
     parts = [p for p in parts if p]
     return parts if len(parts) > 1 and all(len(p.split()) <= 4 for p in parts) else []
 
-# %% ../nbs/08_reward.ipynb #26d8c037
+# %% ../nbs/08_reward.ipynb #5ef47b65
 def _same_items(have: list[str], want: list[str]) -> bool:
     "Whether two lists are equal as sets."
     def exact(a, b): return _piece(a, b) and len(tokens(a)) <= len(tokens(b)) + 1
@@ -429,7 +420,7 @@ def _holds_one(text: str, golden: str, unit: str = "") -> bool:
     if len(items) > 3: return False
     return _piece(text, golden, unit)
 
-# %% ../nbs/08_reward.ipynb #4765dd03
+# %% ../nbs/08_reward.ipynb #48f79f3e
 def _holds_all(fields: list, lists: list[list[str]], golden: str) -> bool:
     "Whether a result gives a golden answer that is a list: as a list, as a text that lists it, or spread over fields."
     want = _items(golden)
@@ -442,7 +433,7 @@ def _holds_all(fields: list, lists: list[list[str]], golden: str) -> bool:
         if not items and not _long(text) and breaks <= len(want) + 1 and all(_piece(text, w) for w in want): return True
     return 1 < len(fields) and all(any(_piece(t, w, u) for t, u in fields) for w in want)
 
-# %% ../nbs/08_reward.ipynb #6a514ec9
+# %% ../nbs/08_reward.ipynb #26d1b04d
 def _covers(value: Any, golden: Any) -> bool:
     "Whether a JSON result holds all of a JSON golden answer: objects by field, lists as sets, values as answers."
     if isinstance(golden, dict):
@@ -469,7 +460,7 @@ def match_strict(text: str,     # a call's result as the policy reads it
     if any(_holds_one(t, golden, u) for t, u in fields): return True
     return len(_items(golden)) > 1 and tokens(golden)[0].kind != "date" and _holds_all(fields, lists, golden)
 
-# %% ../nbs/08_reward.ipynb #69f88391
+# %% ../nbs/08_reward.ipynb #b715fa3f
 Match = Literal["paper", "strict"]
 MATCHERS: dict[str, Callable[[str, str], bool]] = {"paper": match_paper, "strict": match_strict}
 
@@ -497,7 +488,7 @@ class _Facts(NamedTuple):
     answer: str | None
     finished: bool
 
-# %% ../nbs/08_reward.ipynb #424fb1c8
+# %% ../nbs/08_reward.ipynb #8af8eb12
 def _facts(record: "Environment | StepRecord | dict") -> _Facts:
     "The facts of an environment, a step record, or a record in the authors' format. Raises `UserError` naming a bad field."
     if isinstance(record, Environment): return _Facts(record.codes(), record.unsolved(), record.answer, False)
@@ -513,7 +504,7 @@ def _facts(record: "Environment | StepRecord | dict") -> _Facts:
         if not isinstance(fields[key], dict): raise UserError(f"field {key!r}: expected an object, got {fields[key]!r:.60}")
     return _Facts(fields["codes"], fields["unsolved_set"], record.get("answer"), record.get("solve_rate") == 1.0)
 
-# %% ../nbs/08_reward.ipynb #bb5ef8f6
+# %% ../nbs/08_reward.ipynb #b76301d7
 _WHY = {"unknown": "there is no such tool", "timeout": "it took too long", "crashed": "it ended its process",
         "output": "its result is too long", "raised": "it raised an error"}
 
@@ -539,7 +530,7 @@ def _credit(call: ToolCall, result: CallResult, left: dict[str, list], golden: d
     why = why or f"its result does not hold {' or '.join(map(repr, mine))}"
     return CallScore(call.name, call.arguments, result.text, None, why)
 
-# %% ../nbs/08_reward.ipynb #49d8ea2a
+# %% ../nbs/08_reward.ipynb #0933da1a
 def _score(turn: "_Turn", results: list[CallResult], kind: str, match: str, markup: tuple[str, ...], holds, answers) -> TurnScore:
     "Score a turn whose calls have run."
     parsed, facts, places = turn
@@ -557,12 +548,12 @@ def _score(turn: "_Turn", results: list[CallResult], kind: str, match: str, mark
 
 def _answered(said: str, answer: str, match: str) -> bool:
     "Whether the final answer stands in what was said. (The paper does not split it into parts.)"
-    if match == "paper": return _fold(answer) in _fold(said)
+    if match == "paper": return plain(answer) in plain(said)
     said = said.rsplit("</think>", 1)[-1].strip()[-1000:]        # what was concluded, not what was considered
     last = [x for x in re.split(r"(?<=[.!?])\s+|\n+", said) if x.strip()][-3:]
     return any(match_strict(x, answer) for x in dict.fromkeys((said, *last)))
 
-# %% ../nbs/08_reward.ipynb #d391c5af
+# %% ../nbs/08_reward.ipynb #cf2750b2
 _STEADY = set(steady_rules()[2])
 _CHANCE = [re.compile(rf"{word}(?<!\w{word})(?!\w)")        # ten times as fast as `\b` at both ends
            for word in ("random urandom now today utcnow samples id hash open input eval exec compile getattr globals locals "
@@ -578,7 +569,7 @@ def repeats(code: str,   # source of a tool
     modules = [name.split(" as ")[0].strip() for m in _IMPORT.finditer(code) for name in (m[1] or m[2]).split(",")]
     return _STEADY.issuperset(modules)
 
-# %% ../nbs/08_reward.ipynb #f4b41c97
+# %% ../nbs/08_reward.ipynb #4b2362ef
 class _Turn(NamedTuple):
     "A turn to score."
     parsed: Parsed
@@ -610,7 +601,7 @@ class _Plan:
         self.which.append((len(self.different), False))
         self.different.append(turn)
 
-# %% ../nbs/08_reward.ipynb #911b67f6
+# %% ../nbs/08_reward.ipynb #4b9518dd
 def _key(call: ToolCall) -> tuple[Any, Any, str]:
     "Name and arguments as they were written, and what makes two calls of one source equal."
     name, arguments = _written(call)
@@ -621,7 +612,7 @@ def _own(score: TurnScore) -> TurnScore:
     solved, left = ({tool: list(answers) for tool, answers in d.items()} for d in (score.solved, score.unsolved))
     return score._replace(calls=list(score.calls), solved=solved, unsolved=left)
 
-# %% ../nbs/08_reward.ipynb #8f9e9c92
+# %% ../nbs/08_reward.ipynb #357de73b
 @contextmanager
 def _uncollected():
     "Keep the cycle collector off many small objects that are all in use: searching them takes longer than making them."
@@ -635,7 +626,7 @@ def _known(what: str, value: str, table: Iterable[str]):
     "Refuse an option that is not in its table."
     if value not in table: raise UserError(f"{what}: expected one of {', '.join(map(repr, table))}, got {value!r}")
 
-# %% ../nbs/08_reward.ipynb #fa2fecfe
+# %% ../nbs/08_reward.ipynb #a435d88e
 PART, STEP = 1024, 32    # turns in one sandbox batch, and turns handled between two looks at the workers
 
 def score_batch(turns: list[tuple[str, "Environment | StepRecord | dict"]],  # (turn as the policy wrote it, where it was written)
@@ -668,7 +659,7 @@ def score_batch(turns: list[tuple[str, "Environment | StepRecord | dict"]],  # (
         for _ in score(ready): pass
         return [_own(scores[i]) if again else scores[i] for i, again in plan.which]
 
-# %% ../nbs/08_reward.ipynb #0e4ffa85
+# %% ../nbs/08_reward.ipynb #963bbbac
 def score_turn(text: str,                            # a turn as the policy wrote it
                env_or_record: "Environment | StepRecord | dict",  # where it was written; a dict has the authors' format
                kind: Kind = "f1",                    # formula for turns with calls

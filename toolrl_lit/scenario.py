@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUBJECTS', 'RELATIONS', 'Chain', 'Relation', 'Subject', 'vocabulary', 'owner_split', 'specific', 'Difficulty',
            'Generator', 'find_path', 'follow', 'noun_phrase', 'ask', 'join_branches', 'extent', 'walk',
-           'KnowledgeGenerator', 'plain', 'faults', 'decompose']
+           'KnowledgeGenerator', 'plain', 'match_paper', 'faults', 'decompose']
 
 # %% ../nbs/02_scenario.ipynb #9931c4e9
 import random, re, zlib
@@ -317,7 +317,7 @@ def _facts() -> dict[str, dict[str, dict[str, str]]]:
         table[split][relation][subject] = value
     return table
 
-# %% ../nbs/02_scenario.ipynb #7a57b416
+# %% ../nbs/02_scenario.ipynb #0413a662
 class Difficulty(BaseModel):
     "How large scenarios get. Every range is (least, most)."
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -336,7 +336,7 @@ class Difficulty(BaseModel):
                 raise ValueError(f"{field} must be (least, most) with {low} <= least <= most <= {high}, got {(a, b)}")
         return self
 
-# %% ../nbs/02_scenario.ipynb #92965eff
+# %% ../nbs/02_scenario.ipynb #a8b1d800
 class Generator(Protocol):
     "Where the content of environments comes from."
     def scenario(self, id: str, kind: ScenarioKind, split: str, difficulty: Difficulty, rng: random.Random) -> Scenario | None:
@@ -350,7 +350,7 @@ class Generator(Protocol):
     def relations(self) -> list[str]:
         "The names of all relations."
 
-# %% ../nbs/02_scenario.ipynb #833c414a
+# %% ../nbs/02_scenario.ipynb #2c6f74a2
 def find_path(hops: int,            # how many relations
               usable: set[str],     # names of relations to choose from
               rng: random.Random,
@@ -364,7 +364,7 @@ def find_path(hops: int,            # how many relations
         if r.subject != r.value and r not in path and (found := find_path(hops, usable, rng, [*path, r])): return found
     return []
 
-# %% ../nbs/02_scenario.ipynb #9556e795
+# %% ../nbs/02_scenario.ipynb #da08cf73
 Chain = list[tuple[Relation, str, str]]   # (relation, subject, value) for each hop
 
 def follow(path: list[Relation],        # what to look up, in this order
@@ -380,7 +380,7 @@ def follow(path: list[Relation],        # what to look up, in this order
         met.append(value)
     return chain
 
-# %% ../nbs/02_scenario.ipynb #dfeef666
+# %% ../nbs/02_scenario.ipynb #f36b769d
 _THE = re.compile(r"^(United|Cayman|Solomon|Cook|Marshall|Falkland|Faroe|Netherlands|Philippines|Bahamas|Gambia|Maldives|"
                   r"Comoros|Seychelles|Democratic Republic|Republic of|Central African|Dominican Republic|U\.S\.)")
 
@@ -410,7 +410,7 @@ def ask(chain: Chain,                   # facts of one branch
     frame = rng.choice(("What is {}?", "What is {}?", "Tell me {}.", "Please find {}.", "I need to know {}."))
     return frame.format(rng.choice(relation.phrases).format(rest))
 
-# %% ../nbs/02_scenario.ipynb #387a87c3
+# %% ../nbs/02_scenario.ipynb #4a84e177
 def join_branches(branches: list[Chain],  # at least two
                   rng: random.Random,
                   ) -> tuple[str, str]:
@@ -429,7 +429,7 @@ def join_branches(branches: list[Chain],  # at least two
     frame = rng.choice(("What are {}?", "Tell me {}.", "Please find {}.", "I need {}.", "Look up {}."))
     return frame.format(listed), ", ".join(b[-1][2] for b in branches)
 
-# %% ../nbs/02_scenario.ipynb #5ecee998
+# %% ../nbs/02_scenario.ipynb #193e5ca7
 def extent(kind: ScenarioKind,        # which scenario
            difficulty: Difficulty,    # ranges to draw from
            rng: random.Random,
@@ -440,7 +440,7 @@ def extent(kind: ScenarioKind,        # which scenario
     while n * hops > difficulty.calls: n, hops = (n - 1, hops) if n > hops or hops == 1 else (n, hops - 1)
     return n, hops
 
-# %% ../nbs/02_scenario.ipynb #db9cab6a
+# %% ../nbs/02_scenario.ipynb #32302e70
 @lru_cache(maxsize=256)
 def _weights(relation: str, split: str) -> tuple[list[str], list[float]]:
     "The subjects of a relation, and how likely each is to be asked about."
@@ -465,7 +465,7 @@ def walk(n: int,              # how many branches
         elif not branches: path = []
     return branches
 
-# %% ../nbs/02_scenario.ipynb #00c1a679
+# %% ../nbs/02_scenario.ipynb #ad265013
 class KnowledgeGenerator:
     "The embedded `Generator`: real facts from packaged data, no network, the same result for the same seed."
 
@@ -491,7 +491,7 @@ class KnowledgeGenerator:
         branches = walk(n, hops, split, rng)
         return _compose(id, kind, split, branches, rng) if len(branches) == n else None
 
-# %% ../nbs/02_scenario.ipynb #52bd408a
+# %% ../nbs/02_scenario.ipynb #29082ff6
 def _compose(id: str, kind: ScenarioKind, split: str, branches: list[Chain], rng: random.Random) -> Scenario:
     "Branches as a `Scenario`: each hop depends on the one before it."
     question, answer = (ask(branches[0], rng), branches[0][-1][2]) if len(branches) == 1 else join_branches(branches, rng)
@@ -503,11 +503,18 @@ def _compose(id: str, kind: ScenarioKind, split: str, branches: list[Chain], rng
                 entities=[subject] if relation.value == "number" else [subject, value]))
     return Scenario(id=id, kind=kind, question=question[0].upper() + question[1:], answer=answer, sub_questions=subs, split=split)
 
-# %% ../nbs/02_scenario.ipynb #e036c016
+# %% ../nbs/02_scenario.ipynb #817f7b58
 def plain(text: str,  # anything the matching rule compares
           ) -> str:
     "Text as the paper's rule compares it: lower case, no commas, stripped."
     return text.lower().replace(",", "").strip()
+
+def match_paper(text: str,    # a call's result as the policy reads it
+                golden: str,  # golden answer of a sub-question
+                ) -> bool:
+    "The authors' matching rule, exactly (paper section 3.3): every part of the golden answer is somewhere in the result."
+    text = plain(text)
+    return all(plain(part) in text for part in golden.split(", "))
 
 def faults(scenario: Scenario) -> list[str]:
     "Reasons to drop a scenario; empty if it is fine."
