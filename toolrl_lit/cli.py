@@ -250,13 +250,15 @@ def report(evaluations: Annotated[list[Path], typer.Argument(help="Files of `too
     for e in known[1:]: sections.append((f"{e.name} against {known[0].name}", [compare(known[0], e)]))
     print(f"written: {write_report(out, 'Evaluation', sections)}")
 
-# %% ../nbs/14_cli.ipynb #c887a45a
+# %% ../nbs/14_cli.ipynb #39be015d
 @app.command()
-def export(kind: Annotated[str, typer.Argument(metavar="FORMAT", help="'ftrl', 'verl' or 'hf'.")], environments: Environments, out: Out):
+def export(kind: Annotated[str, typer.Argument(metavar="FORMAT", help="'ftrl', 'verl', 'hf' or 'verifiers'.")],
+           environments: Environments, out: Out):
     "Hand environments over to other engines."
-    from toolrl_lit.export import to_ftrl_jsonl, to_hf_dataset, to_verl
+    from toolrl_lit.export import to_ftrl_jsonl, to_hf_dataset, to_verifiers, to_verl
     envs = read_jsonl(environments, Environment)
-    formats = {"ftrl": lambda: to_ftrl_jsonl(envs, out), "verl": lambda: to_verl(envs, out), "hf": lambda: to_hf_dataset(envs).save_to_disk(out)}
+    formats = {"ftrl": lambda: to_ftrl_jsonl(envs, out), "verl": lambda: to_verl(envs, out),
+               "hf": lambda: to_hf_dataset(envs).save_to_disk(out), "verifiers": lambda: to_verifiers(envs, out)}
     if kind not in formats: raise UserError(f"format {kind!r}: expected one of {', '.join(formats)}")
     formats[kind]()
     print(f"{len(envs)} environments in {out}")
