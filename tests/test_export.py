@@ -6,10 +6,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import get_json_schema
 from toolrl_lit.collect import CHAT_TEMPLATE, OraclePolicy, call_text, collect
-from toolrl_lit.export import (ToolEnvironment, plain_messages, to_ftrl_jsonl, to_hf_dataset, to_verl, tool_method,
+from toolrl_lit.export import (ToolEnvironment, plain_messages, to_ftrl_jsonl, to_hf_dataset, to_verifiers, to_verl, tool_method,
                                trl_environment)
 from toolrl_lit.reward import score_turn
-from toolrl_lit.schema import Environment, Scenario, SubQuestion, Tool, ToolDoc, UserError, from_ftrl, to_ftrl
+from toolrl_lit.schema import Environment, Scenario, SubQuestion, Tool, ToolDoc, UserError, from_ftrl, read_jsonl, to_ftrl
 
 datasets.disable_progress_bars()
 
@@ -118,12 +118,32 @@ def test_the_same_steps_give_the_same_bytes(steps, tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 def test_nothing_to_write(tmp_path, env):
-    for write in (to_hf_dataset, lambda x: to_verl(x, tmp_path / "out"), trl_environment):
+    for write in (to_hf_dataset, lambda x: to_verl(x, tmp_path / "out"), lambda x: to_verifiers(x, tmp_path / "out"),
+                  trl_environment):
         with pytest.raises(UserError, match="at least one"): write([])
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"): to_verl([env], tmp_path / "file" / "out")
     with pytest.raises(UserError, match="cannot be written"): to_ftrl_jsonl([env], tmp_path / "file" / "out.jsonl")
+
+# -- verifiers (tests/test_verifiers.py runs the package, where verifiers is installed)
+
+def test_a_package_for_verifiers_is_whole(env, tmp_path):
+    import tomllib
+    for parent in ("a", "b"): to_verifiers([env], tmp_path / parent / "capitals")
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
+    inner = ["capitals/__init__.py", "capitals/environments.jsonl", "pyproject.toml"]
+    assert [str(f) for f in files] == [f"capitals/{name}" for name in inner]
+    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
+    compile((tmp_path / "a" / files[0]).read_text(), "package", "exec")
+    project = tomllib.loads((tmp_path / "a" / files[2]).read_text())
+    assert project["project"]["name"] == "capitals" and project["tool"]["setuptools"]["package-data"] == {"capitals": ["*.jsonl"]}
+    assert read_jsonl(tmp_path / "a" / files[1], Environment) == [env]
+
+@pytest.mark.parametrize("name", ["two words", "Upper", "1st", "class", "my-tools", "a.b"])
+def test_a_folder_that_python_cannot_import_is_refused(env, tmp_path, name):
+    with pytest.raises(UserError, match="small letters, digits and _"): to_verifiers([env], tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 # -- TRL
 
@@ -194,6 +214,7 @@ def test_names_that_trl_would_take_for_its_own(env):
         bad = env.model_copy(update={"tools": [*env.tools, lookup(name, "x", {})]})
         with pytest.raises(UserError, match=name): trl_environment([bad])[0]["e1"]()
     with pytest.raises(UserError, match="'e1' appears 2 times"): trl_environment([env, env])
+    with pytest.raises(UserError, match="'e1' appears 2 times"): to_verifiers([env, env], "capitals")
 
 def bpe(texts):
     "A tokenizer for these texts, with the library's chat template and Qwen's way of reading calls."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Pairs', 'Out', 'Environments', 'Model', 'Seed', 'parse_parameters', 'open_run', 'timed', 'find_notebook',
            'run_notebook', 'build', 'audit', 'collect', 'train', 'parameters', 'evaluate', 'layers', 'report', 'export',
-           'run', 'sweep', 'main']
+           'serve', 'run', 'sweep', 'main']
 
 # %% ../nbs/14_cli.ipynb #864f0968
 import contextlib, difflib, gc, itertools, json, os, re, shutil, sys, time
@@ -262,17 +262,68 @@ def report(evaluations: Annotated[list[Path], typer.Argument(help="Files of `too
     for e in known[1:]: sections.append((f"{e.name} against {known[0].name}", [compare(known[0], e)]))
     print(f"written: {write_report(out, 'Evaluation', sections)}")
 
-# %% ../nbs/14_cli.ipynb #048fa00f
+# %% ../nbs/14_cli.ipynb #39be015d
 @app.command()
-def export(kind: Annotated[str, typer.Argument(metavar="FORMAT", help="'ftrl', 'verl' or 'hf'.")], environments: Environments, out: Out):
+def export(kind: Annotated[str, typer.Argument(metavar="FORMAT", help="'ftrl', 'verl', 'hf' or 'verifiers'.")],
+           environments: Environments, out: Out):
     "Hand environments over to other engines."
-    from toolrl_lit.export import to_ftrl_jsonl, to_hf_dataset, to_verl
+    from toolrl_lit.export import to_ftrl_jsonl, to_hf_dataset, to_verifiers, to_verl
     envs = read_jsonl(environments, Environment)
-    formats = {"ftrl": lambda: to_ftrl_jsonl(envs, out), "verl": lambda: to_verl(envs, out), "hf": lambda: to_hf_dataset(envs).save_to_disk(out)}
+    formats = {"ftrl": lambda: to_ftrl_jsonl(envs, out), "verl": lambda: to_verl(envs, out),
+               "hf": lambda: to_hf_dataset(envs).save_to_disk(out), "verifiers": lambda: to_verifiers(envs, out)}
     if kind not in formats: raise UserError(f"format {kind!r}: expected one of {', '.join(formats)}")
     formats[kind]()
     print(f"{len(envs)} environments in {out}")
 
+# %% ../nbs/14_cli.ipynb #d62f8748
+@app.command()
+def serve(environments: Annotated[Path, typer.Argument(help="JSONL of environments, as `toolrl build` writes it.")],
+          id: Annotated[str | None, typer.Option("--id", help="The environment with this id.")] = None,
+          index: Annotated[int | None, typer.Option("--index", help="The environment at this place; 0, the default, is first.")] = None,
+          http: Annotated[int | None, typer.Option(metavar="PORT", help="Serve at http://127.0.0.1:PORT/mcp; 0: a free port.")] = None,
+          data: Annotated[Path | None, typer.Option(help="JSON that tools take as `data`; each session has a copy.")] = None,
+          match: Annotated[str, typer.Option(help="Whose rule says what is solved: 'paper' or 'strict'.")] = "paper",
+          score: Annotated[bool, typer.Option(help="At the end, print each session's Solve-P, -R and -F1 on stderr.")] = False,
+          out: Annotated[Path | None, typer.Option("--out", "-o", help="At the end, add sessions to this JSONL of trajectories.")] = None):
+    """Offer an environment to any MCP client: its tools, and its question as the prompt 'question'.
+
+    The client starts this command and talks to it over standard input and output, or connects by --http.
+
+    It ends when the client leaves, or by Ctrl-C. Calls run in the sandbox; code and golden answers stay here.
+
+    Needs the package mcp, which the extra 'mcp' of toolrl_lit installs."""
+    from toolrl_lit.serve import keep, serve
+    if match not in ("strict", "paper"): raise UserError(f"match {match!r}: expected 'strict' or 'paper'")
+    env, state = _choose(environments, id, index), _read_json(data) if data else None
+    if out: keep([], out)
+    if score: from toolrl_lit.evaluate import score as scored        # now: at the end a client does not wait for imports
+    done = serve(env, http, data=state, match=match)
+    if out: keep(done, out)
+    for n, t in enumerate(done if score else [], 1):
+        s = scored(t)
+        print(f"session {n}: Solve-P {s.solve_p:.2f}, Solve-R {s.solve_r:.2f}, Solve-F1 {s.solve_f1:.2f} "
+              f"({s.solved} of {s.sub_questions} sub-questions solved, {s.calls} calls)", file=sys.stderr)
+
+# %% ../nbs/14_cli.ipynb #6fcb2e4b
+def _choose(path: Path, id: str | None, index: int | None) -> Environment:
+    "One environment of a file."
+    if id is not None and index is not None: raise UserError("--id and --index: expected one of them, got both")
+    envs = read_jsonl(path, Environment)
+    found = [e for e in envs if e.id == id] if id is not None else envs[index or 0:][:1] if (index or 0) >= 0 else []
+    if found: return found[0]
+    if id is None: raise UserError(f"{path}: --index {index or 0}: expected a number below {len(envs)}, the environments there are")
+    near = difflib.get_close_matches(id, [e.id for e in envs], 1)
+    raise UserError(f"{path}: no environment has the id {id!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+
+def _read_json(path: Path) -> dict | list:
+    "A file's JSON object or list."
+    try: value = json.loads(path.read_text("utf-8"))
+    except OSError as e: raise UserError(f"{path}: cannot be read: {e.strerror}") from e
+    except ValueError as e: raise UserError(f"{path}: is not JSON: {e}") from e
+    if not isinstance(value, (dict, list)): raise UserError(f"{path}: expected a JSON object or list, got {value!r:.60}")
+    return value
+
+# %% ../nbs/14_cli.ipynb #9e4b3719
 @app.command()
 def run(name: Annotated[str, typer.Argument(help="A run in runs/, such as 'quickstart', or a notebook's path.")], param: Pairs = None,
         out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder; default runs/out/NAME.")] = None,
@@ -285,7 +336,7 @@ def run(name: Annotated[str, typer.Argument(help="A run in runs/, such as 'quick
     print(f"done: {folder}")
     if (folder / "report.html").exists(): print(f"open {folder / 'report.html'}")
 
-# %% ../nbs/14_cli.ipynb #0339c898
+# %% ../nbs/14_cli.ipynb #c39fc167
 @app.command()
 def sweep(name: Annotated[str, typer.Argument(help="A run in runs/.")], param: Pairs = None,
           out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the sweep; default runs/out/NAME-sweep.")] = None):
@@ -299,7 +350,7 @@ def sweep(name: Annotated[str, typer.Argument(help="A run in runs/.")], param: P
         if (folder / "metrics.json").exists(): print(f"finished before: {folder}"); continue
         run_notebook(name, pairs, folder)
 
-# %% ../nbs/14_cli.ipynb #d9fcdf2e
+# %% ../nbs/14_cli.ipynb #a118e880
 def main():
     "Entry point: problems that the user can mend are one sentence on standard error and exit code 2."
     try: app()

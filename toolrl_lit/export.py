@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['plain_messages', 'to_hf_dataset', 'to_ftrl_jsonl', 'to_verl', 'python_type', 'tool_method', 'ToolEnvironment',
-           'trl_environment']
+           'trl_environment', 'to_verifiers']
 
-# %% ../nbs/13_export.ipynb #b742b11e
+# %% ../nbs/13_export.ipynb #6bcfc046
 import inspect, json, re, types
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -18,9 +18,9 @@ from transformers.utils import get_json_schema
 from .collect import call_text
 from .reward import score_turn
 from .sandbox import ToolSandbox
-from .schema import Environment, StepRecord, ToolCall, ToolDoc, UserError, to_ftrl, write_text
+from .schema import Environment, StepRecord, ToolCall, ToolDoc, UserError, to_ftrl, write_jsonl, write_text
 
-# %% ../nbs/13_export.ipynb #8b8d403c
+# %% ../nbs/13_export.ipynb #392fcfe1
 def plain_messages(step: StepRecord,  # a step record
                    ) -> list[dict[str, str]]:
     "Its history as messages of role and content only: tools in the system message, calls as text."
@@ -37,7 +37,7 @@ def _with_calls(message: dict[str, Any]) -> str:
              for f in (c["function"] for c in message.get("tool_calls") or [])]
     return "\n".join(part for part in (message.get("content") or "", call_text(calls)) if part)
 
-# %% ../nbs/13_export.ipynb #c329b700
+# %% ../nbs/13_export.ipynb #c13f2e51
 def to_hf_dataset(steps: Iterable[StepRecord | Environment],  # what to write; an environment gives its start
                   ) -> datasets.Dataset:
     "One row a record: id, kind, split, turn, unsolved, solve_rate, prompt, record. Raises `UserError` if there is none."
@@ -50,14 +50,14 @@ def _row(step: StepRecord) -> dict[str, Any]:
     return dict(id=step.environment, kind=step.kind, split=step.split, turn=step.turn, unsolved=step.open(),
                 solve_rate=step.solve_rate, prompt=plain_messages(step), record=json.dumps(to_ftrl(step), ensure_ascii=False))
 
-# %% ../nbs/13_export.ipynb #ec34003d
+# %% ../nbs/13_export.ipynb #c3eec2a0
 def to_ftrl_jsonl(steps: Iterable[StepRecord | Environment],  # what to write; an environment gives its start
                   path: str | Path,                           # file to write
                   ) -> Path:
     "Write the authors' JSON Lines, whole or not at all. Raises `UserError` if the disk refuses."
     return write_text(path, "".join(json.dumps(to_ftrl(s), ensure_ascii=False) + "\n" for s in steps))
 
-# %% ../nbs/13_export.ipynb #2ad0a029
+# %% ../nbs/13_export.ipynb #87b31616
 _VERL_REWARD = '''"Reward of one turn for verl: reward.custom_reward_function.path=<this file>, name=compute_score."
 import json
 from toolrl_lit.reward import score_turn
@@ -69,7 +69,7 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, kind
     return {"score": turn.reward, "calls": len(turn.calls), "solved": sum(c.solved is not None for c in turn.calls)}
 '''
 
-# %% ../nbs/13_export.ipynb #aafa47b3
+# %% ../nbs/13_export.ipynb #8f767560
 def _verl_row(step: StepRecord, index: int) -> dict[str, Any]:
     "One row of verl's Parquet file."
     truth = {k: v for k, v in to_ftrl(step).items() if k in ("codes", "unsolved_set", "answer", "solve_rate")}
@@ -99,7 +99,7 @@ def _write_parquet(rows: datasets.Dataset, path: Path) -> Path:
     except OSError as e: raise UserError(f"{path}: cannot be written: {e.strerror or e}") from e
     finally: draft.unlink(missing_ok=True)
 
-# %% ../nbs/13_export.ipynb #295efff4
+# %% ../nbs/13_export.ipynb #187abd8e
 _TYPES = {"string": str, "integer": int, "number": float, "boolean": bool, "object": dict, "array": list}
 
 def python_type(schema: dict[str, Any],  # JSON Schema of one parameter
@@ -110,7 +110,7 @@ def python_type(schema: dict[str, Any],  # JSON Schema of one parameter
     if kind == "array" and "items" in schema: return list[python_type(schema["items"])]
     return _TYPES.get(kind, Any) if isinstance(kind, str) else Any
 
-# %% ../nbs/13_export.ipynb #0852e975
+# %% ../nbs/13_export.ipynb #96aea75f
 def _docstring(doc: ToolDoc, spelled: Iterable[str] = ()) -> str:
     "A docstring from which transformers reads the document again, the schemas of the parameters `spelled` in full."
     one_line = lambda text: re.sub(r"\b(Args|Returns|Raises):", r"\1 -", " ".join(str(text).split()))
@@ -131,7 +131,7 @@ def _signature(doc: ToolDoc) -> inspect.Signature:
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, **options))
     return inspect.Signature(parameters)
 
-# %% ../nbs/13_export.ipynb #60afc4ff
+# %% ../nbs/13_export.ipynb #3a4f77ad
 def tool_method(doc: ToolDoc,                                # the tool's document
                 run: Callable[[str, dict[str, Any]], str],   # runs (name, arguments), gives the result's text
                 ) -> Callable[..., str]:
@@ -145,7 +145,7 @@ def tool_method(doc: ToolDoc,                                # the tool's docume
     method.__doc__ = _docstring(doc, spelled)
     return method
 
-# %% ../nbs/13_export.ipynb #5607e769
+# %% ../nbs/13_export.ipynb #bd57ce4c
 class ToolEnvironment:
     "One of our environments as TRL wants them: its tools as methods, `reset` before a rollout, `get_reward` after it."
     def __init__(self, env: Environment,                 # what to act in
@@ -175,7 +175,7 @@ class ToolEnvironment:
         self._solved += turn.calls[0].solved is not None
         return turn.calls[0].result
 
-# %% ../nbs/13_export.ipynb #b864f653
+# %% ../nbs/13_export.ipynb #2f436119
 def trl_environment(environments: Sequence[Environment],   # where to train
                     match: str = "paper",                  # when a result counts as the golden answer: "paper" or "strict"
                     sandbox: ToolSandbox | None = None,    # where tools run; None takes the shared one
@@ -191,3 +191,135 @@ def trl_environment(environments: Sequence[Environment],   # where to train
     factories = {e.id: partial(ToolEnvironment, e, match, sandbox) for e in environments}
     rows = [dict(prompt=e.start().messages, environment=e.id) for e in environments]
     return factories, datasets.Dataset.from_list(rows)
+
+# %% ../nbs/13_export.ipynb #5954e602
+_VERIFIERS = '''"Environments of toolrl_lit as a taskset of verifiers, with the harness that runs their tools."
+import asyncio, json
+from pathlib import Path
+import openai
+import verifiers.v1 as vf
+from toolrl_lit.schema import Environment, ToolCall, read_jsonl
+from toolrl_lit.serve import Session
+
+__all__ = ["ToolTaskset", "ToolHarness", "ToolEnv"]
+
+
+def parse(calls):
+    "Calls as (id, call) pairs from (id, name, arguments as JSON); those that do not parse are left out, as the paper does."
+    found = []
+    for id, name, arguments in calls:
+        try: found.append((id, ToolCall(name=name, arguments=json.loads(arguments or "{}"))))
+        except ValueError: pass
+    return found
+
+def spoken(content, wrote, calls):
+    "What was said; markup stands for calls of which none parsed."
+    return (content or "") + ("<tool_call>" if wrote and not calls else "")
+'''
+
+# %% ../nbs/13_export.ipynb #d6454065
+_VERIFIERS_TASKS = '''
+class ToolData(vf.TaskData):
+    environment: Environment
+
+class ToolTaskConfig(vf.TaskConfig):
+    match: str = "paper"
+    """When a result counts as the golden answer: "paper" or "strict"."""
+
+class ToolTask(vf.Task[ToolData, vf.State, ToolTaskConfig]):
+    def played(self, trace):
+        "The trajectory of a rollout: its turns, in a session of their own."
+        session = Session(self.data.environment, match=self.config.match)
+        for m in trace.assistant_messages:
+            wrote = m.tool_calls or []
+            calls = parse((c.id, c.name, c.arguments) for c in wrote)
+            session.turn(spoken(m.content, wrote, calls), [c for _, c in calls])
+        return session.trajectory
+
+    @vf.reward(weight=1.0)
+    async def turn_reward(self, trace: vf.Trace) -> float:
+        t = await asyncio.to_thread(self.played, trace)
+        return sum(turn.reward for turn in t.turns) / max(1, len(t.turns))
+
+    @vf.metric
+    async def solve(self, trace: vf.Trace) -> dict[str, float]:
+        t = await asyncio.to_thread(self.played, trace)
+        q, p, n = t.n_solved, t.n_calls, t.sub_questions
+        return {"solve_p": q / p if p else 1.0, "solve_r": q / n, "solve_f1": 2 * q / (p + n), "calls": float(p)}
+
+class ToolTasksetConfig(vf.TasksetConfig):
+    task: ToolTaskConfig = ToolTaskConfig()
+
+class ToolTaskset(vf.Taskset[ToolTask, ToolTasksetConfig]):
+    def load(self):
+        for e in read_jsonl(Path(__file__).with_name("environments.jsonl"), Environment):
+            yield ToolTask(ToolData(id=e.id, prompt=e.question, environment=e), self.config.task)
+'''
+
+# %% ../nbs/13_export.ipynb #69baea40
+_VERIFIERS_HARNESS = '''
+class ToolHarness(vf.Harness[vf.HarnessConfig]):
+    APPENDS_SYSTEM_PROMPT, EXECUTES_CODE, NEEDS_CONTAINER = True, False, False
+
+    async def launch(self, ctx, trace, runtime, endpoint, secret, mcp_urls, data):
+        system, question = self.resolve_prompt(data)
+        messages = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": question}]
+        session, tools = Session(data.environment), data.environment.documents()
+        try:
+            async with openai.AsyncOpenAI(base_url=endpoint, api_key=secret, max_retries=0, timeout=None) as client:
+                while True:
+                    answer = await client.chat.completions.create(model=ctx.model, messages=messages, tools=tools)
+                    said = answer.choices[0].message
+                    wrote = said.tool_calls or []
+                    calls = parse((c.id, c.function.name, c.function.arguments) for c in wrote)
+                    if not calls: return vf.ProgramResult(exit_code=0, stdout="", stderr="")
+                    results = await asyncio.to_thread(session.turn, said.content or "", [c for _, c in calls])
+                    texts = {id: r.text for (id, _), r in zip(calls, results)}
+                    messages.append(said.model_dump(exclude_none=True))
+                    for c in wrote:
+                        text = texts.get(c.id, "the arguments are no JSON object")
+                        messages.append({"role": "tool", "tool_call_id": c.id, "content": text})
+        except openai.APIError as e: return vf.ProgramResult(exit_code=1, stdout="", stderr=str(e))
+
+class ToolEnvConfig(vf.SingleAgentEnvConfig):
+    agent: vf.AgentConfig = vf.AgentConfig(max_turns=20, runtime=vf.SubprocessConfig())
+
+class ToolEnv(vf.Env[ToolEnvConfig]):
+    async def run(self, task, agents): await agents.agent.run(task)
+'''
+_VERIFIERS_PROJECT = """[project]
+name = "{name}"
+version = "0.1.0"
+description = "Tool-use environments of toolrl_lit, for verifiers."
+requires-python = ">=3.11"
+dependencies = ["toolrl_lit", "verifiers>=0.4,<0.5"]
+
+[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[tool.setuptools]
+packages = ["{name}"]
+package-data = {{"{name}" = ["*.jsonl"]}}
+"""
+
+# %% ../nbs/13_export.ipynb #dcdcb9bd
+def to_verifiers(environments: Sequence[Environment],  # what to hand over
+                 folder: str | Path,                   # folder to write; its name is the package's
+                 ) -> Path:
+    """Write a package for verifiers 0.4: `pip install FOLDER`, then `vf-eval NAME` or its trainer.
+
+    verifiers pins older versions of openai and mcp than this library's constraints.txt, so install it into an environment
+    of its own, without those constraints. Raises `UserError` if there are no environments, an id appears twice, the
+    folder's name cannot be a Python package's, or the disk refuses."""
+    folder, ids = Path(folder), [e.id for e in environments]
+    name = folder.resolve().name
+    if not ids: raise UserError("to_verifiers: expected at least one environment, got none")
+    if twice := sorted({i for i in ids if ids.count(i) > 1}):
+        raise UserError(f"to_verifiers: expected every id once, {twice[0]!r} appears {ids.count(twice[0])} times")
+    if not re.fullmatch("[a-z][a-z0-9_]*", name) or iskeyword(name):
+        raise UserError(f"{folder}: the folder's name becomes a package's: expected small letters, digits and _, got {name!r}")
+    write_jsonl(folder / name / "environments.jsonl", environments)
+    write_text(folder / name / "__init__.py", "\n".join((_VERIFIERS, _VERIFIERS_TASKS, _VERIFIERS_HARNESS)))
+    write_text(folder / "pyproject.toml", _VERIFIERS_PROJECT.format(name=name))
+    return folder
