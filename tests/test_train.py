@@ -1,5 +1,5 @@
 "Train: the same numbers as TRL's own, rewards from the environment, and runs that survive being killed."
-import contextlib, json, os, signal, subprocess, sys, textwrap
+import contextlib, itertools, json, os, signal, subprocess, sys, textwrap
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from toolrl_lit import train as module
 from toolrl_lit.collect import OraclePolicy, TransformersPolicy, collect
 from toolrl_lit.reward import score_turn
 from toolrl_lit.schema import Trajectory, UserError, read_jsonl, write_jsonl
-from toolrl_lit.train import (StepRewards, StepTrainer, TrainConfig, choose_steps, curves, demonstration, group_mask, informative, lora, situation,
+from toolrl_lit.train import (StepRewards, StepTrainer, TrainConfig, choose_steps, curves, demonstrations, group_mask, informative, lora, situation,
                               make_config, merge_into, pack_groups, token_scores, train, warm_start)
 
 few = settings(max_examples=25, deadline=None)
@@ -37,7 +37,7 @@ def test_every_parameter_is_explained():
 def test_labels_cover_exactly_what_the_assistant_says(tiny_folder, environments):
     policy = TransformersPolicy(tiny_folder)
     for env, traj in zip(environments, collect(OraclePolicy(environments), environments, temperature=0)):
-        row = demonstration(policy, traj, env)
+        row, = demonstrations(policy, traj, env)
         assert len(row["input_ids"]) == len(row["labels"])
         assert all(label in (-100, id) for id, label in zip(row["input_ids"], row["labels"]))
         whole = policy.tokenizer.apply_chat_template(traj.messages, tools=env.documents(), tokenize=False)
@@ -53,10 +53,36 @@ def test_a_slip_of_the_oracle_is_shown_but_not_learnt(tiny_folder, environments)
     policy, oracle = TransformersPolicy(tiny_folder), OraclePolicy(environments, slips=1)
     for env, traj in zip(environments, collect(oracle, environments, temperature=0)):
         assert traj.turns[0].calls == oracle.slip[env.id][0] and not any(traj.turns[0].solved) and traj.n_solved == traj.sub_questions
-        row = demonstration(policy, traj, env)
+        row, = demonstrations(policy, traj, env)
         assert traj.turns[0].text in policy.tokenizer.decode(row["input_ids"])
         learnt = policy.tokenizer.decode([label for label in row["labels"] if label != -100])
         assert learnt == "".join(t.text + "<|im_end|>" for t in traj.turns[1:])
+
+def spans(row: dict, policy) -> list[str]:
+    "What the labels of an example cover, piece by piece."
+    found = itertools.groupby(zip(row["input_ids"], row["labels"]), key=lambda pair: pair[1] != -100)
+    return [policy.tokenizer.decode([id for id, _ in pairs]) for learnt, pairs in found if learnt]
+
+@pytest.mark.parametrize("reasoning", [False, True])
+def test_labels_cover_what_is_said_and_no_thought_where_the_template_rewrites_history(thinking_folder, environments, reasoning):
+    policy = TransformersPolicy(thinking_folder, reasoning=reasoning)
+    several = 0
+    for env, traj in zip(environments, collect(OraclePolicy(environments), environments, temperature=0)):
+        rows = demonstrations(policy, traj, env)
+        assert [s for row in rows for s in spans(row, policy)] == [t.text + "<|im_end|>" for t in traj.turns]
+        at = [i for i, m in enumerate(traj.messages) if m["role"] == "assistant"]
+        for i, row in zip(at, rows, strict=True):             # each is what the policy reads when it has thought of nothing
+            assert all(label in (-100, id) for id, label in zip(row["input_ids"], row["labels"], strict=True))
+            asked = policy.text(traj.messages[:i], env.documents()).removesuffix("<think>\n\n</think>\n\n")
+            assert policy.tokenizer.decode(row["input_ids"]).startswith(asked + "<think>\n\n</think>\n\n")
+        several += len(rows) > 1
+    assert several
+
+def test_a_template_that_asks_otherwise_than_it_shows_is_refused(tiny_folder, environments):
+    policy = TransformersPolicy(tiny_folder)
+    policy.tokenizer.chat_template += "{% if add_generation_prompt %}Now:{% endif %}"
+    traj, = collect(OraclePolicy(environments), environments[:1], temperature=0)
+    with pytest.raises(UserError, match="warm_steps: .*chat template"): demonstrations(policy, traj, environments[0])
 
 # -- the layout of groups
 
@@ -372,6 +398,20 @@ def test_half_a_checkpoint_is_not_taken(run, tmp_path):
         (tmp_path / f"checkpoint-{n}").mkdir()
         if whole: (tmp_path / f"checkpoint-{n}" / "trainer_state.json").write_text("{}")
     assert module._resume(tmp_path) == str(tmp_path / "checkpoint-10") and module._resume(tmp_path / "none") is None
+
+def test_warm_start_and_training_render_with_the_same_reasoning(thinking_folder, environments, tmp_path, monkeypatch):
+    read, taught, plain, demonstrate = [], [], module.generate_tokens, module.demonstrations
+    def watched(model, prompts, **rest):
+        read.extend(prompts)
+        return plain(model, prompts, **rest)
+    def shown(policy, *rest, **more):
+        taught.append(policy.reasoning)
+        return demonstrate(policy, *rest, **more)
+    monkeypatch.setattr(module, "generate_tokens", watched)
+    monkeypatch.setattr(module, "demonstrations", shown)
+    config = config_for(thinking_folder, tmp_path, epochs=1, updates=1, reasoning=True, warm_steps=1)
+    policy = TransformersPolicy(train(config, environments, start=warm_start(config, environments)), reasoning=True)
+    assert set(taught) == {True} and read and all(policy.tokenizer.decode(ids).endswith("<|im_start|>assistant\n") for ids in read)
 
 def test_a_full_disk_ends_training_with_one_sentence(tiny_folder, environments, tmp_path, monkeypatch):
     def full(*args, **kwargs): raise OSError(28, "No space left on device")
