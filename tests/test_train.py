@@ -25,6 +25,8 @@ few = settings(max_examples=25, deadline=None)
     (dict(kind="f2"), "kind: .*'f1', 'p', 'r' or 'pr', got 'f2'"),
     (dict(temperature=0), "temperature: .*greater than 0"),
     (dict(prompts=6, micro_prompts=4), "parameters: .*prompts=6 must be a multiple of micro_prompts=4"),
+    (dict(prompts=6, mini_batches=4), "parameters: .*prompts=6 must be a multiple of mini_batches=4"),
+    (dict(prompts=8, mini_batches=4, micro_prompts=4), "parameters: .*prompts=8 / mini_batches=4 must be a multiple of micro_prompts=4"),
     (dict(epochs="many"), "epochs: .*integer")])
 def test_a_wrong_parameter_is_named_with_what_was_expected(values, said):
     with pytest.raises(UserError, match=said): make_config(**values)
@@ -307,6 +309,47 @@ def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environment
         assert row["reward"] == pytest.approx(sum(v for *_, v in scored[update]) / 16, abs=1e-4)
         assert row["loss"] == pytest.approx(sum(l for s, _, l, _ in seen if s == update), abs=1e-3)
 
+@pytest.mark.parametrize("algorithm", ["grpo", "dapo", "reinforce++"])
+def test_mini_batches_are_weighted_by_clipped_ratios_to_the_policy_that_sampled(tiny_folder, environments, tmp_path, monkeypatch, algorithm):
+    config = config_for(tiny_folder, tmp_path, epochs=1, updates=2, prompts=4, mini_batches=4, algorithm=algorithm, kl=0, entropy=0,
+                        learning_rate=0.1, warmup=0)
+    seen, prompts, sampled, theirs = [], [], [], StepTrainer._compute_loss
+    high = 0.28 if algorithm == "dapo" else 0.2
+    @torch.no_grad()
+    def logp(model, inputs):
+        "Of the completions, from full rows: no shared prompts, no chunks, no code of TRL."
+        C = inputs["completion_ids"].shape[1]
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(ids, attention_mask=torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)).logits
+        return (logits[:, -C - 1:-1].float() / config.temperature).log_softmax(-1).gather(-1, inputs["completion_ids"][..., None])[..., 0]
+    def watched(self, model, inputs):
+        batches = self._buffered_inputs
+        k = next(i for i, b in enumerate(batches) if b is inputs)
+        if k == 0: sampled[:] = [logp(model, b) for b in batches]                    # before the first update on this batch
+        old, new, mask, A = sampled[k], logp(model, inputs), inputs["completion_mask"].float(), inputs["advantages"][:, None]
+        ratio = (new - old).exp()
+        per_token = -torch.min(ratio * A, ratio.clamp(0.8, 1 + high) * A) * mask
+        tokens = sum(b["completion_mask"].sum() for b in batches) / 4                # of a mini-batch, in the mean
+        wanted = (per_token.sum(1) / mask.sum(1).clamp(min=1)).mean() if algorithm == "grpo" else per_token.sum() / tokens
+        loss = theirs(self, model, inputs)
+        clipped = ((ratio * A > ratio.clamp(0.8, 1 + high) * A) & (mask > 0)).any()
+        seen.append((self.state.global_step, k, float(loss.detach()), float(wanted), bool(clipped),
+                     float(((inputs["old_per_token_logps"] - old) * mask).abs().max()), float(((new - old) * mask).abs().max())))
+        prompts.append(inputs["prompt_ids"].unique(dim=0).tolist())
+        return loss
+    monkeypatch.setattr(StepTrainer, "_compute_loss", watched)
+    train(config, environments)
+    assert [(s, k) for s, k, *_ in seen] == [(i, i % 4) for i in range(8)]           # eight updates on two batches
+    for step, k, loss, wanted, _, off, moved in seen:
+        assert loss == pytest.approx(wanted, abs=0.03) and off < 0.1
+        assert (moved == 0) if k == 0 else (moved > 0.2)                              # or the old ones could be the new ones
+    assert any(clipped for *_, clipped, _, _ in seen), "nothing was clipped; the test shows nothing"
+    assert all(len(p) == 1 for p in prompts)                                          # whole groups
+    assert [p[0] for p in prompts] != sorted(p[0] for p in prompts[:4]) + sorted(p[0] for p in prompts[4:])   # by chance
+    log = [r for r in json.loads((tmp_path / "rl" / "log.json").read_text()) if "loss" in r]
+    assert [r["step"] for r in log if "reward" in r] == [1, 5] and len(log) == 8      # rewards are those of a batch
+
 # -- whole runs
 
 @pytest.fixture(scope="module")
@@ -368,6 +411,20 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(run, tiny_folder, enviro
     assert same_trajectories(run, tmp_path / "rl")
     assert losses(tmp_path / "rl") == losses(run)
     assert same(run, tmp_path / "rl")
+
+def test_a_run_interrupted_between_mini_batches_goes_on_to_the_same_weights(tiny_folder, environments, tmp_path, monkeypatch):
+    config = lambda name: config_for(tiny_folder, tmp_path / name, mini_batches=2)
+    train(config("whole"), environments)
+    steps, plain = iter(range(1, 100)), StepTrainer._compute_loss
+    def stops(*args):
+        if next(steps) == 4: raise KeyboardInterrupt                                  # the second of two updates on the second batch
+        return plain(*args)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StepTrainer, "_compute_loss", stops)
+        train(config("broken"), environments)
+    train(config("broken"), environments)
+    a, b = tmp_path / "whole" / "rl", tmp_path / "broken" / "rl"
+    assert same_trajectories(a, b) and losses(a) == losses(b) and len(losses(a)) == 4 and same(a, b)
 
 def test_a_killed_run_goes_on_to_the_same_weights(run, tiny_folder, environments, tmp_path):
     write_jsonl(tmp_path / "environments.jsonl", environments)

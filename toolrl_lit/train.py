@@ -34,7 +34,7 @@ ALGORITHMS = {
     "reinforce++": dict(scale_rewards="batch", loss_type="dapo"),                # arXiv 2501.03262; the mean is the batch's too
     "reinforce++-baseline": dict(scale_rewards="batch", loss_type="dapo")}       # the same, section 3.2: the mean is the group's
 
-# %% ../nbs/10_train.ipynb #e2b1acb3
+# %% ../nbs/10_train.ipynb #d428cfa5
 class TrainConfig(BaseModel):
     "Parameters of a training run. The paper's values are in METHOD section 3.3; the defaults suit a laptop's CPU."
     model_config = ConfigDict(extra="forbid")
@@ -54,9 +54,10 @@ class TrainConfig(BaseModel):
     kind: Literal["f1", "p", "r", "pr"] = Field("f1", description="reward kind (paper, ablation)")
     match: Literal["paper", "strict"] = Field("paper", description="how results are compared with golden answers")
     epochs: int = Field(4, ge=1, description="each begins by collecting trajectories with the current policy")
-    updates: int = Field(4, ge=1, description="updates in an epoch")
-    prompts: int = Field(6, ge=1, description="step records in an update")
-    oversample: int = Field(2, ge=1, description="step records tried for each one in an update; those whose rewards lie furthest apart are kept")
+    updates: int = Field(4, ge=1, description="batches of rollouts in an epoch; an update each, or mini_batches updates")
+    prompts: int = Field(6, ge=1, description="step records in a batch of rollouts (paper: 512)")
+    mini_batches: int = Field(1, ge=1, description="updates on one batch of rollouts, one after the other, each on its own share of the step records (paper: 16)")
+    oversample: int = Field(2, ge=1, description="step records tried for each one in a batch; those whose rewards lie furthest apart are kept")
     group: int = Field(8, ge=2, description="turns sampled for each step record")
     environments: int = Field(48, ge=1, description="environments to collect in at the start of an epoch")
     learning_rate: float = Field(7e-4, gt=0, description="peak learning rate")
@@ -69,12 +70,15 @@ class TrainConfig(BaseModel):
     max_turns: int = Field(3, ge=1, description="turns of a trajectory at most (paper: 20)")
     lora_rank: int = Field(16, ge=1, description="rank of the LoRA adapters on all linear layers")
     micro_prompts: int = Field(1, ge=1, description="step records in one backward pass; memory grows with it")
-    save_updates: int = Field(4, ge=1, description="updates between checkpoints")
+    save_updates: int = Field(4, ge=1, description="batches of rollouts between checkpoints")
     shuffle_rewards: bool = Field(False, description="control: give each turn the reward of another turn of its batch")
 
     @model_validator(mode="after")
     def _fits(self):
-        if self.prompts % self.micro_prompts: raise ValueError(f"prompts={self.prompts} must be a multiple of micro_prompts={self.micro_prompts}")
+        if self.prompts % self.mini_batches: raise ValueError(f"prompts={self.prompts} must be a multiple of mini_batches={self.mini_batches}")
+        share = self.prompts // self.mini_batches
+        of = f" / mini_batches={self.mini_batches}" if self.mini_batches > 1 else ""
+        if share % self.micro_prompts: raise ValueError(f"prompts={self.prompts}{of} must be a multiple of micro_prompts={self.micro_prompts}")
         return self
 
 # %% ../nbs/10_train.ipynb #ca05cec7
@@ -243,7 +247,7 @@ def token_scores(hidden: torch.Tensor,      # (N, H) states from which the token
     parts = [checkpoint(part, h, t, use_reentrant=False) for h, t in zip(hidden.split(chunk), targets.split(chunk))]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
-# %% ../nbs/10_train.ipynb #58a6c2f5
+# %% ../nbs/10_train.ipynb #14810fe2
 class StepTrainer(GRPOTrainer):
     "TRL's GRPOTrainer, with the prompt of a group read once, and Reinforce++."
     global_baseline = False                     # Reinforce++: the mean reward of the batch is subtracted, not the group's
@@ -282,13 +286,17 @@ class StepTrainer(GRPOTrainer):
         return [torch.zeros(real.shape, device=ids.device).masked_scatter(real, s) for s in scores]
 
     def _prepare_inputs(self, generation_batch):
-        "TRL shuffles the rows of a batch before cutting it up; groups are put together again, in the order of their prompts."
+        "TRL shuffles the rows of a batch before cutting it up; groups are put together again, in the order of their prompts or first rows."
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
         if not self.model.training or self._buffered_inputs is before: return inputs
         whole = {k: torch.cat([b[k] for b in self._buffered_inputs]) if isinstance(v, torch.Tensor) and v.dim() else v
                  for k, v in self._buffered_inputs[0].items()}
-        order = torch.unique(whole["prompt_ids"], dim=0, return_inverse=True)[1].argsort(stable=True)
+        group = torch.unique(whole["prompt_ids"], dim=0, return_inverse=True)[1]
+        if self.args.steps_per_generation > self.args.gradient_accumulation_steps:    # mini-batches by chance, not by prompt
+            place = torch.arange(len(group), device=group.device)
+            group = torch.full_like(place, len(group)).scatter_reduce(0, group, place, "amin")[group]
+        order = group.argsort(stable=True)
         whole = {k: v[order] if isinstance(v, torch.Tensor) and v.dim() else v for k, v in whole.items()}
         self._buffered_inputs = split_tensor_dict(whole, self.args.steps_per_generation)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
@@ -320,10 +328,10 @@ class StepRewards:
             random.Random(self.config.seed * 100_003 + trainer_state.global_step).shuffle(rewards)
         return rewards
 
-# %% ../nbs/10_train.ipynb #0bd10f1d
+# %% ../nbs/10_train.ipynb #6b473c49
 class _Epochs(TrainerCallback):
     "Before each epoch: collect with the current policy, and lay out its step records as the epoch's prompts."
-    def __init__(self, refill, updates: int): self.refill, self.updates = refill, updates
+    def __init__(self, refill, updates: int): self.refill, self.updates = refill, updates    # optimizer updates of an epoch
     def on_epoch_begin(self, args, state, control, **kwargs): self.refill(state.global_step // self.updates)
     def on_epoch_end(self, args, state, control, **kwargs): control.should_save = True
 
@@ -359,15 +367,16 @@ def choose_steps(config: TrainConfig, policy: TransformersPolicy, environments, 
     need = config.prompts * config.oversample * config.updates
     return [next(kinds[kind]) for kind in itertools.islice(turns, need)], len(steps) - len(short)
 
-# %% ../nbs/10_train.ipynb #a4df63b6
+# %% ../nbs/10_train.ipynb #1d7ba611
 def _grpo_arguments(config: TrainConfig, out: Path) -> GRPOConfig:
     "TRL's configuration for ours."
     rows = config.micro_prompts * config.group
     return GRPOConfig(**_trainer_arguments(config, out), learning_rate=config.learning_rate, num_train_epochs=config.epochs,
-        warmup_steps=round(config.warmup * config.epochs * config.updates),
-        per_device_train_batch_size=rows, gradient_accumulation_steps=config.prompts // config.micro_prompts,
+        warmup_steps=round(config.warmup * config.epochs * config.updates * config.mini_batches),
+        per_device_train_batch_size=rows, steps_per_generation=config.prompts // config.micro_prompts,
+        gradient_accumulation_steps=config.prompts // config.mini_batches // config.micro_prompts,
         num_generations=config.group, max_completion_length=config.max_new_tokens, temperature=config.temperature,
-        beta=config.kl, entropy_coef=config.entropy, save_steps=config.save_updates, shuffle_dataset=False, **ALGORITHMS[config.algorithm])
+        beta=config.kl, entropy_coef=config.entropy, save_steps=config.save_updates * config.mini_batches, shuffle_dataset=False, **ALGORITHMS[config.algorithm])
 
 # %% ../nbs/10_train.ipynb #6472c1fe
 def train(config: TrainConfig,                 # what to train, and how
@@ -395,7 +404,7 @@ def train(config: TrainConfig,                 # what to train, and how
     write_text(out / "log.json", json.dumps(trainer.state.log_history))
     return save_model(copy, tokenizer, out / "model")
 
-# %% ../nbs/10_train.ipynb #59e1bf6c
+# %% ../nbs/10_train.ipynb #8ecb52dd
 def _step_trainer(config, out, policy, tuned, rewards, environments, sandbox) -> StepTrainer:
     "TRL's trainer, its dataset of slots that each epoch refills, and rollouts by the merged copy."
     def refill(epoch: int):
@@ -409,7 +418,8 @@ def _step_trainer(config, out, policy, tuned, rewards, environments, sandbox) ->
 
     def rollout(prompts: list[str], trainer) -> dict:
         merge_into(policy.model, tuned)
-        wanted, step, process = len(prompts) // config.group, trainer.state.global_step, trainer.accelerator.process_index
+        wanted, process = len(prompts) // config.group, trainer.accelerator.process_index
+        step = trainer.state.global_step // config.mini_batches
         first = (step % config.updates * trainer.accelerator.num_processes + process) * wanted * config.oversample
         slots = [i for i in range(first, first + wanted * config.oversample) for _ in range(config.group)]
         ids = [policy.render(rewards.steps[i].messages, rewards.steps[i].tools) for i in slots]
@@ -425,7 +435,7 @@ def _step_trainer(config, out, policy, tuned, rewards, environments, sandbox) ->
     slots = Dataset.from_dict({"slot": list(range(config.prompts * config.updates))}).with_transform(fill)
     rewards.steps = [environments[0].start()] * len(slots)     # placeholder until the first epoch begins
     trainer = StepTrainer(model=tuned, reward_funcs=rewards, args=_grpo_arguments(config, out), train_dataset=slots,
-                       processing_class=policy.tokenizer, rollout_func=rollout, callbacks=[_Epochs(refill, config.updates)])
+                       processing_class=policy.tokenizer, rollout_func=rollout, callbacks=[_Epochs(refill, config.updates * config.mini_batches)])
     trainer.global_baseline = config.algorithm == "reinforce++"
     # TRL keeps a frozen copy of fresh adapters as the reference, which is the model without adapters; and a checkpoint
     # of two adapters would be resumed with neither of the trained weights
