@@ -245,9 +245,11 @@ def test_shuffled_rewards_are_the_same_rewards_in_another_order(tiny_folder, env
 
 # -- one update, by hand
 
-@pytest.mark.parametrize("algorithm", ["grpo", "dapo", "dr_grpo", "reinforce++", "reinforce++-baseline"])
-def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environments, tmp_path, monkeypatch, algorithm):
-    config = config_for(tiny_folder, tmp_path, epochs=1, updates=3, prompts=4, micro_prompts=2, algorithm=algorithm, kl=0.05, entropy=0.01)
+@pytest.mark.parametrize("algorithm, rank", [("grpo", 4), ("dapo", 4), ("dr_grpo", 4), ("reinforce++", 4), ("reinforce++-baseline", 4), ("grpo", 0)])
+def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environments, tmp_path, monkeypatch, algorithm, rank):
+    config = config_for(tiny_folder, tmp_path, epochs=1, updates=3, prompts=4, micro_prompts=2, algorithm=algorithm, kl=0.05, entropy=0.01,
+                        lora_rank=rank, learning_rate=0.02 if rank else 0.002)
+    start = LlamaForCausalLM.from_pretrained(tiny_folder)
     seen, theirs = [], StepTrainer._compute_loss
     def watched(self, model, inputs):
         loss = theirs(self, model, inputs)
@@ -259,11 +261,11 @@ def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environment
         mask, C = inputs["completion_mask"].float(), inputs["completion_ids"].shape[1]
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
         attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
-        def logp():
+        def logp(model=model):
             with torch.autocast("cpu", torch.bfloat16): logits = model(ids, attention_mask=attention).logits
             return (logits[:, -C - 1:-1].float() / config.temperature).log_softmax(-1)
         full = logp()
-        with model.disable_adapter(): reference = logp()
+        with model.disable_adapter() if rank else contextlib.nullcontext(): reference = logp() if rank else logp(start)
         chosen = inputs["completion_ids"][..., None]
         ratio = (reference.gather(-1, chosen) - full.gather(-1, chosen))[..., 0]
         kl, entropy = ratio.exp() - ratio - 1, -(full.exp() * full).sum(-1)
@@ -449,6 +451,27 @@ def test_a_killed_run_goes_on_to_the_same_weights(run, tiny_folder, environments
     assert list((tmp_path / "rl").glob("checkpoint-*"))
     train(config, environments)
     assert same_trajectories(run, tmp_path / "rl") and losses(tmp_path / "rl") == losses(run) and same(run, tmp_path / "rl")
+
+def test_all_weights_are_trained_in_single_precision_and_a_killed_run_goes_on(tiny_folder, environments, tmp_path, monkeypatch):
+    full = dict(lora_rank=0, learning_rate=0.02, epochs=1)
+    train(config_for(tiny_folder, tmp_path / "whole", **full), environments)
+    before, after, kept = load_file(tiny_folder / "model.safetensors"), weights(tmp_path / "whole/rl"), load_file(
+        tmp_path / "whole/rl/checkpoint-2/model.safetensors")
+    assert before.keys() == after.keys() == kept.keys()
+    for k in before:
+        assert kept[k].dtype == torch.float32 and torch.equal(kept[k].bfloat16(), after[k]) and after[k].dtype == before[k].dtype
+        assert not torch.equal(kept[k], before[k].float())
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, "generate_tokens", 2)
+        train(config_for(tiny_folder, tmp_path / "broken", **full), environments)
+    train(config_for(tiny_folder, tmp_path / "broken", **full), environments)
+    assert losses(tmp_path / "whole/rl") == losses(tmp_path / "broken/rl") and same(tmp_path / "whole/rl", tmp_path / "broken/rl")
+
+def test_small_steps_are_not_lost_where_all_weights_are_trained(tiny_folder, environments, tmp_path):
+    folder = warm_start(config_for(tiny_folder, tmp_path, lora_rank=0, warm_learning_rate=1e-6, warm_steps=3), environments)
+    before, kept = load_file(tiny_folder / "model.safetensors"), load_file(tmp_path / "warm/checkpoint-3/model.safetensors")
+    assert all(0 < (kept[k] - v.float()).abs().max() < 1e-5 for k, v in before.items())
+    assert load_file(folder / "model.safetensors").keys() == before.keys()
 
 def test_half_a_checkpoint_is_not_taken(run, tmp_path):
     for n, whole in ((2, True), (10, True), (11, False)):

@@ -549,4 +549,5 @@ d = { 'settings': { 'branch': 'main',
                                   'toolrl_lit.train.situation': ('train.html#situation', 'toolrl_lit/train.py'),
                                   'toolrl_lit.train.token_scores': ('train.html#token_scores', 'toolrl_lit/train.py'),
                                   'toolrl_lit.train.train': ('train.html#train', 'toolrl_lit/train.py'),
+                                  'toolrl_lit.train.trainable': ('train.html#trainable', 'toolrl_lit/train.py'),
                                   'toolrl_lit.train.warm_start': ('train.html#warm_start', 'toolrl_lit/train.py')}}}
