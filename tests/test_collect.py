@@ -159,6 +159,19 @@ def test_a_call_and_its_rendering_are_read_back(policy, environments):
     assert call_text(env.golden_calls()[0]) in text and text.endswith("<|im_start|>assistant\n")
     assert all(r in text for t in full.turns for r in t.results)
 
+@few
+@given(prompt_lists, st.integers(1, 5), st.integers(1, 4))
+def test_no_more_rows_than_asked_for_are_decoded_together(llama, prompts, copies, batch):
+    prompts, sizes, plain = prompts * copies, [], module._decode
+    def watched(model, some, counts, *rest, **more):
+        sizes.append(sum(counts))
+        return plain(model, some, counts, *rest, **more)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_decode", watched)
+        rows = generate(llama, prompts, temperature=1, batch=batch)
+    assert max(sizes) <= batch and sum(sizes) == len(prompts)
+    assert rows == generate(llama, prompts, temperature=1, batch=1000)
+
 # -- reasoning
 
 def test_thoughts_are_kept_as_written_and_shown_as_the_template_has_it(thinking_folder, environments):

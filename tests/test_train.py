@@ -27,12 +27,29 @@ few = settings(max_examples=25, deadline=None)
     (dict(prompts=6, micro_prompts=4), "parameters: .*prompts=6 must be a multiple of micro_prompts=4"),
     (dict(prompts=6, mini_batches=4), "parameters: .*prompts=6 must be a multiple of mini_batches=4"),
     (dict(prompts=8, mini_batches=4, micro_prompts=4), "parameters: .*prompts=8 / mini_batches=4 must be a multiple of micro_prompts=4"),
+    (dict(group=8, split_group=3), "parameters: .*group=8 must be a multiple of split_group=3"),
+    (dict(split_group=2, micro_prompts=2), "parameters: .*split_group=2 .*micro_prompts=2"),
+    (dict(preset="papers"), "preset: expected one of laptop, consumer-24gb, paper, got 'papers'"),
+    (dict(preset="paper", prompts=500), "parameters: .*prompts=500 must be a multiple of mini_batches=16"),
     (dict(epochs="many"), "epochs: .*integer")])
 def test_a_wrong_parameter_is_named_with_what_was_expected(values, said):
     with pytest.raises(UserError, match=said): make_config(**values)
 
 def test_every_parameter_is_explained():
     assert all(field.description for field in TrainConfig.model_fields.values())
+
+def test_the_paper_preset_has_the_values_that_the_paper_names():
+    paper = make_config("paper")
+    named = dict(learning_rate=1e-6, prompts=512, group=16, kl=0.001, entropy=0.001, max_prompt_tokens=16384, max_new_tokens=1024, epochs=3,
+                 max_turns=20, temperature=1.0, kind="f1", match="paper", algorithm="grpo")
+    ours = dict(lora_rank=0, oversample=1, warmup=0, warm_steps=0)                    # nothing that the paper does not do
+    assert (named | ours).items() <= paper.model_dump().items() and paper.prompts / paper.mini_batches == 32
+    thinking = make_config("paper", reasoning=True)
+    assert thinking.model_dump() == paper.model_dump() | dict(reasoning=True, max_new_tokens=8192)
+    assert make_config("paper", reasoning=True, max_new_tokens=99).max_new_tokens == 99
+
+def test_the_laptop_preset_is_the_defaults():
+    assert make_config() == make_config("laptop") == make_config(preset="laptop") == TrainConfig()
 
 # -- demonstrations
 
@@ -351,6 +368,23 @@ def test_mini_batches_are_weighted_by_clipped_ratios_to_the_policy_that_sampled(
     assert [p[0] for p in prompts] != sorted(p[0] for p in prompts[:4]) + sorted(p[0] for p in prompts[4:])   # by chance
     log = [r for r in json.loads((tmp_path / "rl" / "log.json").read_text()) if "loss" in r]
     assert [r["step"] for r in log if "reward" in r] == [1, 5] and len(log) == 8      # rewards are those of a batch
+
+@pytest.fixture(scope="module")
+def one_update(tiny_folder, environments, tmp_path_factory):
+    "Logs of one update on four groups of four turns."
+    def run(**changes):
+        out = tmp_path_factory.mktemp("one")
+        train(config_for(tiny_folder, out, epochs=1, updates=1, prompts=4, entropy=0, **changes), environments)
+        return next(r for r in json.loads((out / "rl" / "log.json").read_text()) if "reward" in r)
+    return run, run()
+
+@pytest.mark.parametrize("change", [dict(gradient_checkpointing=True), dict(split_group=2), dict(split_group=4, rollout_rows=3)])
+def test_what_saves_memory_changes_nothing_else(one_update, change):
+    run, plain = one_update
+    changed = run(**change)
+    assert changed["reward"] == plain["reward"] and changed["completions/mean_length"] == plain["completions/mean_length"]
+    assert plain["grad_norm"] > 0.01                                                  # or there were nothing to compare
+    for name in ("loss", "grad_norm"): assert changed[name] == pytest.approx(plain[name], rel=0.03, abs=1e-4)
 
 # -- whole runs
 

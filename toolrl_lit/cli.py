@@ -186,7 +186,7 @@ def audit(environments: Annotated[Path, typer.Argument(help="JSONL of environmen
     if match not in ("strict", "paper"): raise UserError(f"match {match!r}: expected 'strict' or 'paper'")
     _audit(read_jsonl(environments, Environment), read_jsonl(against, Environment) if against else [], match, out)
 
-# %% ../nbs/14_cli.ipynb #85d49eac
+# %% ../nbs/14_cli.ipynb #aa862b88
 @app.command()
 def collect(environments: Environments, out: Out, model: Model = "smollm2", samples: Annotated[int, typer.Option(help="Rollouts of each.")] = 1,
             temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.")] = 1.0,
@@ -201,11 +201,12 @@ def collect(environments: Environments, out: Out, model: Model = "smollm2", samp
           f"solved with {sum(t.n_calls for t in done)} calls")
 
 @app.command()
-def train(environments: Environments, param: Pairs = None, reasoning: Reasoning = False):
+def train(environments: Environments, param: Pairs = None, reasoning: Reasoning = False,
+          preset: Annotated[str, typer.Option(help="'laptop', 'consumer-24gb' or 'paper'; parameters are put on top.")] = "laptop"):
     "Warm start and reinforcement learning. Parameters are the fields of TrainConfig; `toolrl parameters` explains them."
     from toolrl_lit.train import TrainConfig, make_config, train, warm_start
     values = parse_parameters(param or [], list(TrainConfig.model_fields))
-    config = make_config(**({"reasoning": True} if reasoning else {}) | values)
+    config = make_config(preset, **({"reasoning": True} if reasoning else {}) | values)
     envs = read_jsonl(environments, Environment)
     open_run(config.out, config.model_dump(exclude={"out"}))
     start = warm_start(config, envs) if config.warm_steps else None

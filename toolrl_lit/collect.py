@@ -274,7 +274,7 @@ def _decode(model, prompts, copies, uniforms, temperature, max_new_tokens, stop:
     if keep: [remember(i, row) for i, row in enumerate(rows.tolist())]
     return out, learnt
 
-# %% ../nbs/09_collect.ipynb #c23a568b
+# %% ../nbs/09_collect.ipynb #44dc105b
 def generate_tokens(model: PreTrainedModel,        # a causal language model
                     prompts: list[list[int]],      # token ids; equal prompts are read once
                     *, max_new_tokens: int,        # tokens at most
@@ -282,20 +282,21 @@ def generate_tokens(model: PreTrainedModel,        # a causal language model
                     seed: int,                     # each row draws from its own stream, whatever its batch
                     stop: set[int],                # ids that end a turn
                     pad: int,                      # id to pad with
-                    batch: int = 64,               # rows decoded together
+                    batch: int = 64,               # rows decoded together, at most
                     memory: PrefixMemory | None = None,  # what earlier calls have read; updated
                     ) -> list[list[int]]:
     "New token ids for each prompt, the stopping id included. Prompts are sorted by length, so padding is rare."
     groups: dict[tuple, list[int]] = {}
     for i, p in enumerate(prompts): groups.setdefault(tuple(p), []).append(i)
     out: list[list[int]] = [[] for _ in prompts]
-    todo, learnt = sorted(groups, key=len), []
+    todo = sorted(((p, rows[i:i + batch]) for p, rows in groups.items() for i in range(0, len(rows), batch)), key=lambda c: len(c[0]))
+    learnt = []
     while todo:
         part = [todo.pop()]
-        while todo and sum(len(groups[p]) for p in part) + len(groups[todo[-1]]) <= batch: part.append(todo.pop())
-        index = [i for p in part for i in groups[p]]
+        while todo and sum(len(rows) for _, rows in part) + len(todo[-1][1]) <= batch: part.append(todo.pop())
+        index = [i for _, rows in part for i in rows]
         uniforms = torch.tensor(np.stack([np.random.default_rng((seed, i)).random(max_new_tokens, dtype=np.float32) for i in index]))
-        rows, new = _decode(model, [list(p) for p in part], [len(groups[p]) for p in part], uniforms, temperature, max_new_tokens,
+        rows, new = _decode(model, [list(p) for p, _ in part], [len(rows) for _, rows in part], uniforms, temperature, max_new_tokens,
                             stop, pad, memory or PrefixMemory(model), keep=memory is not None)
         for i, row in zip(index, rows): out[i] = row
         learnt += new
