@@ -6,6 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from toolrl_lit import collect as module
 from toolrl_lit.collect import (OraclePolicy, PrefixMemory, TransformersPolicy, call_text, collect, generate_tokens, load_model,
                                 packaged_warm_model, save_model)
+from toolrl_lit.reward import parse_qwen
 from toolrl_lit.schema import Trajectory, UserError, read_jsonl
 
 @pytest.fixture(scope="module")
@@ -157,6 +158,48 @@ def test_a_call_and_its_rendering_are_read_back(policy, environments):
     text = policy.tokenizer.decode(policy.render(full.messages, env.documents()))
     assert call_text(env.golden_calls()[0]) in text and text.endswith("<|im_start|>assistant\n")
     assert all(r in text for t in full.turns for r in t.results)
+
+@few
+@given(prompt_lists, st.integers(1, 5), st.integers(1, 4))
+def test_no_more_rows_than_asked_for_are_decoded_together(llama, prompts, copies, batch):
+    prompts, sizes, plain = prompts * copies, [], module._decode
+    def watched(model, some, counts, *rest, **more):
+        sizes.append(sum(counts))
+        return plain(model, some, counts, *rest, **more)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_decode", watched)
+        rows = generate(llama, prompts, temperature=1, batch=batch)
+    assert max(sizes) <= batch and sum(sizes) == len(prompts)
+    assert rows == generate(llama, prompts, temperature=1, batch=1000)
+
+# -- reasoning
+
+def test_thoughts_are_kept_as_written_and_shown_as_the_template_has_it(thinking_folder, environments):
+    thinking, silent = (TransformersPolicy(thinking_folder, reasoning=r) for r in (True, False))
+    thoughtful = 0
+    for env, traj in zip(environments, collect(thinking, environments, max_turns=3, max_new_tokens=4, seed=3)):
+        said = [m for m in traj.messages[traj.start:] if m["role"] == "assistant"]
+        assert [m["content"] for m in said] == [parse_qwen(t.text).content for t in traj.turns]
+        if not any("<think>" in m["content"] and m.get("tool_calls") for m in said): continue
+        thoughtful += 1
+        shown = thinking.text(traj.messages, env.documents())
+        assert "Which tool?" in shown and shown.endswith("<|im_start|>assistant\n")
+        assert silent.text(traj.messages, env.documents()) == shown + "<think>\n\n</think>\n\n"
+        assert "Which tool?" not in thinking.text(traj.messages + [{"role": "user", "content": "Sure?"}], env.documents())
+    assert thoughtful
+
+def test_a_template_that_cannot_reason_is_refused(tiny_folder, thinking_folder):
+    with pytest.raises(UserError, match="reasoning: .*enable_thinking"): TransformersPolicy(tiny_folder, reasoning=True)
+    model, tokenizer = load_model(thinking_folder)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}A: <think>\n{% endif %}"
+    assert TransformersPolicy(model, tokenizer, reasoning=True).text([{"role": "user", "content": "?"}], []) == "?A: <think>\n"
+
+@pytest.mark.parametrize("before", [False, True])
+def test_trajectories_with_and_without_reasoning_are_not_mixed(thinking_folder, environments, tmp_path, before):
+    ask = dict(out=tmp_path / "t.jsonl", max_turns=1, max_new_tokens=2)
+    collect(TransformersPolicy(thinking_folder, reasoning=before), environments[:1], **ask)
+    with pytest.raises(UserError, match="other settings.*reasoning"):
+        collect(TransformersPolicy(thinking_folder, reasoning=not before), environments[:2], **ask)
 
 # -- models on disk
 

@@ -1,5 +1,5 @@
 "Train: the same numbers as TRL's own, rewards from the environment, and runs that survive being killed."
-import contextlib, json, os, signal, subprocess, sys, textwrap
+import contextlib, itertools, json, os, signal, subprocess, sys, textwrap
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from toolrl_lit import train as module
 from toolrl_lit.collect import OraclePolicy, TransformersPolicy, collect
 from toolrl_lit.reward import score_turn
 from toolrl_lit.schema import Trajectory, UserError, read_jsonl, write_jsonl
-from toolrl_lit.train import (StepRewards, StepTrainer, TrainConfig, choose_steps, curves, demonstration, group_mask, informative, lora, situation,
+from toolrl_lit.train import (StepRewards, StepTrainer, TrainConfig, choose_steps, curves, demonstrations, group_mask, informative, lora, situation,
                               make_config, merge_into, pack_groups, token_scores, train, warm_start)
 
 few = settings(max_examples=25, deadline=None)
@@ -25,6 +25,12 @@ few = settings(max_examples=25, deadline=None)
     (dict(kind="f2"), "kind: .*'f1', 'p', 'r' or 'pr', got 'f2'"),
     (dict(temperature=0), "temperature: .*greater than 0"),
     (dict(prompts=6, micro_prompts=4), "parameters: .*prompts=6 must be a multiple of micro_prompts=4"),
+    (dict(prompts=6, mini_batches=4), "parameters: .*prompts=6 must be a multiple of mini_batches=4"),
+    (dict(prompts=8, mini_batches=4, micro_prompts=4), "parameters: .*prompts=8 / mini_batches=4 must be a multiple of micro_prompts=4"),
+    (dict(group=8, split_group=3), "parameters: .*group=8 must be a multiple of split_group=3"),
+    (dict(split_group=2, micro_prompts=2), "parameters: .*split_group=2 .*micro_prompts=2"),
+    (dict(preset="papers"), "preset: expected one of laptop, consumer-24gb, paper, got 'papers'"),
+    (dict(preset="paper", prompts=500), "parameters: .*prompts=500 must be a multiple of mini_batches=16"),
     (dict(epochs="many"), "epochs: .*integer")])
 def test_a_wrong_parameter_is_named_with_what_was_expected(values, said):
     with pytest.raises(UserError, match=said): make_config(**values)
@@ -32,12 +38,25 @@ def test_a_wrong_parameter_is_named_with_what_was_expected(values, said):
 def test_every_parameter_is_explained():
     assert all(field.description for field in TrainConfig.model_fields.values())
 
+def test_the_paper_preset_has_the_values_that_the_paper_names():
+    paper = make_config("paper")
+    named = dict(learning_rate=1e-6, prompts=512, group=16, kl=0.001, entropy=0.001, max_prompt_tokens=16384, max_new_tokens=1024, epochs=3,
+                 max_turns=20, temperature=1.0, kind="f1", match="paper", algorithm="grpo")
+    ours = dict(lora_rank=0, oversample=1, warmup=0, warm_steps=0)                    # nothing that the paper does not do
+    assert (named | ours).items() <= paper.model_dump().items() and paper.prompts / paper.mini_batches == 32
+    thinking = make_config("paper", reasoning=True)
+    assert thinking.model_dump() == paper.model_dump() | dict(reasoning=True, max_new_tokens=8192)
+    assert make_config("paper", reasoning=True, max_new_tokens=99).max_new_tokens == 99
+
+def test_the_laptop_preset_is_the_defaults():
+    assert make_config() == make_config("laptop") == make_config(preset="laptop") == TrainConfig()
+
 # -- demonstrations
 
 def test_labels_cover_exactly_what_the_assistant_says(tiny_folder, environments):
     policy = TransformersPolicy(tiny_folder)
     for env, traj in zip(environments, collect(OraclePolicy(environments), environments, temperature=0)):
-        row = demonstration(policy, traj, env)
+        row, = demonstrations(policy, traj, env)
         assert len(row["input_ids"]) == len(row["labels"])
         assert all(label in (-100, id) for id, label in zip(row["input_ids"], row["labels"]))
         whole = policy.tokenizer.apply_chat_template(traj.messages, tools=env.documents(), tokenize=False)
@@ -53,10 +72,36 @@ def test_a_slip_of_the_oracle_is_shown_but_not_learnt(tiny_folder, environments)
     policy, oracle = TransformersPolicy(tiny_folder), OraclePolicy(environments, slips=1)
     for env, traj in zip(environments, collect(oracle, environments, temperature=0)):
         assert traj.turns[0].calls == oracle.slip[env.id][0] and not any(traj.turns[0].solved) and traj.n_solved == traj.sub_questions
-        row = demonstration(policy, traj, env)
+        row, = demonstrations(policy, traj, env)
         assert traj.turns[0].text in policy.tokenizer.decode(row["input_ids"])
         learnt = policy.tokenizer.decode([label for label in row["labels"] if label != -100])
         assert learnt == "".join(t.text + "<|im_end|>" for t in traj.turns[1:])
+
+def spans(row: dict, policy) -> list[str]:
+    "What the labels of an example cover, piece by piece."
+    found = itertools.groupby(zip(row["input_ids"], row["labels"]), key=lambda pair: pair[1] != -100)
+    return [policy.tokenizer.decode([id for id, _ in pairs]) for learnt, pairs in found if learnt]
+
+@pytest.mark.parametrize("reasoning", [False, True])
+def test_labels_cover_what_is_said_and_no_thought_where_the_template_rewrites_history(thinking_folder, environments, reasoning):
+    policy = TransformersPolicy(thinking_folder, reasoning=reasoning)
+    several = 0
+    for env, traj in zip(environments, collect(OraclePolicy(environments), environments, temperature=0)):
+        rows = demonstrations(policy, traj, env)
+        assert [s for row in rows for s in spans(row, policy)] == [t.text + "<|im_end|>" for t in traj.turns]
+        at = [i for i, m in enumerate(traj.messages) if m["role"] == "assistant"]
+        for i, row in zip(at, rows, strict=True):             # each is what the policy reads when it has thought of nothing
+            assert all(label in (-100, id) for id, label in zip(row["input_ids"], row["labels"], strict=True))
+            asked = policy.text(traj.messages[:i], env.documents()).removesuffix("<think>\n\n</think>\n\n")
+            assert policy.tokenizer.decode(row["input_ids"]).startswith(asked + "<think>\n\n</think>\n\n")
+        several += len(rows) > 1
+    assert several
+
+def test_a_template_that_asks_otherwise_than_it_shows_is_refused(tiny_folder, environments):
+    policy = TransformersPolicy(tiny_folder)
+    policy.tokenizer.chat_template += "{% if add_generation_prompt %}Now:{% endif %}"
+    traj, = collect(OraclePolicy(environments), environments[:1], temperature=0)
+    with pytest.raises(UserError, match="warm_steps: .*chat template"): demonstrations(policy, traj, environments[0])
 
 # -- the layout of groups
 
@@ -217,9 +262,11 @@ def test_shuffled_rewards_are_the_same_rewards_in_another_order(tiny_folder, env
 
 # -- one update, by hand
 
-@pytest.mark.parametrize("algorithm", ["grpo", "dapo", "dr_grpo", "reinforce++", "reinforce++-baseline"])
-def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environments, tmp_path, monkeypatch, algorithm):
-    config = config_for(tiny_folder, tmp_path, epochs=1, updates=3, prompts=4, micro_prompts=2, algorithm=algorithm, kl=0.05, entropy=0.01)
+@pytest.mark.parametrize("algorithm, rank", [("grpo", 4), ("dapo", 4), ("dr_grpo", 4), ("reinforce++", 4), ("reinforce++-baseline", 4), ("grpo", 0)])
+def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environments, tmp_path, monkeypatch, algorithm, rank):
+    config = config_for(tiny_folder, tmp_path, epochs=1, updates=3, prompts=4, micro_prompts=2, algorithm=algorithm, kl=0.05, entropy=0.01,
+                        lora_rank=rank, learning_rate=0.02 if rank else 0.002)
+    start = LlamaForCausalLM.from_pretrained(tiny_folder)
     seen, theirs = [], StepTrainer._compute_loss
     def watched(self, model, inputs):
         loss = theirs(self, model, inputs)
@@ -231,11 +278,11 @@ def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environment
         mask, C = inputs["completion_mask"].float(), inputs["completion_ids"].shape[1]
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
         attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
-        def logp():
+        def logp(model=model):
             with torch.autocast("cpu", torch.bfloat16): logits = model(ids, attention_mask=attention).logits
             return (logits[:, -C - 1:-1].float() / config.temperature).log_softmax(-1)
         full = logp()
-        with model.disable_adapter(): reference = logp()
+        with model.disable_adapter() if rank else contextlib.nullcontext(): reference = logp() if rank else logp(start)
         chosen = inputs["completion_ids"][..., None]
         ratio = (reference.gather(-1, chosen) - full.gather(-1, chosen))[..., 0]
         kl, entropy = ratio.exp() - ratio - 1, -(full.exp() * full).sum(-1)
@@ -280,6 +327,64 @@ def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environment
     for update, row in enumerate(log):
         assert row["reward"] == pytest.approx(sum(v for *_, v in scored[update]) / 16, abs=1e-4)
         assert row["loss"] == pytest.approx(sum(l for s, _, l, _ in seen if s == update), abs=1e-3)
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dapo", "reinforce++"])
+def test_mini_batches_are_weighted_by_clipped_ratios_to_the_policy_that_sampled(tiny_folder, environments, tmp_path, monkeypatch, algorithm):
+    config = config_for(tiny_folder, tmp_path, epochs=1, updates=2, prompts=4, mini_batches=4, algorithm=algorithm, kl=0, entropy=0,
+                        learning_rate=0.1, warmup=0)
+    seen, prompts, sampled, theirs = [], [], [], StepTrainer._compute_loss
+    high = 0.28 if algorithm == "dapo" else 0.2
+    @torch.no_grad()
+    def logp(model, inputs):
+        "Of the completions, from full rows: no shared prompts, no chunks, no code of TRL."
+        C = inputs["completion_ids"].shape[1]
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(ids, attention_mask=torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)).logits
+        return (logits[:, -C - 1:-1].float() / config.temperature).log_softmax(-1).gather(-1, inputs["completion_ids"][..., None])[..., 0]
+    def watched(self, model, inputs):
+        batches = self._buffered_inputs
+        k = next(i for i, b in enumerate(batches) if b is inputs)
+        if k == 0: sampled[:] = [logp(model, b) for b in batches]                    # before the first update on this batch
+        old, new, mask, A = sampled[k], logp(model, inputs), inputs["completion_mask"].float(), inputs["advantages"][:, None]
+        ratio = (new - old).exp()
+        per_token = -torch.min(ratio * A, ratio.clamp(0.8, 1 + high) * A) * mask
+        tokens = sum(b["completion_mask"].sum() for b in batches) / 4                # of a mini-batch, in the mean
+        wanted = (per_token.sum(1) / mask.sum(1).clamp(min=1)).mean() if algorithm == "grpo" else per_token.sum() / tokens
+        loss = theirs(self, model, inputs)
+        clipped = ((ratio * A > ratio.clamp(0.8, 1 + high) * A) & (mask > 0)).any()
+        seen.append((self.state.global_step, k, float(loss.detach()), float(wanted), bool(clipped),
+                     float(((inputs["old_per_token_logps"] - old) * mask).abs().max()), float(((new - old) * mask).abs().max())))
+        prompts.append(inputs["prompt_ids"].unique(dim=0).tolist())
+        return loss
+    monkeypatch.setattr(StepTrainer, "_compute_loss", watched)
+    train(config, environments)
+    assert [(s, k) for s, k, *_ in seen] == [(i, i % 4) for i in range(8)]           # eight updates on two batches
+    for step, k, loss, wanted, _, off, moved in seen:
+        assert loss == pytest.approx(wanted, abs=0.03) and off < 0.1
+        assert (moved == 0) if k == 0 else (moved > 0.2)                              # or the old ones could be the new ones
+    assert any(clipped for *_, clipped, _, _ in seen), "nothing was clipped; the test shows nothing"
+    assert all(len(p) == 1 for p in prompts)                                          # whole groups
+    assert [p[0] for p in prompts] != sorted(p[0] for p in prompts[:4]) + sorted(p[0] for p in prompts[4:])   # by chance
+    log = [r for r in json.loads((tmp_path / "rl" / "log.json").read_text()) if "loss" in r]
+    assert [r["step"] for r in log if "reward" in r] == [1, 5] and len(log) == 8      # rewards are those of a batch
+
+@pytest.fixture(scope="module")
+def one_update(tiny_folder, environments, tmp_path_factory):
+    "Logs of one update on four groups of four turns."
+    def run(**changes):
+        out = tmp_path_factory.mktemp("one")
+        train(config_for(tiny_folder, out, epochs=1, updates=1, prompts=4, entropy=0, **changes), environments)
+        return next(r for r in json.loads((out / "rl" / "log.json").read_text()) if "reward" in r)
+    return run, run()
+
+@pytest.mark.parametrize("change", [dict(gradient_checkpointing=True), dict(split_group=2), dict(split_group=4, rollout_rows=3)])
+def test_what_saves_memory_changes_nothing_else(one_update, change):
+    run, plain = one_update
+    changed = run(**change)
+    assert changed["reward"] == plain["reward"] and changed["completions/mean_length"] == plain["completions/mean_length"]
+    assert plain["grad_norm"] > 0.01                                                  # or there were nothing to compare
+    for name in ("loss", "grad_norm"): assert changed[name] == pytest.approx(plain[name], rel=0.03, abs=1e-4)
 
 # -- whole runs
 
@@ -343,6 +448,20 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(run, tiny_folder, enviro
     assert losses(tmp_path / "rl") == losses(run)
     assert same(run, tmp_path / "rl")
 
+def test_a_run_interrupted_between_mini_batches_goes_on_to_the_same_weights(tiny_folder, environments, tmp_path, monkeypatch):
+    config = lambda name: config_for(tiny_folder, tmp_path / name, mini_batches=2)
+    train(config("whole"), environments)
+    steps, plain = iter(range(1, 100)), StepTrainer._compute_loss
+    def stops(*args):
+        if next(steps) == 4: raise KeyboardInterrupt                                  # the second of two updates on the second batch
+        return plain(*args)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StepTrainer, "_compute_loss", stops)
+        train(config("broken"), environments)
+    train(config("broken"), environments)
+    a, b = tmp_path / "whole" / "rl", tmp_path / "broken" / "rl"
+    assert same_trajectories(a, b) and losses(a) == losses(b) and len(losses(a)) == 4 and same(a, b)
+
 def test_a_killed_run_goes_on_to_the_same_weights(run, tiny_folder, environments, tmp_path):
     write_jsonl(tmp_path / "environments.jsonl", environments)
     config = config_for(tiny_folder, tmp_path)
@@ -367,11 +486,46 @@ def test_a_killed_run_goes_on_to_the_same_weights(run, tiny_folder, environments
     train(config, environments)
     assert same_trajectories(run, tmp_path / "rl") and losses(tmp_path / "rl") == losses(run) and same(run, tmp_path / "rl")
 
+def test_all_weights_are_trained_in_single_precision_and_a_killed_run_goes_on(tiny_folder, environments, tmp_path, monkeypatch):
+    full = dict(lora_rank=0, learning_rate=0.02, epochs=1)
+    train(config_for(tiny_folder, tmp_path / "whole", **full), environments)
+    before, after, kept = load_file(tiny_folder / "model.safetensors"), weights(tmp_path / "whole/rl"), load_file(
+        tmp_path / "whole/rl/checkpoint-2/model.safetensors")
+    assert before.keys() == after.keys() == kept.keys()
+    for k in before:
+        assert kept[k].dtype == torch.float32 and torch.equal(kept[k].bfloat16(), after[k]) and after[k].dtype == before[k].dtype
+        assert not torch.equal(kept[k], before[k].float())
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, "generate_tokens", 2)
+        train(config_for(tiny_folder, tmp_path / "broken", **full), environments)
+    train(config_for(tiny_folder, tmp_path / "broken", **full), environments)
+    assert losses(tmp_path / "whole/rl") == losses(tmp_path / "broken/rl") and same(tmp_path / "whole/rl", tmp_path / "broken/rl")
+
+def test_small_steps_are_not_lost_where_all_weights_are_trained(tiny_folder, environments, tmp_path):
+    folder = warm_start(config_for(tiny_folder, tmp_path, lora_rank=0, warm_learning_rate=1e-6, warm_steps=3), environments)
+    before, kept = load_file(tiny_folder / "model.safetensors"), load_file(tmp_path / "warm/checkpoint-3/model.safetensors")
+    assert all(0 < (kept[k] - v.float()).abs().max() < 1e-5 for k, v in before.items())
+    assert load_file(folder / "model.safetensors").keys() == before.keys()
+
 def test_half_a_checkpoint_is_not_taken(run, tmp_path):
     for n, whole in ((2, True), (10, True), (11, False)):
         (tmp_path / f"checkpoint-{n}").mkdir()
         if whole: (tmp_path / f"checkpoint-{n}" / "trainer_state.json").write_text("{}")
     assert module._resume(tmp_path) == str(tmp_path / "checkpoint-10") and module._resume(tmp_path / "none") is None
+
+def test_warm_start_and_training_render_with_the_same_reasoning(thinking_folder, environments, tmp_path, monkeypatch):
+    read, taught, plain, demonstrate = [], [], module.generate_tokens, module.demonstrations
+    def watched(model, prompts, **rest):
+        read.extend(prompts)
+        return plain(model, prompts, **rest)
+    def shown(policy, *rest, **more):
+        taught.append(policy.reasoning)
+        return demonstrate(policy, *rest, **more)
+    monkeypatch.setattr(module, "generate_tokens", watched)
+    monkeypatch.setattr(module, "demonstrations", shown)
+    config = config_for(thinking_folder, tmp_path, epochs=1, updates=1, reasoning=True, warm_steps=1)
+    policy = TransformersPolicy(train(config, environments, start=warm_start(config, environments)), reasoning=True)
+    assert set(taught) == {True} and read and all(policy.tokenizer.decode(ids).endswith("<|im_start|>assistant\n") for ids in read)
 
 def test_a_full_disk_ends_training_with_one_sentence(tiny_folder, environments, tmp_path, monkeypatch):
     def full(*args, **kwargs): raise OSError(28, "No space left on device")

@@ -117,7 +117,7 @@ def _same_settings(out: Path, settings: dict, begun: bool):
         refuse_other(out, "trajectories of other settings", json.loads(note.read_text()), settings, "choose another file or remove it")
     write_text(note, json.dumps(settings, indent=1) + "\n")
 
-# %% ../nbs/09_collect.ipynb #5bba0697
+# %% ../nbs/09_collect.ipynb #93e0c86f
 def collect(policy: Policy,                   # writes the turns
             environments: list[Environment | StepRecord],  # where to act; a step record is continued
             *, samples: int = 1,              # rollouts of each environment
@@ -140,8 +140,9 @@ def collect(policy: Policy,                   # writes the turns
     done = read_jsonl(out, Trajectory) if out and Path(out).exists() else []
     if [(t.environment, t.sample) for t in done] != [(s.environment, k) for s, k in starts[:len(done)]]:
         raise UserError(f"{out}: holds trajectories of other environments; choose another file or remove it")
+    reasoning = {"reasoning": True} if getattr(policy, "reasoning", False) else {}
     if out: _same_settings(Path(out), dict(policy=getattr(policy, "fingerprint", type(policy).__name__), samples=samples, temperature=temperature,
-        max_turns=max_turns, max_new_tokens=max_new_tokens, kind=kind, match=match, seed=seed, batch=batch), begun=bool(done))
+        max_turns=max_turns, max_new_tokens=max_new_tokens, kind=kind, match=match, seed=seed, batch=batch) | reasoning, begun=bool(done))
     scoring = dict(kind=kind, match=match, sandbox=sandbox)
     with tqdm(total=len(starts), initial=len(done), desc=desc, unit="rollout") as progress:
         while len(done) < len(starts):
@@ -272,7 +273,7 @@ def _decode(model, prompts, copies, uniforms, temperature, max_new_tokens, stop:
     if keep: [remember(i, row) for i, row in enumerate(rows.tolist())]
     return out, learnt
 
-# %% ../nbs/09_collect.ipynb #c23a568b
+# %% ../nbs/09_collect.ipynb #44dc105b
 def generate_tokens(model: PreTrainedModel,        # a causal language model
                     prompts: list[list[int]],      # token ids; equal prompts are read once
                     *, max_new_tokens: int,        # tokens at most
@@ -280,20 +281,21 @@ def generate_tokens(model: PreTrainedModel,        # a causal language model
                     seed: int,                     # each row draws from its own stream, whatever its batch
                     stop: set[int],                # ids that end a turn
                     pad: int,                      # id to pad with
-                    batch: int = 64,               # rows decoded together
+                    batch: int = 64,               # rows decoded together, at most
                     memory: PrefixMemory | None = None,  # what earlier calls have read; updated
                     ) -> list[list[int]]:
     "New token ids for each prompt, the stopping id included. Prompts are sorted by length, so padding is rare."
     groups: dict[tuple, list[int]] = {}
     for i, p in enumerate(prompts): groups.setdefault(tuple(p), []).append(i)
     out: list[list[int]] = [[] for _ in prompts]
-    todo, learnt = sorted(groups, key=len), []
+    todo = sorted(((p, rows[i:i + batch]) for p, rows in groups.items() for i in range(0, len(rows), batch)), key=lambda c: len(c[0]))
+    learnt = []
     while todo:
         part = [todo.pop()]
-        while todo and sum(len(groups[p]) for p in part) + len(groups[todo[-1]]) <= batch: part.append(todo.pop())
-        index = [i for p in part for i in groups[p]]
+        while todo and sum(len(rows) for _, rows in part) + len(todo[-1][1]) <= batch: part.append(todo.pop())
+        index = [i for _, rows in part for i in rows]
         uniforms = torch.tensor(np.stack([np.random.default_rng((seed, i)).random(max_new_tokens, dtype=np.float32) for i in index]))
-        rows, new = _decode(model, [list(p) for p in part], [len(groups[p]) for p in part], uniforms, temperature, max_new_tokens,
+        rows, new = _decode(model, [list(p) for p, _ in part], [len(rows) for _, rows in part], uniforms, temperature, max_new_tokens,
                             stop, pad, memory or PrefixMemory(model), keep=memory is not None)
         for i, row in zip(index, rows): out[i] = row
         learnt += new
@@ -399,7 +401,7 @@ def load_model(path: str | Path = "smollm2",  # "smollm2" (packaged), "smollm2-w
     else: model.set_attn_implementation("grouped")
     return model.eval(), tokenizer
 
-# %% ../nbs/09_collect.ipynb #608cbb2f
+# %% ../nbs/09_collect.ipynb #6838df7d
 class TransformersPolicy:
     "A causal language model as a policy."
     def __init__(self, model: str | Path | PreTrainedModel = "smollm2",  # a path or name, or a loaded model
@@ -407,11 +409,14 @@ class TransformersPolicy:
                  parser: str | Parser | None = None,  # tool-call format it writes; None reads it off the tokenizer
                  max_prompt_tokens: int = 4096, # longer conversations end
                  batch: int = 64,               # rows decoded together
+                 reasoning: bool = False,       # let the model think before it speaks: the chat template's `enable_thinking`
                  ):
         self.model, self.tokenizer = (model, tokenizer) if isinstance(model, PreTrainedModel) else load_model(model)
         if self.tokenizer is None: raise UserError("a loaded model needs its tokenizer: TransformersPolicy(model, tokenizer)")
         self.parser = parser or parser_for(self.tokenizer.chat_template, self.tokenizer)
-        self.max_prompt_tokens, self.batch = max_prompt_tokens, batch
+        self.max_prompt_tokens, self.batch, self.reasoning = max_prompt_tokens, batch, reasoning
+        if reasoning and not self._can_reason():
+            raise UserError("reasoning: the chat template of this model writes the same with and without enable_thinking; leave reasoning out")
         ends = self.model.generation_config.eos_token_id
         self.memory = PrefixMemory(self.model)
         self.stop = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
@@ -425,7 +430,14 @@ class TransformersPolicy:
 
     def text(self, messages: list[dict], tools: list[dict], asks: bool = True) -> str:
         "A conversation as the chat template writes it; where it `asks`, up to where the assistant writes."
-        return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=asks)
+        return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=asks,
+                                                  enable_thinking=self.reasoning)
+
+    def _can_reason(self) -> bool:
+        "Whether the chat template can switch thinking on and off, or always opens a thought."
+        on, off = (self.tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True,
+                                                      enable_thinking=x) for x in (True, False))
+        return on != off or on.rstrip().endswith("<think>")
 
     def ids(self, text: str) -> list[int]:
         "Token ids of rendered text."

@@ -173,7 +173,7 @@ def evaluate(policy: Policy,                          # what to measure
     "Greedy rollouts of a policy, scored (paper, evaluation). Raises `UserError` if there are no environments."
     settings = dict(temperature=0.0, match=match, max_turns=max_turns, max_new_tokens=max_new_tokens, seed=seed)
     trajectories = collect(policy, environments, sandbox=sandbox, out=out, desc=f"evaluate {name}", **settings)
-    return score_trajectories(trajectories, name, settings)
+    return score_trajectories(trajectories, name, settings | ({"reasoning": True} if getattr(policy, "reasoning", False) else {}))
 
 # %% ../nbs/11_evaluate.ipynb #5ad0868c
 def compare(before: Evaluation,                # first policy
