@@ -378,7 +378,7 @@ def one_update(tiny_folder, environments, tmp_path_factory):
         return next(r for r in json.loads((out / "rl" / "log.json").read_text()) if "reward" in r)
     return run, run()
 
-@pytest.mark.parametrize("change", [dict(gradient_checkpointing=True), dict(split_group=2), dict(split_group=4, rollout_rows=3)])
+@pytest.mark.parametrize("change", [dict(gradient_checkpointing=True), dict(split_group=2), dict(split_group=4)])
 def test_what_saves_memory_changes_nothing_else(one_update, change):
     run, plain = one_update
     changed = run(**change)

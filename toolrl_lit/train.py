@@ -34,7 +34,7 @@ ALGORITHMS = {
     "reinforce++": dict(scale_rewards="batch", loss_type="dapo"),                # arXiv 2501.03262; the mean is the batch's too
     "reinforce++-baseline": dict(scale_rewards="batch", loss_type="dapo")}       # the same, section 3.2: the mean is the group's
 
-# %% ../nbs/10_train.ipynb #03f761d9
+# %% ../nbs/10_train.ipynb #3235fbbc
 class TrainConfig(BaseModel):
     "Parameters of a training run. The paper's values are in METHOD section 3.3; the defaults suit a laptop's CPU."
     model_config = ConfigDict(extra="forbid")
@@ -53,9 +53,9 @@ class TrainConfig(BaseModel):
         description="over what rewards are normalised (the group; dr_grpo: not; reinforce++: the batch) and the loss averaged (grpo: turns; else tokens)")
     kind: Literal["f1", "p", "r", "pr"] = Field("f1", description="reward kind (paper, ablation)")
     match: Literal["paper", "strict"] = Field("paper", description="how results are compared with golden answers")
-    epochs: int = Field(4, ge=1, description="each begins by collecting trajectories with the current policy")
+    epochs: int = Field(2, ge=1, description="each begins by collecting trajectories with the current policy")
     updates: int = Field(4, ge=1, description="batches of rollouts in an epoch; an update each, or mini_batches updates")
-    prompts: int = Field(6, ge=1, description="step records in a batch of rollouts (paper: 512)")
+    prompts: int = Field(12, ge=1, description="step records in a batch of rollouts (paper: 512)")
     mini_batches: int = Field(1, ge=1, description="updates on one batch of rollouts, one after the other, each on its own share of the step records (paper: 16)")
     oversample: int = Field(2, ge=1, description="step records tried for each one in a batch; those whose rewards lie furthest apart are kept")
     group: int = Field(8, ge=2, description="turns sampled for each step record")
@@ -71,9 +71,9 @@ class TrainConfig(BaseModel):
     lora_rank: int = Field(16, ge=0, description="rank of the LoRA adapters on all linear layers; 0 trains all weights, which wants a far lower learning_rate")
     micro_prompts: int = Field(1, ge=1, description="step records in one backward pass; memory grows with it")
     split_group: int = Field(1, ge=1, description="backward passes that share the turns of one step record among them; each reads the prompt, and needs less memory")
-    rollout_rows: int = Field(128, ge=1, description="turns sampled side by side; memory grows with it")
+    rollout_rows: int = Field(96, ge=1, description="turns sampled side by side; memory grows with it")
     gradient_checkpointing: bool = Field(False, description="compute activations a second time instead of keeping them: less memory, a third more time")
-    save_updates: int = Field(4, ge=1, description="batches of rollouts between checkpoints")
+    save_updates: int = Field(2, ge=1, description="batches of rollouts between checkpoints")
     shuffle_rewards: bool = Field(False, description="control: give each turn the reward of another turn of its batch")
 
     @model_validator(mode="after")
