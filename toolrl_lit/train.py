@@ -34,7 +34,7 @@ ALGORITHMS = {
     "reinforce++": dict(scale_rewards="batch", loss_type="dapo"),                # arXiv 2501.03262; the mean is the batch's too
     "reinforce++-baseline": dict(scale_rewards="batch", loss_type="dapo")}       # the same, section 3.2: the mean is the group's
 
-# %% ../nbs/10_train.ipynb #3235fbbc
+# %% ../nbs/10_train.ipynb #a9005fc6
 class TrainConfig(BaseModel):
     "Parameters of a training run. The paper's values are in METHOD section 3.3; the defaults suit a laptop's CPU."
     model_config = ConfigDict(extra="forbid")
@@ -71,7 +71,7 @@ class TrainConfig(BaseModel):
     lora_rank: int = Field(16, ge=0, description="rank of the LoRA adapters on all linear layers; 0 trains all weights, which wants a far lower learning_rate")
     micro_prompts: int = Field(1, ge=1, description="step records in one backward pass; memory grows with it")
     split_group: int = Field(1, ge=1, description="backward passes that share the turns of one step record among them; each reads the prompt, and needs less memory")
-    rollout_rows: int = Field(96, ge=1, description="turns sampled side by side; memory grows with it")
+    rollout_rows: int = Field(128, ge=1, description="turns sampled side by side; memory grows with it")
     gradient_checkpointing: bool = Field(False, description="compute activations a second time instead of keeping them: less memory, a third more time")
     save_updates: int = Field(2, ge=1, description="batches of rollouts between checkpoints")
     shuffle_rewards: bool = Field(False, description="control: give each turn the reward of another turn of its batch")
@@ -429,7 +429,7 @@ def train(config: TrainConfig,                 # what to train, and how
     write_text(out / "log.json", json.dumps(trainer.state.log_history))
     return save_model(copy, tokenizer, out / "model")
 
-# %% ../nbs/10_train.ipynb #461f3e43
+# %% ../nbs/10_train.ipynb #609629ab
 def _step_trainer(config, out, policy, tuned, rewards, environments, sandbox) -> StepTrainer:
     "TRL's trainer, its dataset of slots that each epoch refills, and rollouts by the merged copy."
     def refill(epoch: int):
@@ -438,6 +438,7 @@ def _step_trainer(config, out, policy, tuned, rewards, environments, sandbox) ->
         trajectories = collect(policy, where, temperature=config.temperature, max_turns=config.max_turns, kind=config.kind, match=config.match,
             max_new_tokens=config.max_new_tokens, sandbox=sandbox, seed=config.seed + 7919 * epoch, batch=config.rollout_rows, out=out / f"trajectories-{epoch}.jsonl",
             desc=f"collect, epoch {epoch + 1} of {config.epochs}")
+        policy.memory.replace([])                   # of no use once the weights change
         rewards.steps, dropped = choose_steps(config, policy, environments, trajectories, epoch)
         if dropped: print(f"{dropped} step records were longer than {config.max_prompt_tokens} tokens and left out")
 
