@@ -36,7 +36,7 @@ ALGORITHMS = {
     "reinforce++": dict(scale_rewards="batch", loss_type="dapo"),                # arXiv 2501.03262; the mean is the batch's too
     "reinforce++-baseline": dict(scale_rewards="batch", loss_type="dapo")}       # the same, section 3.2: the mean is the group's
 
-# %% ../nbs/10_train.ipynb #341a7c38
+# %% ../nbs/10_train.ipynb #22b2db34
 class TrainConfig(BaseModel):
     "Parameters of a training run. The paper's values are in METHOD section 3.3; the defaults suit a laptop's CPU."
     model_config = ConfigDict(extra="forbid")
@@ -143,7 +143,7 @@ def demonstrations(policy: TransformersPolicy,  # renders the conversation
         last["input_ids"] = before + said
     return examples
 
-# %% ../nbs/10_train.ipynb #85ecf322
+# %% ../nbs/10_train.ipynb #3ebb6131
 def lora(model, rank: int):
     "The model with fresh fp32 LoRA adapters of `rank` on all linear layers but the head."
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -402,7 +402,7 @@ def choose_steps(config: TrainConfig, policy: TransformersPolicy, environments, 
     need = config.prompts * config.oversample * config.updates
     return [next(kinds[kind]) for kind in itertools.islice(turns, need)], len(steps) - len(short)
 
-# %% ../nbs/10_train.ipynb #4f058ddb
+# %% ../nbs/10_train.ipynb #bdb19a00
 def _grpo_arguments(config: TrainConfig, out: Path) -> GRPOConfig:
     "TRL's configuration for ours."
     rows, share = config.micro_prompts * config.group // config.split_group, config.prompts // config.micro_prompts * config.split_group
@@ -446,7 +446,7 @@ def kept_bytes(model,          # from `_skeleton`; of no use afterwards
             plain.get_decoder()(row, attention_mask=mask, position_ids=row, use_cache=False)
     return sum(n for n, _ in kept.values())
 
-# %% ../nbs/10_train.ipynb #ca8bc08d
+# %% ../nbs/10_train.ipynb #39dc56d2
 def memory_needed(config: TrainConfig,        # of the run
                   model: PretrainedConfig,    # configuration of its model
                   gpu: bool | None = None,    # trained on a GPU, or on a CPU; None: as this machine has it
@@ -523,7 +523,7 @@ def train(config: TrainConfig,                 # what to train, and how
     write_text(out / "log.json", json.dumps(trainer.state.log_history))
     return save_model(copy, tokenizer, out / "model")
 
-# %% ../nbs/10_train.ipynb #b24a4947
+# %% ../nbs/10_train.ipynb #74ade452
 def _step_trainer(config, out, policy, tuned, rewards, environments, sandbox) -> StepTrainer:
     "TRL's trainer, its dataset of slots that each epoch refills, and rollouts by the merged copy."
     def refill(epoch: int):
