@@ -66,11 +66,11 @@ def test_presets_are_refused_by_name_and_take_parameters_on_top(toolrl, envs):
     assert refused(toolrl("train", "-e", envs, "--preset", "papers"), "preset", "laptop, consumer-24gb, paper", "'papers'")
     assert refused(toolrl("train", "-e", envs, "--preset", "paper", "-p", "prompts=500"), "prompts=500", "mini_batches=16")
 
-@pytest.mark.parametrize("command", [["collect", "-o", "t.jsonl", "--reasoning"], ["evaluate", "-o", "e.json", "--reasoning"], ["train", "--reasoning"]])
+@pytest.mark.parametrize("command", [["collect", "-o", "t.jsonl"], ["evaluate", "-o", "e.json"], ["train"]])
 def test_reasoning_is_refused_where_the_template_has_none(toolrl, envs, tmp_path, monkeypatch, tiny_folder, command):
     monkeypatch.chdir(tmp_path)
     model = ["-p", f"model={tiny_folder}"] if command[0] == "train" else ["-m", tiny_folder]
-    assert refused(toolrl(*command, "-e", envs, *model), "reasoning", "enable_thinking")
+    assert refused(toolrl(*command, "--reasoning", "-e", envs, *model), "reasoning", "enable_thinking")
 
 def test_an_impossible_parameter_of_training_is_refused(toolrl, envs):
     assert refused(toolrl("train", "-e", envs, "-p", "group=1"), "group", "greater than or equal to 2", "got 1")

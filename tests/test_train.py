@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOTrainer
 from toolrl_lit import train as module
-from toolrl_lit.collect import OraclePolicy, TransformersPolicy, collect
+from toolrl_lit.collect import OraclePolicy, TransformersPolicy, _prefill, collect
 from toolrl_lit.reward import score_turn
 from toolrl_lit.schema import Trajectory, UserError, read_jsonl, write_jsonl
 from toolrl_lit.train import (StepRewards, StepTrainer, TrainConfig, choose_steps, curves, demonstrations, group_mask, informative, lora, situation,
-                              make_config, merge_into, pack_groups, token_scores, train, warm_start)
+                              make_config, memory_needed, merge_into, pack_groups, token_scores, train, warm_start)
 
 few = settings(max_examples=25, deadline=None)
 
@@ -385,6 +385,63 @@ def test_what_saves_memory_changes_nothing_else(one_update, change):
     assert changed["reward"] == plain["reward"] and changed["completions/mean_length"] == plain["completions/mean_length"]
     assert plain["grad_norm"] > 0.01                                                  # or there were nothing to compare
     for name in ("loss", "grad_norm"): assert changed[name] == pytest.approx(plain[name], rel=0.03, abs=1e-4)
+
+# -- memory
+
+@pytest.mark.parametrize("rank", [4, 0])
+def test_memory_is_what_a_real_run_holds(tiny_folder, environments, tmp_path, monkeypatch, rank):
+    config = config_for(tiny_folder, tmp_path, epochs=1, updates=1, lora_rank=rank, learning_rate=0.002)
+    held, rows, trainers = [], [], []
+    forward, made, tiny = StepTrainer._group_logps, module._step_trainer, LlamaForCausalLM.from_pretrained(tiny_folder).config
+    def kept(self, model, ids, seen, C, entropy):
+        "As `StepTrainer._group_logps`, noting the bytes that autograd holds and the tokens of the row."
+        if not torch.is_grad_enabled(): return forward(self, model, ids, seen, C, entropy)
+        own, stores = {t.untyped_storage().data_ptr() for t in itertools.chain(model.parameters(), model.buffers())}, {}
+        def keep(t):
+            if t.untyped_storage().data_ptr() not in own: stores[t.untyped_storage().data_ptr()] = (t.untyped_storage().nbytes(), t)
+            return t
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): result = forward(self, model, ids, seen, C, entropy)
+        held.append(sum(n for n, _ in stores.values()))
+        rows.append(pack_groups(ids, seen, C, config.group)[0].shape[1])
+        return result
+    def remembered(*args):
+        trainers.append(made(*args))
+        return trainers[0]
+    monkeypatch.setattr(StepTrainer, "_group_logps", kept)
+    monkeypatch.setattr(module, "_step_trainer", remembered)
+    train(config, environments)
+    for real, tokens in zip(held, rows, strict=True):
+        told = memory_needed(config.model_copy(update=dict(max_prompt_tokens=tokens - 4 * config.max_new_tokens)), tiny)["activations"] * 1e9
+        assert told == pytest.approx(real, rel=0.1) and real > 1e6
+    model, optimizer = trainers[0].model, trainers[0].optimizer.optimizer
+    trained = [p for p in model.parameters() if p.requires_grad]
+    states = sum(v.nbytes for s in optimizer.state.values() for v in s.values() if v.dim())
+    gradients, told = sum(p.nbytes for p in trained), memory_needed(config, tiny)
+    assert gradients + states + (gradients if rank else 0) == pytest.approx(told["gradients and optimizer"] * 1e9)
+    assert sum(p.nbytes for p in model.parameters()) - (gradients if rank else 0) == pytest.approx(told["weights"] * 1e9)
+    if not rank: assert sum(p.nbytes for p in trainers[0].ref_model.parameters()) == pytest.approx(told["reference"] * 1e9)
+
+def test_keys_and_values_are_as_large_as_told(tiny_folder, environments, tmp_path):
+    config = config_for(tiny_folder, tmp_path, prompts=1, oversample=1, group=5, environments=1, max_prompt_tokens=40, rollout_rows=9)
+    policy = TransformersPolicy(tiny_folder)
+    cache = _prefill(policy.model, [[5] * 40], [5], policy.memory, config.max_new_tokens, 0)[0]
+    assert memory_needed(config, policy.model.config)["rollouts"] * 1e9 == sum(l.keys.nbytes + l.values.nbytes for l in cache.layers)
+
+@pytest.mark.parametrize("changes, said", [
+    (dict(group=40_000, max_new_tokens=90), "lower micro_prompts=1.*split_group=1.*gradient_checkpointing"),
+    (dict(group=8, rollout_rows=10**8, prompts=10**7, oversample=10), "lower rollout_rows=100000000"),
+    (dict(lora_rank=10**9), "smaller model"),
+    (dict(max_prompt_tokens=4090, max_new_tokens=7), "max_prompt_tokens=4090.*max_new_tokens=7.*4096 positions")])
+def test_a_run_that_cannot_fit_is_refused_before_it_starts(tiny_folder, environments, tmp_path, changes, said):
+    with pytest.raises(UserError, match=said): train(config_for(tiny_folder, tmp_path, **changes), environments)
+
+@pytest.mark.parametrize("part, changes", [
+    ("activations", dict(split_group=2)), ("activations", dict(gradient_checkpointing=True)), ("rollouts", dict(rollout_rows=1)),
+    ("gradients and optimizer", dict(lora_rank=2))])
+def test_each_advice_lowers_its_part_and_the_peak_does_not_rise(tiny_folder, tmp_path, part, changes):
+    tiny = LlamaForCausalLM.from_pretrained(tiny_folder).config
+    before, after = (memory_needed(config_for(tiny_folder, tmp_path, **c), tiny) for c in ({}, changes))
+    assert after[part] < before[part] and after["peak"] <= before["peak"]
 
 # -- whole runs
 

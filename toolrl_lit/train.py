@@ -5,21 +5,23 @@
 # %% auto #0
 __all__ = ['ALGORITHMS', 'PRESETS', 'CURVES', 'TrainConfig', 'make_config', 'demonstrations', 'lora', 'trainable', 'merge_into',
            'warm_start', 'pack_groups', 'group_mask', 'token_scores', 'StepTrainer', 'StepRewards', 'informative',
-           'situation', 'choose_steps', 'train', 'curves']
+           'situation', 'choose_steps', 'kept_bytes', 'memory_needed', 'train', 'curves']
 
-# %% ../nbs/10_train.ipynb #d40b04d7
+# %% ../nbs/10_train.ipynb #ec405e00
 import itertools, json, os, random, re
+from copy import deepcopy
 from pathlib import Path
 from typing import Literal
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-import torch
+import psutil, torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from plotly.subplots import make_subplots
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import AutoModelForCausalLM, PretrainedConfig, PrinterCallback, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.utils import nanstd, split_tensor_dict
 from .collect import OraclePolicy, TransformersPolicy, collect, generate_tokens, load_model, save_model
@@ -34,14 +36,15 @@ ALGORITHMS = {
     "reinforce++": dict(scale_rewards="batch", loss_type="dapo"),                # arXiv 2501.03262; the mean is the batch's too
     "reinforce++-baseline": dict(scale_rewards="batch", loss_type="dapo")}       # the same, section 3.2: the mean is the group's
 
-# %% ../nbs/10_train.ipynb #a9005fc6
+# %% ../nbs/10_train.ipynb #9ded479d
 class TrainConfig(BaseModel):
     "Parameters of a training run. The paper's values are in METHOD section 3.3; the defaults suit a laptop's CPU."
     model_config = ConfigDict(extra="forbid")
     model: str = Field("smollm2", description="start policy: 'smollm2' (packaged), 'smollm2-warm' (after a warm start), a local folder, or a hub name")
     out: str = Field("runs/out/train", description="folder for checkpoints, trajectories, curves and the trained policy")
     seed: int = Field(0, description="of sampling, shuffling and initialisation")
-    reasoning: bool = Field(False, description="let the model think before it speaks: the chat template's enable_thinking; give it max_new_tokens (paper: 8192)")
+    reasoning: bool = Field(False,
+        description="let the model think before it speaks: the chat template's enable_thinking; give it max_new_tokens (paper: 8192)")
     # warm start
     warm_steps: int = Field(24, ge=0, description="updates of the warm start on oracle trajectories; 0 leaves it out")
     warm_batch: int = Field(8, ge=1, description="oracle trajectories in an update of the warm start (turns, where the template rewrites history)")
@@ -56,7 +59,8 @@ class TrainConfig(BaseModel):
     epochs: int = Field(2, ge=1, description="each begins by collecting trajectories with the current policy")
     updates: int = Field(4, ge=1, description="batches of rollouts in an epoch; an update each, or mini_batches updates")
     prompts: int = Field(12, ge=1, description="step records in a batch of rollouts (paper: 512)")
-    mini_batches: int = Field(1, ge=1, description="updates on one batch of rollouts, one after the other, each on its own share of the step records (paper: 16)")
+    mini_batches: int = Field(1, ge=1,
+        description="updates on one batch of rollouts, one after the other, each on its own share of the step records (paper: 16)")
     oversample: int = Field(2, ge=1, description="step records tried for each one in a batch; those whose rewards lie furthest apart are kept")
     group: int = Field(8, ge=2, description="turns sampled for each step record")
     environments: int = Field(48, ge=1, description="environments to collect in at the start of an epoch")
@@ -68,11 +72,14 @@ class TrainConfig(BaseModel):
     max_new_tokens: int = Field(96, ge=1, description="tokens of a turn at most")
     max_prompt_tokens: int = Field(520, ge=16, description="longer step records are left out, and counted")
     max_turns: int = Field(3, ge=1, description="turns of a trajectory at most (paper: 20)")
-    lora_rank: int = Field(16, ge=0, description="rank of the LoRA adapters on all linear layers; 0 trains all weights, which wants a far lower learning_rate")
+    lora_rank: int = Field(16, ge=0,
+        description="rank of the LoRA adapters on all linear layers; 0 trains all weights, which wants a far lower learning_rate")
     micro_prompts: int = Field(1, ge=1, description="step records in one backward pass; memory grows with it")
-    split_group: int = Field(1, ge=1, description="backward passes that share the turns of one step record among them; each reads the prompt, and needs less memory")
-    rollout_rows: int = Field(128, ge=1, description="turns sampled side by side; memory grows with it")
-    gradient_checkpointing: bool = Field(False, description="compute activations a second time instead of keeping them: less memory, a third more time")
+    split_group: int = Field(1, ge=1,
+        description="backward passes that share the turns of a step record; each reads the prompt anew, and needs less memory")
+    rollout_rows: int = Field(128, ge=1, description="turns sampled side by side; memory grows with it, and other turns are sampled")
+    gradient_checkpointing: bool = Field(False,
+        description="compute activations a second time instead of keeping them: less memory, a third more time")
     save_updates: int = Field(2, ge=1, description="batches of rollouts between checkpoints")
     shuffle_rewards: bool = Field(False, description="control: give each turn the reward of another turn of its batch")
 
@@ -81,13 +88,14 @@ class TrainConfig(BaseModel):
         if self.prompts % self.mini_batches: raise ValueError(f"prompts={self.prompts} must be a multiple of mini_batches={self.mini_batches}")
         if self.group % self.split_group: raise ValueError(f"group={self.group} must be a multiple of split_group={self.split_group}")
         if self.split_group > 1 < self.micro_prompts:
-            raise ValueError(f"split_group={self.split_group} asks for parts of a step record at a time, micro_prompts={self.micro_prompts} for several")
+            raise ValueError(f"split_group={self.split_group} asks for a part of a step record, "
+                             f"micro_prompts={self.micro_prompts} for several")
         share = self.prompts // self.mini_batches
         of = f" / mini_batches={self.mini_batches}" if self.mini_batches > 1 else ""
         if share % self.micro_prompts: raise ValueError(f"prompts={self.prompts}{of} must be a multiple of micro_prompts={self.micro_prompts}")
         return self
 
-# %% ../nbs/10_train.ipynb #ac638651
+# %% ../nbs/10_train.ipynb #85637aba
 PRESETS: dict[str, dict] = {
     "laptop": {},
     "consumer-24gb": dict(model="Qwen/Qwen3-4B", warm_steps=0, epochs=3, updates=8, prompts=16, group=16, environments=128, learning_rate=1e-5,
@@ -95,7 +103,7 @@ PRESETS: dict[str, dict] = {
         gradient_checkpointing=True),
     "paper": dict(model="Qwen/Qwen3-8B", warm_steps=0, epochs=3, updates=8, prompts=512, mini_batches=16, oversample=1, group=16,
         environments=1024, learning_rate=1e-6, warmup=0, kl=0.001, entropy=0.001, temperature=1.0, max_new_tokens=1024,
-        max_prompt_tokens=16384, max_turns=20, lora_rank=0, gradient_checkpointing=True)}
+        max_prompt_tokens=16384, max_turns=20, lora_rank=0, rollout_rows=8, gradient_checkpointing=True)}
 
 def make_config(preset: str = "laptop", # what `values` are put on top of, a name in `PRESETS`
                 **values,               # fields of `TrainConfig`
@@ -135,7 +143,7 @@ def demonstrations(policy: TransformersPolicy,  # renders the conversation
         last["input_ids"] = before + said
     return examples
 
-# %% ../nbs/10_train.ipynb #85ecf322
+# %% ../nbs/10_train.ipynb #3ebb6131
 def lora(model, rank: int):
     "The model with fresh fp32 LoRA adapters of `rank` on all linear layers but the head."
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -167,7 +175,8 @@ def _run(trainer, folder: Path, what: str):
     trainer.add_callback(_Bar(what))
     try: return trainer.train(resume_from_checkpoint=_resume(folder))
     except OSError as e: raise UserError(f"{what} stopped: {e}. The last whole checkpoint is kept; free disk space and start the same command again.") from e
-    except torch.OutOfMemoryError as e: raise UserError(f"{what} ran out of memory: lower micro_prompts, rollout_rows or max_prompt_tokens, or raise split_group. ({e})") from e
+    except torch.OutOfMemoryError as e:
+        raise UserError(f"{what} ran out of memory: lower micro_prompts, rollout_rows or max_prompt_tokens, or raise split_group. ({e})") from e
 
 # %% ../nbs/10_train.ipynb #b008e464
 def _resume(folder: Path) -> str | None:
@@ -393,7 +402,7 @@ def choose_steps(config: TrainConfig, policy: TransformersPolicy, environments, 
     need = config.prompts * config.oversample * config.updates
     return [next(kinds[kind]) for kind in itertools.islice(turns, need)], len(steps) - len(short)
 
-# %% ../nbs/10_train.ipynb #4f058ddb
+# %% ../nbs/10_train.ipynb #bdb19a00
 def _grpo_arguments(config: TrainConfig, out: Path) -> GRPOConfig:
     "TRL's configuration for ours."
     rows, share = config.micro_prompts * config.group // config.split_group, config.prompts // config.micro_prompts * config.split_group
@@ -401,9 +410,92 @@ def _grpo_arguments(config: TrainConfig, out: Path) -> GRPOConfig:
         warmup_steps=round(config.warmup * config.epochs * config.updates * config.mini_batches),
         per_device_train_batch_size=rows, steps_per_generation=share, gradient_accumulation_steps=share // config.mini_batches,
         num_generations=config.group, max_completion_length=config.max_new_tokens, temperature=config.temperature,
-        beta=config.kl, entropy_coef=config.entropy, save_steps=config.save_updates * config.mini_batches, shuffle_dataset=False, **ALGORITHMS[config.algorithm])
+        beta=config.kl, entropy_coef=config.entropy, save_steps=config.save_updates * config.mini_batches,
+        shuffle_dataset=False, **ALGORITHMS[config.algorithm])
 
-# %% ../nbs/10_train.ipynb #8358a480
+# %% ../nbs/10_train.ipynb #f8952d7c
+def _skeleton(model: PretrainedConfig, rank: int, gpu: bool, layers: int | None = None):
+    "A model as it is trained, with so many layers, and no memory for its weights."
+    model = deepcopy(model)
+    if layers:
+        model.num_hidden_layers = layers
+        if getattr(model, "layer_types", None): model.layer_types = model.layer_types[:layers]
+    with torch.device("meta"): plain = AutoModelForCausalLM.from_config(model, dtype=torch.bfloat16)
+    if not gpu: plain.set_attn_implementation("grouped")
+    with torch.device("meta"): return trainable(plain, rank).train()
+
+def kept_bytes(model,          # from `_skeleton`; of no use afterwards
+               tokens: int,    # of a row of prompt and completions
+               ) -> int:
+    "Bytes that autograd keeps of a forward pass over one row, up to the last hidden state, weights not counted."
+    kept: dict[int, tuple[int, torch.Tensor]] = {}             # the tensor too, so that no other takes its place in memory
+    def keep(t):
+        store = t.untyped_storage()
+        if store._cdata not in own: kept[store._cdata] = (store.nbytes(), t)
+        return t
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in model.modules():
+            for k, p in module._parameters.items():
+                if p is not None: module._parameters[k] = torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad)
+            for k, b in module._buffers.items():
+                if b is not None: module._buffers[k] = torch.empty(b.shape, dtype=b.dtype)
+        own = {t.untyped_storage()._cdata for t in itertools.chain(model.parameters(), model.buffers())}
+        plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+        row, mask = torch.zeros(1, tokens, dtype=torch.long), torch.ones(1, 1, tokens, tokens, dtype=torch.bool)
+        with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            plain.get_decoder()(row, attention_mask=mask, position_ids=row, use_cache=False)
+    return sum(n for n, _ in kept.values())
+
+# %% ../nbs/10_train.ipynb #39dc56d2
+def memory_needed(config: TrainConfig,        # of the run
+                  model: PretrainedConfig,    # configuration of its model
+                  gpu: bool | None = None,    # trained on a GPU, or on a CPU; None: as this machine has it
+                  ) -> dict[str, float]:
+    """GB of memory (1e9 bytes) by part, and at the peak of `train` on one device, where prompts and turns are as long as they may
+    be. Sampling and updates take turns, so of `rollouts` and `activations` with `logits` the larger counts."""
+    gpu = torch.cuda.is_available() if gpu is None else gpu
+    text, whole, full = model.get_text_config(), _skeleton(model, config.lora_rank, gpu), not config.lora_rank
+    trained = sum(p.numel() for p in whole.parameters() if p.requires_grad)
+    base = sum(p.numel() for p in whole.parameters()) - (0 if full else trained)
+    row = config.max_prompt_tokens + config.group // config.split_group * config.max_new_tokens
+    one, two = (kept_bytes(_skeleton(model, config.lora_rank, gpu, n), row) for n in (1, 2))
+    layers, layer = text.num_hidden_layers, two - one
+    inputs = layers * row * text.hidden_size * (4 if full else 2) + (base * 2 if full else 0)    # and autocast's copies of the weights
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    token = 2 * 2 * layers * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * head
+    collecting = min(config.rollout_rows, config.environments) * (2 if gpu else 3)
+    updating = min(config.rollout_rows, config.prompts * config.oversample * config.group)
+    parts = {"weights": base * (4 if full else 2), "copy for rollouts": base * 2, "reference": base * 4 if full and config.kl else 0,
+             "gradients and optimizer": trained * 12 + (0 if full else trained * 4),
+             "activations": config.micro_prompts * (one + inputs if config.gradient_checkpointing else one + (layers - 1) * layer),
+             "logits": 5 * 4 * 512 * text.vocab_size,
+             "rollouts": max(collecting, updating) * (config.max_prompt_tokens + config.max_new_tokens) * token}
+    fixed = sum(n for k, n in parts.items() if k not in ("activations", "logits", "rollouts"))
+    parts["peak"] = fixed + max(parts["activations"] + parts["logits"], parts["rollouts"])
+    return {k: n / 1e9 for k, n in parts.items()}
+
+# %% ../nbs/10_train.ipynb #17caa8a9
+def _check_room(config: TrainConfig, model) -> None:
+    "Raise `UserError` if a run with this loaded model cannot fit its positions or this machine's memory."
+    longest = config.max_prompt_tokens + config.max_new_tokens
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", longest)
+    if longest > room:
+        raise UserError(f"max_prompt_tokens={config.max_prompt_tokens} and max_new_tokens={config.max_new_tokens} are more than the "
+                        f"{room} positions of the model; lower one of them")
+    need, loaded = memory_needed(config, model.config), sum(p.nbytes for p in model.parameters())
+    have = (torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available) + loaded
+    if need["peak"] * 1e9 <= have: return
+    rollouts = need["rollouts"] > need["activations"] + need["logits"]
+    moving = max(need["rollouts"], need["activations"] + need["logits"])
+    if (need["peak"] - moving) * 1e9 > have:
+        what = "train a smaller model" + ("" if config.lora_rank else ", or set lora_rank=16")
+    elif rollouts: what = f"lower rollout_rows={config.rollout_rows}"
+    else: what = f"lower micro_prompts={config.micro_prompts} or max_prompt_tokens, raise split_group={config.split_group}" + (
+        "" if config.gradient_checkpointing else ", or set gradient_checkpointing=true")
+    parts = ", ".join(f"{k} {n:.1f}" for k, n in need.items() if k != "peak" and n >= 0.05)
+    raise UserError(f"training needs about {need['peak']:.1f} GB of memory, {have / 1e9:.1f} GB are free: {what} (GB: {parts})")
+
+# %% ../nbs/10_train.ipynb #e022bacb
 def train(config: TrainConfig,                 # what to train, and how
           environments: list[Environment],     # training environments
           sandbox=None,                        # a `ToolSandbox`; None takes the shared one
@@ -418,9 +510,11 @@ def train(config: TrainConfig,                 # what to train, and how
     if (out / "model" / "config.json").exists(): return out / "model"
     set_seed(config.seed)
     base, tokenizer = load_model(start or config.model)
+    _check_room(config, base)
     copy, _ = load_model(start or config.model)
     policy = TransformersPolicy(copy, tokenizer, max_prompt_tokens=config.max_prompt_tokens, batch=config.rollout_rows, reasoning=config.reasoning)
     tuned = trainable(base, config.lora_rank)
+    if torch.cuda.is_available(): policy.memory = None      # a GPU reads a prompt again sooner than it could keep all of them
     policy.fingerprint                          # of the start policy: trajectories of a resumed epoch belong to the same run
     rewards = StepRewards(config, policy, sandbox)
     trainer = _step_trainer(config, out, policy, tuned, rewards, environments, sandbox)
@@ -429,16 +523,17 @@ def train(config: TrainConfig,                 # what to train, and how
     write_text(out / "log.json", json.dumps(trainer.state.log_history))
     return save_model(copy, tokenizer, out / "model")
 
-# %% ../nbs/10_train.ipynb #609629ab
+# %% ../nbs/10_train.ipynb #5283e935
 def _step_trainer(config, out, policy, tuned, rewards, environments, sandbox) -> StepTrainer:
     "TRL's trainer, its dataset of slots that each epoch refills, and rollouts by the merged copy."
     def refill(epoch: int):
         merge_into(policy.model, tuned)
         where = random.Random(config.seed + epoch).sample(environments, min(config.environments, len(environments)))
         trajectories = collect(policy, where, temperature=config.temperature, max_turns=config.max_turns, kind=config.kind, match=config.match,
-            max_new_tokens=config.max_new_tokens, sandbox=sandbox, seed=config.seed + 7919 * epoch, batch=config.rollout_rows, out=out / f"trajectories-{epoch}.jsonl",
+            max_new_tokens=config.max_new_tokens, sandbox=sandbox, seed=config.seed + 7919 * epoch, batch=config.rollout_rows,
+            out=out / f"trajectories-{epoch}.jsonl",
             desc=f"collect, epoch {epoch + 1} of {config.epochs}")
-        policy.memory.replace([])                   # of no use once the weights change
+        if policy.memory: policy.memory.replace([])       # of no use once the weights change
         rewards.steps, dropped = choose_steps(config, policy, environments, trajectories, epoch)
         if dropped: print(f"{dropped} step records were longer than {config.max_prompt_tokens} tokens and left out")
 
@@ -468,7 +563,7 @@ def _step_trainer(config, out, policy, tuned, rewards, environments, sandbox) ->
     if "ref" in getattr(tuned, "peft_config", {}): tuned.delete_adapter("ref")
     return trainer
 
-# %% ../nbs/10_train.ipynb #2ff91b8d
+# %% ../nbs/10_train.ipynb #e24abfb3
 CURVES = {"reward": "mean reward of a turn", "solve_precision": "solve precision", "kl": "KL to the start policy (nats)",
           "entropy": "entropy (nats)", "completions/mean_length": "tokens of a turn", "malformed_share": "malformed share"}
 
