@@ -137,7 +137,7 @@ async def _http(server, listener: socket.socket):
     config = uvicorn.Config(server.streamable_http_app(), log_level="warning", timeout_graceful_shutdown=1)
     await uvicorn.Server(config).serve([listener])
 
-# %% ../nbs/13a_serve.ipynb #fc407021
+# %% ../nbs/13a_serve.ipynb #0d6bddb1
 def serve(env: Environment,                    # what to offer
           http: int | None = None,             # port on loopback, 0 for any free one; None: standard input and output
           *, data: dict | list | None = None,  # state that the tools take as `data`; each session has its own copy
@@ -153,13 +153,16 @@ def serve(env: Environment,                    # what to offer
         return sessions[key]
     server = mcp_server(env, session)
     import anyio
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    handlers = {signal.SIGINT: signal.default_int_handler,      # a client that starts us in the background may have it ignored
+                signal.SIGTERM: lambda *_: signal.raise_signal(signal.SIGINT)}
+    before = {s: signal.signal(s, handler) for s, handler in handlers.items()}
     try:
         if http is None: anyio.run(_stdio, server)
         else:
             with _listen(http) as listener: anyio.run(_http, server, listener)
     except KeyboardInterrupt: pass                                               # how a server is ended
-    finally: signal.signal(signal.SIGTERM, before)
+    finally:
+        for s, handler in before.items(): signal.signal(s, handler)
     return [s.trajectory for s in sessions.values()]
 
 def _listen(port: int) -> socket.socket:
