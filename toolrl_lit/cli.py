@@ -7,7 +7,7 @@ __all__ = ['app', 'Pairs', 'Out', 'Environments', 'Model', 'Seed', 'Reasoning', 
            'find_notebook', 'run_notebook', 'build', 'audit', 'collect', 'train', 'parameters', 'evaluate', 'layers',
            'report', 'export', 'serve', 'run', 'sweep', 'main']
 
-# %% ../nbs/14_cli.ipynb #864f0968
+# %% ../nbs/14_cli.ipynb #f33a51cb
 import contextlib, difflib, gc, itertools, json, os, re, shutil, sys, time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -107,7 +107,7 @@ def run_notebook(name: str,                     # a run's name, or a notebook's 
         raise
     return out
 
-# %% ../nbs/14_cli.ipynb #7d15c665
+# %% ../nbs/14_cli.ipynb #dc7ea5d3
 app = typer.Typer(help="Questions into verifiable tool-use environments, and language models trained in them.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False)
 Pairs = Annotated[list[str] | None, typer.Option("--param", "-p", metavar="NAME=VALUE", help="Set a parameter; may be repeated.")]
@@ -168,7 +168,11 @@ def _author(out: Path, n: int | None, model: str | None, base_url: str | None, q
     endpoint = Endpoint(llm_config(model=model, base_url=base_url, **{"cache": f"{out}.answers"} | values))
     return LLMGenerator(endpoint, found or propose(endpoint, topic, n))
 
-# %% ../nbs/14_cli.ipynb #88962f7c
+# %% ../nbs/14_cli.ipynb #0bc648a2
+def _check_match(match: str):
+    "Raise `UserError` if there is no such matching rule."
+    if match not in ("strict", "paper"): raise UserError(f"match {match!r}: expected 'strict' or 'paper'")
+
 def _audit(train: Sequence[Environment], test: Sequence[Environment] | None, match: str, out: Path):
     "Print and write what an audit of environments finds."
     from toolrl_lit.build import audit, audit_figure
@@ -192,7 +196,7 @@ def audit(environments: Annotated[Path, typer.Argument(help="JSONL or folder of 
           match: Annotated[str, typer.Option(help="Whose rule accepts a wrong result: 'strict' or 'paper'.")] = "strict",
           out: Out = Path("audit.html")):
     "Look for duplicates, leaks, shortcuts, false positives and imbalance; exit code 1 if there is a defect."
-    if match not in ("strict", "paper"): raise UserError(f"match {match!r}: expected 'strict' or 'paper'")
+    _check_match(match)
     if not is_ftrl(environments): return _audit(OnDisk(environments, Environment), OnDisk(against, Environment) if against else None, match, out)
     from toolrl_lit.build import audit_records
     from toolrl_lit.reward import MATCHERS
@@ -282,7 +286,7 @@ def export(kind: Annotated[str, typer.Argument(metavar="FORMAT", help="'ftrl', '
     formats[kind]()
     print(f"{len(envs)} environments in {out}")
 
-# %% ../nbs/14_cli.ipynb #d62f8748
+# %% ../nbs/14_cli.ipynb #56a5689a
 @app.command()
 def serve(environments: Annotated[Path, typer.Argument(help="JSONL of environments, as `toolrl build` writes it.")],
           id: Annotated[str | None, typer.Option("--id", help="The environment with this id.")] = None,
@@ -300,7 +304,7 @@ def serve(environments: Annotated[Path, typer.Argument(help="JSONL of environmen
 
     Needs the package mcp, which the extra 'mcp' of toolrl_lit installs."""
     from toolrl_lit.serve import keep, serve
-    if match not in ("strict", "paper"): raise UserError(f"match {match!r}: expected 'strict' or 'paper'")
+    _check_match(match)
     env, state = _choose(environments, id, index), _read_json(data) if data else None
     if out: keep([], out)
     if score: from toolrl_lit.evaluate import score as scored        # now: at the end a client does not wait for imports

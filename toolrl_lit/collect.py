@@ -73,14 +73,11 @@ class OraclePolicy:
             texts.append(call_text(waves[turn]) if turn < len(waves) else env.answer)
         return texts
 
-# %% ../nbs/09_collect.ipynb #9b37cf5a
+# %% ../nbs/09_collect.ipynb #3273e361
 def _take_turn(step: StepRecord, traj: Trajectory, text: str, score) -> StepRecord | None:
     "Write one turn into `traj`; the step that follows, or None if the conversation has ended."
     calls = [ToolCall(name=c.name, arguments=c.arguments) for c in score.calls]
-    said = {"role": "assistant", "content": score.content}
-    if calls: said["tool_calls"] = [{"type": "function", "function": c.model_dump()} for c in calls]
-    traj.messages += [said] + [{"role": "tool", "name": c.name, "content": c.result} for c in score.calls]
-    traj.turns.append(Turn(text=text, calls=calls, results=[c.result for c in score.calls], reward=score.reward,
+    traj.add(score.content, Turn(text=text, calls=calls, results=[c.result for c in score.calls], reward=score.reward,
         solved=[(c.name, c.solved) if c.solved is not None else None for c in score.calls]))
     if not calls: return None
     left = sum(map(len, score.unsolved.values()))
@@ -345,12 +342,12 @@ def packaged_model(cache: str | Path | None = None,  # folder to keep it in; Non
     save_model(model, tokenizer, folder)
     return folder
 
-# %% ../nbs/09_collect.ipynb #ab3cee5b
+# %% ../nbs/09_collect.ipynb #fee7eea8
 WARM_ADAPTER = Path(importlib.util.find_spec("toolrl_lit").origin).parent / "data" / "warm_start"
 
 def packaged_warm_model(adapter: str | Path = WARM_ADAPTER,  # folder of a LoRA adapter for the packaged model
                         cache: str | Path | None = None,      # folder to keep it in; None: the user's cache folder
-               ) -> Path:
+                        ) -> Path:
     "The packaged model with an adapter merged into it, as a folder that transformers loads; merged on the first call."
     weights = Path(adapter) / "adapter_model.safetensors"
     if not weights.exists(): raise UserError(f"{adapter}: no adapter here ({weights.name} is missing)")

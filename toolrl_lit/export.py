@@ -6,8 +6,9 @@
 __all__ = ['plain_messages', 'to_hf_dataset', 'to_ftrl_jsonl', 'to_verl', 'python_type', 'tool_method', 'ToolEnvironment',
            'trl_environment', 'to_verifiers']
 
-# %% ../nbs/13_export.ipynb #6bcfc046
+# %% ../nbs/13_export.ipynb #9d3e13bf
 import inspect, json, re, types
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from keyword import iskeyword
@@ -175,7 +176,15 @@ class ToolEnvironment:
         self._solved += turn.calls[0].solved is not None
         return turn.calls[0].result
 
-# %% ../nbs/13_export.ipynb #2f436119
+# %% ../nbs/13_export.ipynb #9227d506
+def _check_ids(what: str, environments: Sequence[Environment]):
+    "Raise `UserError` if there are no environments or an id appears twice."
+    times = Counter(e.id for e in environments)
+    if not times: raise UserError(f"{what}: expected at least one environment, got none")
+    if twice := sorted(i for i, n in times.items() if n > 1):
+        raise UserError(f"{what}: expected every id once, {twice[0]!r} appears {times[twice[0]]} times")
+
+# %% ../nbs/13_export.ipynb #e31a7425
 def trl_environment(environments: Sequence[Environment],   # where to train
                     match: str = "paper",                  # when a result counts as the golden answer: "paper" or "strict"
                     sandbox: ToolSandbox | None = None,    # where tools run; None takes the shared one
@@ -184,15 +193,12 @@ def trl_environment(environments: Sequence[Environment],   # where to train
 
     Raises `UserError` if there are no environments or an id appears twice. Making an environment raises it where a tool
     or parameter has a name that TRL cannot use."""
-    ids = [e.id for e in environments]
-    if not ids: raise UserError("trl_environment: expected at least one environment, got none")
-    twice = sorted({i for i in ids if ids.count(i) > 1})
-    if twice: raise UserError(f"trl_environment: expected every id once, {twice[0]!r} appears {ids.count(twice[0])} times")
+    _check_ids("trl_environment", environments)
     factories = {e.id: partial(ToolEnvironment, e, match, sandbox) for e in environments}
     rows = [dict(prompt=e.start().messages, environment=e.id) for e in environments]
     return factories, datasets.Dataset.from_list(rows)
 
-# %% ../nbs/13_export.ipynb #5954e602
+# %% ../nbs/13_export.ipynb #f28d2b88
 _VERIFIERS = '''"Environments of toolrl_lit as a taskset of verifiers, with the harness that runs their tools."
 import asyncio, json
 from pathlib import Path
@@ -217,7 +223,7 @@ def spoken(content, wrote, calls):
     return (content or "") + ("<tool_call>" if wrote and not calls else "")
 '''
 
-# %% ../nbs/13_export.ipynb #d6454065
+# %% ../nbs/13_export.ipynb #fb8e2f50
 _VERIFIERS_TASKS = '''
 class ToolData(vf.TaskData):
     environment: Environment
@@ -256,7 +262,7 @@ class ToolTaskset(vf.Taskset[ToolTask, ToolTasksetConfig]):
             yield ToolTask(ToolData(id=e.id, prompt=e.question, environment=e), self.config.task)
 '''
 
-# %% ../nbs/13_export.ipynb #69baea40
+# %% ../nbs/13_export.ipynb #26ae1b63
 _VERIFIERS_HARNESS = '''
 class ToolHarness(vf.Harness[vf.HarnessConfig]):
     APPENDS_SYSTEM_PROMPT, EXECUTES_CODE, NEEDS_CONTAINER = True, False, False
@@ -303,7 +309,7 @@ packages = ["{name}"]
 package-data = {{"{name}" = ["*.jsonl"]}}
 """
 
-# %% ../nbs/13_export.ipynb #dcdcb9bd
+# %% ../nbs/13_export.ipynb #64e3dec2
 def to_verifiers(environments: Sequence[Environment],  # what to hand over
                  folder: str | Path,                   # folder to write; its name is the package's
                  ) -> Path:
@@ -312,11 +318,9 @@ def to_verifiers(environments: Sequence[Environment],  # what to hand over
     verifiers pins older versions of openai and mcp than this library's constraints.txt, so install it into an environment
     of its own, without those constraints. Raises `UserError` if there are no environments, an id appears twice, the
     folder's name cannot be a Python package's, or the disk refuses."""
-    folder, ids = Path(folder), [e.id for e in environments]
+    folder = Path(folder)
     name = folder.resolve().name
-    if not ids: raise UserError("to_verifiers: expected at least one environment, got none")
-    if twice := sorted({i for i in ids if ids.count(i) > 1}):
-        raise UserError(f"to_verifiers: expected every id once, {twice[0]!r} appears {ids.count(twice[0])} times")
+    _check_ids("to_verifiers", environments)
     if not re.fullmatch("[a-z][a-z0-9_]*", name) or iskeyword(name):
         raise UserError(f"{folder}: the folder's name becomes a package's: expected small letters, digits and _, got {name!r}")
     write_jsonl(folder / name / "environments.jsonl", environments)

@@ -187,7 +187,7 @@ class Turn(BaseModel):
     solved: list[tuple[str, str] | None] = [] # for each call: the (tool, golden answer) it solved, or None
     reward: float = 0.0                       # reward of this turn
 
-# %% ../nbs/00_schema.ipynb #8cc9a558
+# %% ../nbs/00_schema.ipynb #6aa22e5f
 class Trajectory(BaseModel):
     "One rollout of a policy in one environment."
     model_config = ConfigDict(extra="forbid")
@@ -204,6 +204,14 @@ class Trajectory(BaseModel):
     def n_calls(self) -> int: return sum(len(t.calls) for t in self.turns)
     @property
     def n_solved(self) -> int: return sum(s is not None for t in self.turns for s in t.solved)
+
+    def add(self, said: str,                  # the turn without its calls
+            turn: Turn):
+        "Take a turn in, and its messages: what was said, then a result for each call."
+        message: dict[str, Any] = {"role": "assistant", "content": said}
+        if turn.calls: message["tool_calls"] = [{"type": "function", "function": c.model_dump()} for c in turn.calls]
+        self.messages += [message, *({"role": "tool", "name": c.name, "content": r} for c, r in zip(turn.calls, turn.results))]
+        self.turns.append(turn)
 
     def step_records(self, env: "Environment | StepRecord") -> Iterator[StepRecord]:
         "The step records of this trajectory: the start, then one after every turn that called tools."

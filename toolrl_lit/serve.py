@@ -17,7 +17,7 @@ from .reward import KINDS, MARKUP, Match, Parsed, score_turn
 from .sandbox import CallResult, ToolSandbox, failure, shared, timeout_text
 from .schema import Environment, ToolCall, Trajectory, Turn, UserError, read_jsonl, write_jsonl
 
-# %% ../nbs/13a_serve.ipynb #64ed1587
+# %% ../nbs/13a_serve.ipynb #9d36241d
 class Session:
     "One client in an environment: its calls, what they solved, and the state of the tools. Safe to call from several threads."
     def __init__(self, env: Environment,                 # where it acts
@@ -47,10 +47,7 @@ class Session:
             reward = KINDS["f1"](len(solved) - solved.count(None), len(solved)) if calls else \
                 score_turn(said, self.step, match=self.match, parser=_spoken).reward
             self.step = self.step.model_copy(update={"solve_rate": 1 - self.step.open() / max(1, t.sub_questions)})
-            t.messages.append({"role": "assistant", "content": said})
-            if calls: t.messages[-1]["tool_calls"] = [{"type": "function", "function": c.model_dump()} for c in calls]
-            t.messages += [{"role": "tool", "name": c.name, "content": r.text} for c, r in zip(calls, results)]
-            t.turns.append(Turn(text=said, calls=list(calls), results=[r.text for r in results], solved=solved, reward=reward))
+            t.add(said, Turn(text=said, calls=list(calls), results=[r.text for r in results], solved=solved, reward=reward))
             return results
 
     def _run(self, call: ToolCall) -> CallResult:
