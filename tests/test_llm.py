@@ -72,6 +72,7 @@ def test_a_good_model_is_asked_once_for_each_stage_and_all_strategies_are_applie
     assert {s for e in built for s in e.strategies} == set(llm.STRATEGIES) and all(any(t.distractor for t in e.tools) for e in built)
     c = built.counts
     assert c["stage 3, documents after merging"] < c["stage 2, documents"] < c["stage 4, documents after scaling"]
+    assert c["stage 3, pairs that overlap after merging"] < c["stage 3, pairs that overlap before merging"]
 
 # -- the endpoint misbehaves
 

@@ -597,3 +597,64 @@ def test_the_warm_start_learns_and_resumes(tiny_folder, environments, tmp_path):
     assert folder == tmp_path / "warm" / "model" and len(log) == 12 and sum(log[6:]) < sum(log[:6])
     stamp = (folder / "model.safetensors").stat().st_mtime_ns
     assert warm_start(config, environments) == folder and (folder / "model.safetensors").stat().st_mtime_ns == stamp
+
+# -- several processes
+
+def by_processes(n: int, folder: Path, tiny_folder, environments, *values: str) -> subprocess.CompletedProcess:
+    "`toolrl train` by so many processes, as a user starts them."
+    folder.mkdir()
+    write_jsonl(folder / "train.jsonl", environments)
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(n), "--num_machines", "1", "--mixed_precision", "no",
+              "--dynamo_backend", "no", "--main_process_port", "0"] if n > 1 else []
+    params = [a for v in (f"model={tiny_folder}", f"out={folder / 'out'}", "warm_steps=0", "warm_batch=4", "prompts=4", "group=4", "updates=1", "epochs=1",
+                          "environments=4", "max_new_tokens=24", "max_prompt_tokens=2000", "rollout_rows=4", *values) for a in ("-p", v)]
+    return subprocess.run([sys.executable, *launch, str(Path(sys.executable).with_name("toolrl")), "train", "-e", str(folder / "train.jsonl"), *params],
+                          capture_output=True, text=True, timeout=400, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+@pytest.mark.parametrize("stage, values", [
+    ("warm", ("warm_steps=3",)), ("rl", ("algorithm=grpo", "oversample=2")), ("rl", ("algorithm=reinforce++", "oversample=1"))])
+def test_two_processes_train_as_one_does(stage, values, tmp_path, tiny_folder, environments):
+    runs = [by_processes(n, tmp_path / str(n), tiny_folder, environments, *values) for n in (1, 2)]
+    for done in runs: assert done.returncode == 0 and done.stdout.count("the trained policy is in") == 1, done.stderr[-3000:]
+    one, two = (tmp_path / n / "out" / stage for n in "12")
+    a, b = ([r for r in json.loads((out / "log.json").read_text()) if "loss" in r] for out in (one, two))
+    assert [r["step"] for r in a] == [r["step"] for r in b] == list(range(1, 4 if stage == "warm" else 2))
+    for x, y in zip(a, b):
+        for key in {"loss", "grad_norm", "num_tokens", "reward", "kl", "entropy"} & x.keys():
+            assert x[key] == pytest.approx(y[key], rel=2e-2, abs=2e-4), (key, x, y)
+    if stage == "rl": assert (one / "trajectories-0.jsonl").read_bytes() == (two / "trajectories-0.jsonl").read_bytes()
+
+def test_processes_that_cannot_share_the_work_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="prompts .*expected a multiple of the 3 processes, got 4"):
+        module._grpo_arguments(make_config(prompts=4), Path("x"))
+
+# -- what is seen while it runs, and what stops it
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(tmp_path, tiny_folder, environments, monkeypatch):
+    config = make_config(model=str(tiny_folder), out=str(tmp_path), warm_steps=0, prompts=2, group=2, oversample=1, updates=2, epochs=2, environments=4,
+                         max_new_tokens=16, max_prompt_tokens=2000, save_updates=1)
+    compute = StepTrainer._compute_loss
+    def spoilt(self, model, inputs):
+        loss = compute(self, model, inputs)
+        return loss * float("nan") if self.state.global_step == 2 else loss
+    monkeypatch.setattr(StepTrainer, "_compute_loss", spoilt)
+    with pytest.raises(UserError, match="update 3: .* is nan.*lower learning_rate"): train(config, environments)
+    kept, = (tmp_path / "rl").glob("checkpoint-*")
+    assert kept.name == "checkpoint-2" and all(torch.isfinite(v).all() for v in load_file(kept / "adapter_model.safetensors").values())
+    assert not (tmp_path / "rl" / "model").exists()
+
+def test_a_tracker_gets_the_curves(tmp_path, tiny_folder, environments):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    config = make_config(model=str(tiny_folder), out=str(tmp_path), warm_steps=0, prompts=2, group=2, oversample=1, updates=2, epochs=1, environments=4,
+                         max_new_tokens=16, max_prompt_tokens=2000, report_to="tensorboard")
+    train(config, environments)
+    events = EventAccumulator(str(tmp_path / "rl" / "tensorboard")).Reload()
+    seen = {"reward", "solve_precision", "solve_recall", "kl", "entropy", "malformed_share", "empty_share", "tokens_per_second", "memory_gb"}
+    assert {f"train/{name}" for name in seen} <= set(events.Tags()["scalars"])
+    assert len(events.Scalars("train/reward")) == 2
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path, tiny_folder, environments, monkeypatch):
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"report_to: trackio is not installed; pip install 'toolrl_lit\[trackio\]'"):
+        train(make_config(model=str(tiny_folder), out=str(tmp_path), report_to="trackio"), environments)

@@ -202,7 +202,7 @@ def audit(environments: Annotated[Path, typer.Argument(help="JSONL or folder of 
     from toolrl_lit.reward import MATCHERS
     _tell(audit_records(read_ftrl(environments) + (read_ftrl(against) if against else []), match=MATCHERS[match]), out, [])
 
-# %% ../nbs/14_cli.ipynb #aa862b88
+# %% ../nbs/14_cli.ipynb #a4647755
 @app.command()
 def collect(environments: Environments, out: Out, model: Model = "smollm2", samples: Annotated[int, typer.Option(help="Rollouts of each.")] = 1,
             temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.")] = 1.0,
@@ -224,9 +224,10 @@ def train(environments: Environments, param: Pairs = None, reasoning: Reasoning 
     values = parse_parameters(param or [], list(TrainConfig.model_fields))
     config = make_config(preset, **({"reasoning": True} if reasoning else {}) | values)
     envs = read_jsonl(environments, Environment)
-    open_run(config.out, config.model_dump(exclude={"out"}))
+    if _leads(): open_run(config.out, config.model_dump(exclude={"out"}))
     start = warm_start(config, envs) if config.warm_steps else None
-    print(f"the trained policy is in {train(config, envs, start=start)}")
+    folder = train(config, envs, start=start)
+    if _leads(): print(f"the trained policy is in {folder}")
 
 @app.command()
 def parameters(of: Annotated[str, typer.Argument(help="'train', or 'llm' for `toolrl build --generator llm`.")] = "train"):
@@ -361,9 +362,14 @@ def sweep(name: Annotated[str, typer.Argument(help="A run in runs/.")], param: P
         if (folder / "metrics.json").exists(): print(f"finished before: {folder}"); continue
         run_notebook(name, pairs, folder)
 
-# %% ../nbs/14_cli.ipynb #a118e880
+# %% ../nbs/14_cli.ipynb #66a01af5
+def _leads() -> bool:
+    "Whether this process keeps the folder and speaks for all that `accelerate launch` started."
+    return os.environ.get("RANK", "0") == "0"
+
 def main():
     "Entry point: problems that the user can mend are one sentence on standard error and exit code 2."
+    if not _leads(): os.environ["TQDM_DISABLE"] = "1"
     try: app()
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)

@@ -270,7 +270,7 @@ def _decode(model, prompts, copies, uniforms, temperature, max_new_tokens, stop:
     if keep: [remember(i, row) for i, row in enumerate(rows.tolist())]
     return out, learnt
 
-# %% ../nbs/09_collect.ipynb #44dc105b
+# %% ../nbs/09_collect.ipynb #cb8a0e41
 def generate_tokens(model: PreTrainedModel,        # a causal language model
                     prompts: list[list[int]],      # token ids; equal prompts are read once
                     *, max_new_tokens: int,        # tokens at most
@@ -280,6 +280,7 @@ def generate_tokens(model: PreTrainedModel,        # a causal language model
                     pad: int,                      # id to pad with
                     batch: int = 64,               # rows decoded together, at most
                     memory: PrefixMemory | None = None,  # what earlier calls have read; updated
+                    first: int = 0,                # number of the first row, where several processes share the work
                     ) -> list[list[int]]:
     "New token ids for each prompt, the stopping id included. Prompts are sorted by length, so padding is rare."
     groups: dict[tuple, list[int]] = {}
@@ -291,7 +292,7 @@ def generate_tokens(model: PreTrainedModel,        # a causal language model
         part = [todo.pop()]
         while todo and sum(len(rows) for _, rows in part) + len(todo[-1][1]) <= batch: part.append(todo.pop())
         index = [i for _, rows in part for i in rows]
-        uniforms = torch.tensor(np.stack([np.random.default_rng((seed, i)).random(max_new_tokens, dtype=np.float32) for i in index]))
+        uniforms = torch.tensor(np.stack([np.random.default_rng((seed, first + i)).random(max_new_tokens, dtype=np.float32) for i in index]))
         rows, new = _decode(model, [list(p) for p, _ in part], [len(rows) for _, rows in part], uniforms, temperature, max_new_tokens,
                             stop, pad, memory or PrefixMemory(model), keep=memory is not None)
         for i, row in zip(index, rows): out[i] = row

@@ -7,10 +7,10 @@ __all__ = ['PATIENCE', 'CLOSED', 'Judge', 'PARSING', 'PLAIN_KEYS', 'TYPES', 'CHA
            'read_questions', 'LLMConfig', 'llm_config', 'Answer', 'Spent', 'Ledger', 'Unanswered', 'Dropped',
            'Endpoint', 'prompt', 'Step', 'Decomposition', 'GoldenCall', 'Toolset', 'Code', 'Program', 'Proposals',
            'judged', 'stage', 'kind_of', 'scenario_problems', 'decompose', 'Sketch', 'odd_schema', 'odd_document',
-           'as_text', 'bind', 'types', 'stage_problems', 'revise', 'scale', 'shortcuts', 'code_problems', 'deploy',
-           'LLMGenerator', 'propose']
+           'as_text', 'bind', 'types', 'stage_problems', 'revise', 'merge', 'scale', 'shortcuts', 'code_problems',
+           'deploy', 'LLMGenerator', 'propose']
 
-# %% ../nbs/06a_llm.ipynb #7793da4d
+# %% ../nbs/06a_llm.ipynb #c01766c7
 import csv, hashlib, io, json, keyword, os, threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .schema import (SCENARIOS, STRATEGIES, Environment, Scenario, ScenarioKind, Strategy, SubQuestion, Tool, ToolDoc,
                                UserError, _explain, read_jsonl, reserve, write_text)
 from .scenario import Difficulty, faults, plain
+from .integrate import Embed, overlapping, sentence_embedder
 from .deploy import check, check_documents, embedded
 from .sandbox import harmless, steady_rules
 
@@ -51,7 +52,7 @@ def read_questions(path: str | Path,          # a .jsonl or .csv file; the colum
     if not found: raise UserError(f"{path}: holds no question")
     return found
 
-# %% ../nbs/06a_llm.ipynb #2d59e808
+# %% ../nbs/06a_llm.ipynb #07db2865
 class LLMConfig(BaseModel):
     "Whom to ask, how patiently, and for how much."
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,6 +68,8 @@ class LLMConfig(BaseModel):
     price_out: float = Field(0, ge=0, description="price of a million tokens of answers")
     budget: float | None = Field(None, gt=0, description="what all answers in the cache may cost together, in the prices' unit")
     budget_tokens: int | None = Field(None, gt=0, description="tokens that all answers in the cache may take together")
+    embedder: str | None = Field(None,
+        description="Sentence-Transformers model, folder or hub name, that tells which documents overlap in meaning; default compares words")
     prompts: str | None = Field(None, description="folder with your own versions of the prompts; default the packaged ones")
     settings: dict[str, Any] = Field({}, description="further fields of a request, such as {temperature: 0.7}")
 
@@ -491,11 +494,12 @@ def stage_problems(name: str,        # of the prompt
     if a and name == "generalize_types" and types(a) == types(b): return ["no type generalized: they are the same"]
     return []
 
-# %% ../nbs/06a_llm.ipynb #f982374f
+# %% ../nbs/06a_llm.ipynb #182d101c
 CHANGES = ("generalize_function", "expand_parameters", "generalize_types", "extend_toolset")   # prompts of the strategies
 PROMPTS: dict[Strategy, str] = dict(zip(STRATEGIES, CHANGES))
 
-def revise(endpoint: Endpoint, number: int, name: str, sketch: Sketch, counts: Counter, extra: int = 0) -> Sketch:
+def revise(endpoint: Endpoint, number: int, name: str, sketch: Sketch, counts: Counter, extra: int = 0,
+           hint: dict[str, Any] | None = None) -> Sketch:
     "The sketch after a stage: `document`, `integrate`, or a strategy of stage 4. Raises `Dropped` and `Unanswered`."
     strategy = next((s for s in STRATEGIES if PROMPTS[s] == name), None)
     def judge(answer: Toolset):
@@ -503,8 +507,18 @@ def revise(endpoint: Endpoint, number: int, name: str, sketch: Sketch, counts: C
         if found: return None, found
         if strategy and new.tools != sketch.tools: new = new.model_copy(update=dict(strategies=[*sketch.strategies, strategy]))
         return new, stage_problems(name, sketch, new, extra)
-    facts = sketch.facts() | ({"tools to add": extra} if extra else {})
+    facts = sketch.facts() | ({"tools to add": extra} if extra else {}) | (hint or {})
     return stage(endpoint, number, name, facts, Toolset, judge, counts)
+
+def merge(endpoint: Endpoint, sketch: Sketch, embed: Embed | None, counts: Counter) -> Sketch:
+    "Stage 3 (paper section 3.1) by the model, which is told the pairs of tools that overlap; one tool is left as it is."
+    alike = lambda tools: [[o.a, o.b] for o in overlapping(tools, embed=embed)]
+    pairs = alike(sketch.tools)
+    hint = {"pairs that seem to overlap": pairs} if pairs else None
+    merged = revise(endpoint, 3, "integrate", sketch, counts, hint=hint) if len(sketch.tools) > 1 else sketch
+    counts["stage 3, pairs that overlap before merging"] = len(pairs)
+    counts["stage 3, pairs that overlap after merging"] = len(alike(merged.tools))
+    return merged
 
 def scale(endpoint: Endpoint, sketch: Sketch, difficulty: Difficulty, rates: dict[Strategy, float], rng: Random,
           counts: Counter) -> Sketch:
@@ -544,7 +558,7 @@ def deploy(endpoint: Endpoint, sketch: Sketch, sandbox, counts: Counter) -> Envi
     facts["calls"] = [c | {"must return": returns[c["sub_question"]]} for c in facts["calls"]]
     return stage(endpoint, 5, "deploy", facts, Program, lambda p: code_problems(sketch, p, sandbox), counts)
 
-# %% ../nbs/06a_llm.ipynb #c254ca1c
+# %% ../nbs/06a_llm.ipynb #404025b6
 class LLMGenerator:
     """The second generator: a language model answers all five stages (paper section 3.1), and so gives whole environments, one
     for each question. What is true is its word, or the user's; that all agrees with it is checked."""
@@ -553,6 +567,7 @@ class LLMGenerator:
         questions: Sequence[Question],   # what to build environments from
         ):
         self.endpoint, self.questions = endpoint, list(questions)
+        self.embed = sentence_embedder(endpoint.config.embedder) if endpoint.config.embedder else None
 
     def identity(self) -> dict[str, Any]:
         "All that the environments depend on beside the seed. Raises `UserError` if a prompt is missing."
@@ -573,7 +588,7 @@ class LLMGenerator:
             counts["stage 1, scenarios"] = 1
             written = revise(e, 2, "document", Sketch(scenario=scenario, tools=[]), counts)
             counts["stage 2, documents"] = len(written.tools)
-            merged = revise(e, 3, "integrate", written, counts) if len(written.tools) > 1 else written
+            merged = merge(e, written, self.embed, counts)
             counts["stage 3, documents after merging"] = len(merged.tools)
             scaled = scale(e, merged, difficulty, rates, rng, counts)
             counts["stage 4, documents after scaling"] = len(scaled.tools)
@@ -601,7 +616,7 @@ def _environments(self: LLMGenerator, n: int, seed: int, split: str, difficulty:
             pool.shutdown(cancel_futures=True)
     if problem: raise problem
 
-# %% ../nbs/06a_llm.ipynb #4ca0fb84
+# %% ../nbs/06a_llm.ipynb #b3a30443
 BUILDING = ("decompose", "document", "integrate", *CHANGES, "deploy", "repair", "answer")   # prompts that environments depend on
 
 def _digest(value: Any) -> str: return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
@@ -613,6 +628,7 @@ def _identity(self: LLMGenerator) -> dict[str, Any]:
     return {"model": f"{Path(c.model).name} {_digest(c.model)}" if local else c.model, "max_tokens": c.max_tokens,
             "repairs": c.repairs,
             "settings": {k: v if isinstance(v, (int, float)) else _digest(v) for k, v in c.settings.items()},  # may hold a key
+            **({"embedder": _digest(c.embedder)} if c.embedder else {}),
             "prompts": _digest([prompt(name, c.prompts) for name in BUILDING]),
             "questions": _digest([q.model_dump() for q in self.questions])}
 

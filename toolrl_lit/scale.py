@@ -13,7 +13,7 @@ from .scenario import Difficulty, Generator, plain, vocabulary
 from .document import Draft, Option, Shape, ToolPlan, neighbourhood, plan_tool, tool_doc
 from .integrate import merge
 
-# %% ../nbs/05_scale.ipynb #55fea42d
+# %% ../nbs/05_scale.ipynb #162f4ffb
 def _noted(draft: Draft, strategy: Strategy) -> list[Strategy]:
     "The strategies applied so far and this one, in their usual order."
     return [s for s in STRATEGIES if s in draft.strategies or s == strategy]
@@ -26,7 +26,7 @@ def _used(draft: Draft) -> set[str]:
     "Relations that some tool already looks up. A second tool for one of them would make the choice a matter of luck."
     return {r for t in draft.tools for r in t.rows}
 
-# %% ../nbs/05_scale.ipynb #581de987
+# %% ../nbs/05_scale.ipynb #9b180c39
 def side_facts(facts: dict[str, str],   # subject -> value
                subjects: list[str],     # subjects to keep
                goldens: list[str],      # golden answers, as `plain` text
@@ -53,7 +53,7 @@ def generalize_function(draft: Draft,          # a draft after stage 3
         return _replace(draft, tool, wider, "functionality generalization")
     return draft
 
-# %% ../nbs/05_scale.ipynb #eeed67e5
+# %% ../nbs/05_scale.ipynb #e8e137f2
 OPTIONS = {"unit": "unit units | unit_of_measure measure_unit", "label": "label with_label | add_label labelled",
            "capitals": "upper capitals | uppercase all_caps", "quotes": "quoted quotes | in_quotes add_quotes"}
 
@@ -75,7 +75,7 @@ def expand_parameters(draft: Draft,          # a draft after stage 3
     if option.name in tool_doc(tool).parameters["properties"]: return draft
     return _replace(draft, tool, tool.model_copy(update=dict(options=[*tool.options, option])), "parameter expansion")
 
-# %% ../nbs/05_scale.ipynb #9c0bc67a
+# %% ../nbs/05_scale.ipynb #fd337e6c
 def shapes(draft: Draft, tool: ToolPlan) -> list[Shape]:
     "JSON types that the key parameter of a tool could take instead of a string."
     subjects, asked = tool.subjects(), draft.solves(tool)
@@ -99,7 +99,7 @@ def generalize_types(draft: Draft,          # a draft after stage 3
     change = dict(shape=shape, field=rng.choice(names), key=f"{tool.key}_list" if shape == "array" else tool.key)
     return _replace(draft, tool, tool.model_copy(update=change), "parameter type generalization")
 
-# %% ../nbs/05_scale.ipynb #619e3c5c
+# %% ../nbs/05_scale.ipynb #d0d7f6d4
 def distractor(draft: Draft,            # the draft to extend
                generator: Generator,    # knows neighbouring relations
                n: int,                  # how many other subjects the tool knows
@@ -122,7 +122,7 @@ def distractor(draft: Draft,            # the draft to extend
     plan = plan_tool(generator, relation, [], goldens, split, {t.name for t in draft.tools}, 1, rng)
     return plan.model_copy(update=dict(rows={relation: dict(sorted(facts.items()))}, distractor=True))
 
-# %% ../nbs/05_scale.ipynb #0670750c
+# %% ../nbs/05_scale.ipynb #1f45481f
 def extend_toolset(draft: Draft,          # a draft after stage 3
                    generator: Generator,  # knows neighbouring relations
                    rng: random.Random,
@@ -135,7 +135,7 @@ def extend_toolset(draft: Draft,          # a draft after stage 3
         if tool: draft = draft.bind([*draft.tools, tool], strategies=_noted(draft, "toolset extension"))
     return draft
 
-# %% ../nbs/05_scale.ipynb #a196a810
+# %% ../nbs/05_scale.ipynb #4cf03820
 RATES: dict[Strategy, float] = {"functionality generalization": 0.3, "parameter expansion": 0.3,
                                 "parameter type generalization": 0.3, "toolset extension": 1.0}
 
@@ -157,7 +157,7 @@ def scale(draft: Draft,                          # stage 3's result
     rng.shuffle(tools)
     return draft.bind(tools)
 
-# %% ../nbs/05_scale.ipynb #eea052de
+# %% ../nbs/05_scale.ipynb #fcd51bd8
 LAPTOP = dict(
     difficulty=Difficulty(hops=(2, 2), branches=(2, 2), distractors=(1, 1), tools=3, neighbours=(5, 6)),
     rates={"functionality generalization": 0.1, "parameter expansion": 0.1, "parameter type generalization": 0.1, "toolset extension": 1.0})

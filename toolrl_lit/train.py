@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ALGORITHMS', 'PRESETS', 'CURVES', 'TrainConfig', 'make_config', 'demonstrations', 'lora', 'without_adapters',
-           'trainable', 'merge_into', 'warm_start', 'pack_groups', 'group_mask', 'token_scores', 'StepTrainer',
-           'StepRewards', 'informative', 'situation', 'choose_steps', 'kept_bytes', 'memory_needed', 'train', 'curves']
+           'trainable', 'processes', 'merge_into', 'warm_start', 'pack_groups', 'group_mask', 'token_scores',
+           'StepTrainer', 'StepRewards', 'informative', 'situation', 'choose_steps', 'kept_bytes', 'memory_needed',
+           'train', 'curves']
 
-# %% ../nbs/10_train.ipynb #ec405e00
-import itertools, json, os, random, re
+# %% ../nbs/10_train.ipynb #efe6557f
+import importlib.util, itertools, json, math, os, random, re, time
 from copy import deepcopy
 from pathlib import Path
 from typing import Literal
@@ -20,9 +21,11 @@ from plotly.subplots import make_subplots
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
+from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PretrainedConfig, PrinterCallback, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import nanstd, split_tensor_dict
 from .collect import OraclePolicy, TransformersPolicy, collect, generate_tokens, load_model, save_model
 from .reward import score_batch
@@ -36,7 +39,7 @@ ALGORITHMS = {
     "reinforce++": dict(scale_rewards="batch", loss_type="dapo"),                # arXiv 2501.03262; the mean is the batch's too
     "reinforce++-baseline": dict(scale_rewards="batch", loss_type="dapo")}       # the same, section 3.2: the mean is the group's
 
-# %% ../nbs/10_train.ipynb #9ded479d
+# %% ../nbs/10_train.ipynb #dff90908
 class TrainConfig(BaseModel):
     "Parameters of a training run. The paper's values are in METHOD section 3.3; the defaults suit a laptop's CPU."
     model_config = ConfigDict(extra="forbid")
@@ -81,6 +84,8 @@ class TrainConfig(BaseModel):
     gradient_checkpointing: bool = Field(False,
         description="compute activations a second time instead of keeping them: less memory, a third more time")
     save_updates: int = Field(2, ge=1, description="batches of rollouts between checkpoints")
+    report_to: Literal["none", "tensorboard", "trackio"] = Field("none",
+        description="where the curves go while it runs, beside log.json; each is a package of its own, extras [tensorboard] and [trackio]")
     shuffle_rewards: bool = Field(False, description="control: give each turn the reward of another turn of its batch")
 
     @model_validator(mode="after")
@@ -143,7 +148,7 @@ def demonstrations(policy: TransformersPolicy,  # renders the conversation
         last["input_ids"] = before + said
     return examples
 
-# %% ../nbs/10_train.ipynb #975b3633
+# %% ../nbs/10_train.ipynb #f69f85c1
 def lora(model, rank: int):
     "The model with fresh fp32 LoRA adapters of `rank` on all linear layers but the head."
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -156,10 +161,19 @@ def trainable(model, rank: int):
     "The model with what is to be trained in fp32: LoRA adapters of `rank`, or all weights if it is 0."
     return lora(model, rank) if rank else model.float().requires_grad_()
 
+def processes() -> int:
+    "How many processes train together, as `accelerate launch` or `torchrun` has it."
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+def _share(what: str, n: int) -> int:
+    "Of `n` things, those of one process. Raises `UserError` if there is a rest."
+    if n % processes(): raise UserError(f"{what}: expected a multiple of the {processes()} processes, got {n}")
+    return n // processes()
+
 def _trainer_arguments(config: TrainConfig, out: Path) -> dict:
     "What both trainers share."
     cpu = not torch.cuda.is_available()
-    return dict(output_dir=str(out), seed=config.seed, bf16=True, use_cpu=cpu, gradient_checkpointing=config.gradient_checkpointing, report_to="none",
+    return dict(output_dir=str(out), seed=config.seed, bf16=True, use_cpu=cpu, gradient_checkpointing=config.gradient_checkpointing, report_to=config.report_to,
                 logging_steps=1, save_total_limit=1, dataloader_pin_memory=not cpu, remove_unused_columns=False,
                 lr_scheduler_type="linear", max_grad_norm=1.0, disable_tqdm=True)
 
@@ -167,16 +181,50 @@ class _Bar(TrainerCallback):
     "One progress bar with the numbers that matter, in a terminal and in a notebook."
     def __init__(self, desc: str): self.desc, self.bar = desc, None
     def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.desc, unit="update")
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.desc, unit="update", disable=not state.is_world_process_zero)
     def on_step_end(self, args, state, control, **kwargs): self.bar.update()
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.bar.set_postfix({k: f"{float(logs[k]):.3g}" for k in ("loss", "reward", "solve_precision", "kl") if k in logs})
     def on_train_end(self, args, state, control, **kwargs): self.bar.close()
 
+class _Finite(TrainerCallback):
+    "Stops where the loss or the gradient is no number any more, before such weights are kept."
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        for name in ("loss", "grad_norm"):
+            if name in logs and not math.isfinite(float(logs[name])):
+                raise UserError(f"update {state.global_step}: {name} is {logs[name]}; the last whole checkpoint in {args.output_dir} is kept. "
+                                "Start again in another folder with a lower learning_rate.")
+
+class _Live(TrainerCallback):
+    "Draws the curves anew in a notebook's cell, batch by batch."
+    def __init__(self): self.handle = None
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "reward" not in logs: return
+        from IPython.display import HTML, display
+        drawn = HTML(curves({"so far": state.log_history}).to_html(include_plotlyjs="cdn", full_html=False, div_id="live"))
+        if self.handle: self.handle.update(drawn)
+        else: self.handle = display(drawn, display_id=True)
+
+def _report(config: TrainConfig, out: Path):
+    "Tell the chosen tracker where to write, and refuse one that is not installed."
+    if config.report_to == "none": return
+    if importlib.util.find_spec(config.report_to) is None:
+        raise UserError(f"report_to: {config.report_to} is not installed; pip install 'toolrl_lit[{config.report_to}]'")
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(out / "tensorboard")
+    os.environ.setdefault("TRACKIO_PROJECT", "toolrl_lit")
+
+def _finish(trainer, out: Path, model, tokenizer) -> Path:
+    "Write log and model, once, and wait until they are there."
+    if trainer.is_world_process_zero():
+        write_text(out / "log.json", json.dumps(trainer.state.log_history))
+        save_model(model, tokenizer, out / "model")
+    trainer.accelerator.wait_for_everyone()
+    return out / "model"
+
 def _run(trainer, folder: Path, what: str):
     "Train, from the newest checkpoint on if there is one; a full disk or lack of memory ends with one sentence."
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Bar(what))
+    for callback in (_Bar(what), _Finite()): trainer.add_callback(callback)
     try: return trainer.train(resume_from_checkpoint=_resume(folder))
     except OSError as e: raise UserError(f"{what} stopped: {e}. The last whole checkpoint is kept; free disk space and start the same command again.") from e
     except torch.OutOfMemoryError as e:
@@ -200,7 +248,7 @@ def merge_into(copy, tuned) -> None:
             merged = module.base_layer.weight.float() + module.get_delta_weight("default").float()
             copy.get_submodule(name).weight.copy_(merged)
 
-# %% ../nbs/10_train.ipynb #2d1c7b4b
+# %% ../nbs/10_train.ipynb #4c222f20
 def warm_start(config: TrainConfig,            # `warm_*`, `model`, `lora_rank`, `reasoning`, `seed` and `out` are used
                environments: list[Environment],# training environments, taken in a shuffled order
                steps: int | None = None,       # updates; None takes `config.warm_steps`
@@ -221,15 +269,15 @@ def warm_start(config: TrainConfig,            # `warm_*`, `model`, `lora_rank`,
             for d in sorted(data[i:i + config.warm_batch], key=lambda d: len(d["input_ids"]))]
     micro = 1 if config.warm_batch % 2 else 2
     arguments = SFTConfig(**_trainer_arguments(config, out), max_steps=steps, max_length=None,
-        per_device_train_batch_size=micro, gradient_accumulation_steps=config.warm_batch // micro,
+        per_device_train_batch_size=micro, gradient_accumulation_steps=_share(f"warm_batch / {micro}", config.warm_batch // micro),
         learning_rate=config.warm_learning_rate, warmup_steps=2, save_steps=max(5, steps // 4), shuffle_dataset=False,
         dataset_kwargs={"skip_prepare_dataset": True})
     tuned, copy = trainable(policy.model, config.lora_rank), load_model(config.model)[0]
+    _report(config, out)
     trainer = SFTTrainer(model=tuned, args=arguments, train_dataset=Dataset.from_list(data), processing_class=policy.tokenizer)
     _run(trainer, out, "warm start")
-    write_text(out / "log.json", json.dumps(trainer.state.log_history))
     merge_into(copy, tuned)
-    return save_model(copy, policy.tokenizer, out / "model")
+    return _finish(trainer, out, copy, policy.tokenizer)
 
 # %% ../nbs/10_train.ipynb #bf64221c
 def pack_groups(ids: torch.Tensor,   # (rows, P + C): left-padded prompt, right-padded completion; rows of a group together
@@ -286,7 +334,7 @@ def token_scores(hidden: torch.Tensor,      # (N, H) states from which the token
     parts = [checkpoint(part, h, t, use_reentrant=False) for h, t in zip(hidden.split(chunk), targets.split(chunk))]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
-# %% ../nbs/10_train.ipynb #966825e5
+# %% ../nbs/10_train.ipynb #e99313a3
 class StepTrainer(GRPOTrainer):
     "TRL's GRPOTrainer, with the prompt of a group read once, and Reinforce++."
     global_baseline = False                     # Reinforce++: the mean reward of the batch is subtracted, not the group's
@@ -315,9 +363,12 @@ class StepTrainer(GRPOTrainer):
         if len(ids) % copies or not torch.equal(ids[::copies, :-C].repeat_interleave(copies, 0), ids[:, :-C]):
             raise RuntimeError("rows of a micro-batch are not whole groups")
         tokens, block, positions, source = pack_groups(ids, seen, C, copies)
-        plain = without_adapters(self.accelerator.unwrap_model(model))
+        inner = self.accelerator.unwrap_model(model)
+        plain = without_adapters(inner)
+        def decode():
+            return plain.get_decoder()(tokens, attention_mask=group_mask(block), position_ids=positions, use_cache=False).last_hidden_state
         with self.accelerator.autocast():
-            hidden = plain.get_decoder()(tokens, attention_mask=group_mask(block), position_ids=positions, use_cache=False).last_hidden_state
+            hidden = decode() if model is inner else _ForwardRedirection()(model, inner, decode)   # DDP has to see the forward pass
             real = source >= 0
             scores = token_scores(hidden.flatten(0, 1)[source[real]], plain.get_output_embeddings(), ids[:, -C:][real], self.temperature,
                                   compute_entropy, self._entropy_bonus_enabled)
@@ -339,7 +390,7 @@ class StepTrainer(GRPOTrainer):
         self._buffered_inputs = split_tensor_dict(whole, self.args.steps_per_generation)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
-# %% ../nbs/10_train.ipynb #621d4f21
+# %% ../nbs/10_train.ipynb #ce62627a
 class StepRewards:
     "TRL reward function: the paper's reward of each turn, from the environment alone."
     __name__ = "environment"
@@ -347,6 +398,7 @@ class StepRewards:
     def __init__(self, config: TrainConfig, policy: TransformersPolicy, sandbox=None):
         self.config, self.policy, self.sandbox = config, policy, sandbox
         self.steps: list[StepRecord] = []     # the epoch's training prompts; a dataset row is an index into it
+        self.speed = 0.0                      # tokens sampled in a second, in this process
 
     def score(self, completion_ids: list[list[int]], slot: list[int]) -> list:
         "A `TurnScore` for each turn, given as token ids and the place of its step record."
@@ -362,6 +414,8 @@ class StepRewards:
             log_metric("solve_recall", solved / max(1, sum(self.steps[i].open() for i in slot)))
             log_metric("malformed_share", sum(s.case == "malformed" for s in scores) / len(scores))
             log_metric("empty_share", sum(s.case == "empty" for s in scores) / len(scores))
+            log_metric("tokens_per_second", self.speed)
+            log_metric("memory_gb", (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss) / 1e9)
         if self.config.shuffle_rewards:
             random.Random(self.config.seed * 100_003 + trainer_state.global_step).shuffle(rewards)
         return rewards
@@ -405,10 +459,12 @@ def choose_steps(config: TrainConfig, policy: TransformersPolicy, environments, 
     need = config.prompts * config.oversample * config.updates
     return [next(kinds[kind]) for kind in itertools.islice(turns, need)], len(steps) - len(short)
 
-# %% ../nbs/10_train.ipynb #bdb19a00
+# %% ../nbs/10_train.ipynb #b850f124
 def _grpo_arguments(config: TrainConfig, out: Path) -> GRPOConfig:
     "TRL's configuration for ours."
-    rows, share = config.micro_prompts * config.group // config.split_group, config.prompts // config.micro_prompts * config.split_group
+    rows = config.micro_prompts * config.group // config.split_group
+    share = _share("prompts / mini_batches / micro_prompts", config.prompts // config.mini_batches // config.micro_prompts) \
+        * config.mini_batches * config.split_group
     return GRPOConfig(**_trainer_arguments(config, out), learning_rate=config.learning_rate, num_train_epochs=config.epochs,
         warmup_steps=round(config.warmup * config.epochs * config.updates * config.mini_batches),
         per_device_train_batch_size=rows, steps_per_generation=share, gradient_accumulation_steps=share // config.mini_batches,
@@ -477,7 +533,7 @@ def memory_needed(config: TrainConfig,        # of the run
     parts["peak"] = fixed + max(parts["activations"] + parts["logits"], parts["rollouts"])
     return {k: n / 1e9 for k, n in parts.items()}
 
-# %% ../nbs/10_train.ipynb #17caa8a9
+# %% ../nbs/10_train.ipynb #96d42a80
 def _check_room(config: TrainConfig, model) -> None:
     "Raise `UserError` if a run with this loaded model cannot fit its positions or this machine's memory."
     longest = config.max_prompt_tokens + config.max_new_tokens
@@ -486,7 +542,8 @@ def _check_room(config: TrainConfig, model) -> None:
         raise UserError(f"max_prompt_tokens={config.max_prompt_tokens} and max_new_tokens={config.max_new_tokens} are more than the "
                         f"{room} positions of the model; lower one of them")
     need, loaded = memory_needed(config, model.config), sum(p.nbytes for p in model.parameters())
-    have = (torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available) + loaded
+    free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))    # processes of a machine share it
+    have = (torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else free) + loaded
     if need["peak"] * 1e9 <= have: return
     rollouts = need["rollouts"] > need["activations"] + need["logits"]
     moving = max(need["rollouts"], need["activations"] + need["logits"])
@@ -498,12 +555,13 @@ def _check_room(config: TrainConfig, model) -> None:
     parts = ", ".join(f"{k} {n:.1f}" for k, n in need.items() if k != "peak" and n >= 0.05)
     raise UserError(f"training needs about {need['peak']:.1f} GB of memory, {have / 1e9:.1f} GB are free: {what} (GB: {parts})")
 
-# %% ../nbs/10_train.ipynb #e022bacb
+# %% ../nbs/10_train.ipynb #4aad7f3e
 def train(config: TrainConfig,                 # what to train, and how
           environments: list[Environment],     # training environments
           sandbox=None,                        # a `ToolSandbox`; None takes the shared one
           name: str = "rl",                    # folder under `config.out`
           start: str | Path | None = None,     # start policy; None takes `config.model`
+          live: bool = False,                  # draw the curves while it runs, in a notebook
           ) -> Path:
     """Reinforcement learning on step records (paper section 3.3); the folder of the trained model.
 
@@ -511,7 +569,10 @@ def train(config: TrainConfig,                 # what to train, and how
     `UserError` where the user can help (no memory, no disk, prompts too long)."""
     out = Path(config.out) / name
     if (out / "model" / "config.json").exists(): return out / "model"
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
+        raise UserError("FSDP: rollouts need whole weights in every process; launch with DDP (accelerate launch --multi_gpu, or --cpu)")
     set_seed(config.seed)
+    _report(config, out)
     base, tokenizer = load_model(start or config.model)
     _check_room(config, base)
     copy, _ = load_model(start or config.model)
@@ -521,36 +582,42 @@ def train(config: TrainConfig,                 # what to train, and how
     policy.fingerprint                          # of the start policy: trajectories of a resumed epoch belong to the same run
     rewards = StepRewards(config, policy, sandbox)
     trainer = _step_trainer(config, out, policy, tuned, rewards, environments, sandbox)
+    if live: trainer.add_callback(_Live())
     _run(trainer, out, f"train, {config.algorithm}")
     merge_into(copy, tuned)
-    write_text(out / "log.json", json.dumps(trainer.state.log_history))
-    return save_model(copy, tokenizer, out / "model")
+    return _finish(trainer, out, copy, tokenizer)
 
-# %% ../nbs/10_train.ipynb #5283e935
+# %% ../nbs/10_train.ipynb #28269589
 def _step_trainer(config, out, policy, tuned, rewards, environments, sandbox) -> StepTrainer:
     "TRL's trainer, its dataset of slots that each epoch refills, and rollouts by the merged copy."
     def refill(epoch: int):
         merge_into(policy.model, tuned)
         where = random.Random(config.seed + epoch).sample(environments, min(config.environments, len(environments)))
-        trajectories = collect(policy, where, temperature=config.temperature, max_turns=config.max_turns, kind=config.kind, match=config.match,
-            max_new_tokens=config.max_new_tokens, sandbox=sandbox, seed=config.seed + 7919 * epoch, batch=config.rollout_rows,
-            out=out / f"trajectories-{epoch}.jsonl",
-            desc=f"collect, epoch {epoch + 1} of {config.epochs}")
+        with trainer.accelerator.main_process_first():    # the others read what it has collected
+            trajectories = collect(policy, where, temperature=config.temperature, max_turns=config.max_turns, kind=config.kind,
+                match=config.match, max_new_tokens=config.max_new_tokens, sandbox=sandbox, seed=config.seed + 7919 * epoch,
+                batch=config.rollout_rows, out=out / f"trajectories-{epoch}.jsonl", desc=f"collect, epoch {epoch + 1} of {config.epochs}")
         if policy.memory: policy.memory.replace([])       # of no use once the weights change
         rewards.steps, dropped = choose_steps(config, policy, environments, trajectories, epoch)
         if dropped: print(f"{dropped} step records were longer than {config.max_prompt_tokens} tokens and left out")
 
     def rollout(prompts: list[str], trainer) -> dict:
         merge_into(policy.model, tuned)
-        wanted, process = len(prompts) // config.group, trainer.accelerator.process_index
-        step = trainer.state.global_step // config.mini_batches
-        first = (step % config.updates * trainer.accelerator.num_processes + process) * wanted * config.oversample
-        slots = [i for i in range(first, first + wanted * config.oversample) for _ in range(config.group)]
-        ids = [policy.render(rewards.steps[i].messages, rewards.steps[i].tools) for i in slots]
+        wanted, me, world = len(prompts) // config.group, trainer.accelerator.process_index, trainer.accelerator.num_processes
+        step, tried = trainer.state.global_step // config.mini_batches, wanted * config.oversample
+        first = (step % config.updates * world + me) * tried
+        slots = [i for i in range(first, first + tried) for _ in range(config.group)]
+        ids, begun = [policy.render(rewards.steps[i].messages, rewards.steps[i].tools) for i in slots], time.perf_counter()
         rows = generate_tokens(policy.model, ids, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-            seed=config.seed * 1_000_003 + step, stop=policy.stop, pad=policy.tokenizer.pad_token_id, batch=policy.batch)
-        kept = informative([s.reward for s in rewards.score(rows, slots)], config.group, wanted) if config.oversample > 1 else range(len(rows))
-        return {"prompt_ids": [ids[k] for k in kept], "completion_ids": [rows[k] for k in kept], "logprobs": None, "slot": [slots[k] for k in kept]}
+            seed=config.seed * 1_000_003 + step, stop=policy.stop, pad=policy.tokenizer.pad_token_id, batch=policy.batch, first=me * len(ids))
+        rewards.speed = sum(map(len, rows)) / (time.perf_counter() - begun)
+        turns = list(zip(ids, rows, slots))
+        if config.oversample > 1:                          # the best of all processes, dealt out again
+            scored = gather_object(list(zip(turns, (s.reward for s in rewards.score(rows, slots)))))
+            kept = informative([r for _, r in scored], config.group, wanted * world)[me * wanted * config.group:][:wanted * config.group]
+            turns = [scored[k][0] for k in kept]
+        ids, rows, slots = map(list, zip(*turns))
+        return {"prompt_ids": ids, "completion_ids": rows, "logprobs": None, "slot": slots}
 
     def fill(rows: dict) -> dict:
         steps = [rewards.steps[i] for i in rows["slot"]]
@@ -566,19 +633,20 @@ def _step_trainer(config, out, policy, tuned, rewards, environments, sandbox) ->
     if "ref" in getattr(tuned, "peft_config", {}): tuned.delete_adapter("ref")
     return trainer
 
-# %% ../nbs/10_train.ipynb #e24abfb3
+# %% ../nbs/10_train.ipynb #ba8085a7
 CURVES = {"reward": "mean reward of a turn", "solve_precision": "solve precision", "kl": "KL to the start policy (nats)",
-          "entropy": "entropy (nats)", "completions/mean_length": "tokens of a turn", "malformed_share": "malformed share"}
+          "entropy": "entropy (nats)", "completions/mean_length": "tokens of a turn", "solve_recall": "solve recall of a turn",
+          "malformed_share": "malformed share", "empty_share": "empty share", "tokens_per_second": "tokens sampled in a second"}
 
-def curves(logs: dict[str, str | Path],         # name of a run, and the log.json that `train` wrote
+def curves(logs: dict[str, str | Path | list[dict]],  # name of a run, and the log.json that `train` wrote, or its rows
            ):
     "Training curves of one or several runs, one panel for each quantity."
-    fig = make_subplots(rows=2, cols=3, subplot_titles=list(CURVES.values()), horizontal_spacing=0.08, vertical_spacing=0.2)
+    fig = make_subplots(rows=3, cols=3, subplot_titles=list(CURVES.values()), horizontal_spacing=0.08, vertical_spacing=0.12)
     colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
-    for colour, (name, path) in zip(itertools.cycle(colours), logs.items()):
-        rows = [r for r in json.loads(Path(path).read_text()) if "reward" in r]
+    for colour, (name, log) in zip(itertools.cycle(colours), logs.items()):
+        rows = [r for r in (log if isinstance(log, list) else json.loads(Path(log).read_text())) if "reward" in r]
         for i, key in enumerate(CURVES):
-            fig.add_scatter(x=[r["step"] for r in rows], y=[r[key] for r in rows], name=name, legendgroup=name, showlegend=i == 0,
+            fig.add_scatter(x=[r["step"] for r in rows], y=[r.get(key) for r in rows], name=name, legendgroup=name, showlegend=i == 0,
                             line=dict(color=colour), row=i // 3 + 1, col=i % 3 + 1)
-    fig.update_xaxes(title="update", row=2)
-    return fig.update_layout(template="plotly_white", height=480, margin=dict(t=40, b=40), legend=dict(orientation="h", y=1.18))
+    fig.update_xaxes(title="update", row=3)
+    return fig.update_layout(template="plotly_white", height=640, margin=dict(t=40, b=40), legend=dict(orientation="h", y=1.18))
