@@ -49,7 +49,7 @@ def first(mood, *stages):
 
 def test_on_a_bad_day_what_is_accepted_is_right_and_nothing_is_lost_or_doubled(setup, tmp_path):
     canary = tmp_path / "canary"
-    server, generator = setup(mood=0.4, slow=4, canary=str(canary), config=dict(timeout=3, repairs=3))
+    server, generator = setup(mood=0.4, seed=1, slow=4, canary=str(canary), config=dict(timeout=3, repairs=3))
     built = build(generator, out=tmp_path / "e.jsonl")
     assert set(server.moods) == {*TRANSPORT, *CONTENT}, "the day was not bad enough"
     assert all(server.right(e) and check(e) == [] for e in built) and not canary.exists()
@@ -72,7 +72,7 @@ def test_a_good_model_is_asked_once_for_each_stage_and_all_strategies_are_applie
     assert {s for e in built for s in e.strategies} == set(llm.STRATEGIES) and all(any(t.distractor for t in e.tools) for e in built)
     c = built.counts
     assert c["stage 3, documents after merging"] < c["stage 2, documents"] < c["stage 4, documents after scaling"]
-    assert c["stage 3, pairs that overlap after merging"] < c["stage 3, pairs that overlap before merging"]
+    assert c.get("stage 3, pairs that overlap after merging", 0) < c["stage 3, pairs that overlap before merging"]
 
 # -- the endpoint misbehaves
 

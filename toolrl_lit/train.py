@@ -555,7 +555,7 @@ def _check_room(config: TrainConfig, model) -> None:
     parts = ", ".join(f"{k} {n:.1f}" for k, n in need.items() if k != "peak" and n >= 0.05)
     raise UserError(f"training needs about {need['peak']:.1f} GB of memory, {have / 1e9:.1f} GB are free: {what} (GB: {parts})")
 
-# %% ../nbs/10_train.ipynb #4aad7f3e
+# %% ../nbs/10_train.ipynb #c51b7be8
 def train(config: TrainConfig,                 # what to train, and how
           environments: list[Environment],     # training environments
           sandbox=None,                        # a `ToolSandbox`; None takes the shared one
@@ -570,7 +570,7 @@ def train(config: TrainConfig,                 # what to train, and how
     out = Path(config.out) / name
     if (out / "model" / "config.json").exists(): return out / "model"
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
-        raise UserError("FSDP: rollouts need whole weights in every process; launch with DDP (accelerate launch --multi_gpu, or --cpu)")
+        raise UserError("FSDP: rollouts need whole weights in every process; use `accelerate launch --multi_gpu`")
     set_seed(config.seed)
     _report(config, out)
     base, tokenizer = load_model(start or config.model)
