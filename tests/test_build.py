@@ -269,6 +269,16 @@ def test_an_author_that_stops_leaves_what_is_finished_and_another_build_does_not
     assert list(build(Shelf(train[:10]))) == train[:10]
     assert [p.name for p in tmp_path.iterdir()] == [out] and list(build(Shelf(train[:10], stop=99))) == train[:10]
 
+@pytest.mark.parametrize("out", ["s", "s.jsonl"])
+def test_two_builds_do_not_work_in_one_place(train, tmp_path, out):
+    build = lambda author: build_environments(author, 4, 0, out=tmp_path/out, progress=False)
+    def drop(i):
+        "While the first is at work, a second begins the same build."
+        with pytest.raises(UserError, match="another process is working"): build(Shelf(train[:4]))
+        tried.append(i)
+    tried = []
+    assert list(build(Shelf(train[:4], drop))) == train[:4] and tried == [0, 1, 2, 3] and [p.name for p in tmp_path.iterdir()] == [out]
+
 def test_what_is_written_is_not_built_by_several_processes(train):
     for more, said in ((dict(workers=2), "keeps the budget"), (dict(executor="ray"), "keeps the budget"), (dict(scenarios=["multi-hop"]), "its questions")):
         with pytest.raises(UserError, match=said): build_environments(Shelf(train[:4]), 4, 0, progress=False, **more)

@@ -46,9 +46,9 @@ def test_meaning_takes_the_place_of_the_words_of_descriptions():
 def test_a_sentence_transformers_model_tells_meaning(tmp_path):
     pytest.importorskip("sentence_transformers", reason="needs the extra [embed]")
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import WordEmbeddings
-    from sentence_transformers.models.tokenizer import WhitespaceTokenizer
-    from sentence_transformers.models import Pooling
+    from sentence_transformers.sentence_transformer.modules import WordEmbeddings
+    from sentence_transformers.sentence_transformer.modules.tokenizer import WhitespaceTokenizer
+    from sentence_transformers.sentence_transformer.modules import Pooling
     vocabulary = "the capital of a country number people in".split()
     table = WordEmbeddings(WhitespaceTokenizer(vocabulary), np.random.default_rng(0).normal(size=(len(vocabulary), 8)).astype("float32"))
     SentenceTransformer(modules=[table, Pooling(8)], device="cpu").save(str(tmp_path / "model"))

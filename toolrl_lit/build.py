@@ -8,13 +8,13 @@ __all__ = ['BATCH', 'ATTEMPTS', 'FORMATS', 'SIMILAR', 'EXPLOITS', 'attempt', 'Pl
            'leaves', 'repeats', 'facts', 'words', 'similarity', 'rarity', 'Asked', 'near_duplicates', 'exploits',
            'phrasing', 'domain', 'audit', 'audit_table', 'audit_records', 'audit_figure']
 
-# %% ../nbs/07_build.ipynb #5b9f3faf
+# %% ../nbs/07_build.ipynb #16fe300d
 import heapq, itertools, json, os, platform, random, re, socket
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -27,7 +27,7 @@ import toolrl_lit
 from . import sandbox as sandboxes
 from .schema import (GROUP, SCENARIOS, STRATEGIES, Environment, Manifest, OnDisk, Scenario, ScenarioKind, Shard,
                                StepRecord, Strategy, SubQuestion, Tool, ToolDoc, UserError, read_manifest, refuse_other,
-                               replacing, rows_of, sha256, show, verified, write_text)
+                               replacing, reserve, rows_of, sha256, show, verified, write_text)
 from .scenario import RELATIONS, Difficulty, Generator, KnowledgeGenerator, decompose, match_paper, plain
 from .document import document
 from .integrate import integrate
@@ -275,7 +275,7 @@ def _finished(path: Path, journal: Path, header: dict) -> Manifest | None:
     refuse_other(where, "another build", before, header, f"choose another {kind}, or remove this one")
     return manifest
 
-# %% ../nbs/07_build.ipynb #daf505bb
+# %% ../nbs/07_build.ipynb #7bf60d97
 class _Store:
     "A build on disk: one file, or a folder of shards; and its journal."
     def __init__(self, path: Path, plan: Plan, rows: int, format: str):
@@ -284,9 +284,18 @@ class _Store:
         self.journal = path.with_name(path.name + ".part") if self.single else path / "build.part"
         self.so_far = path.with_name(path.name.removesuffix(".jsonl") + ".so-far.jsonl")
         self.header = json.loads(json.dumps(plan.describe() | ({} if self.single else dict(shard=rows, format=format))))
-        self.finished = _finished(path, self.journal, self.header)
-        if plan.authored and not self.finished: self.begin([])   # it will tell again what it has
-        self.done = Progress() if self.finished else _resume(self.journal, self.header)
+        self.finished, self.done = _finished(path, self.journal, self.header), Progress()
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        "Keep others out, and go on where the last start came to."
+        name = f".{self.path.name}.lock"
+        with reserve(self.folder, name):
+            try:
+                if self.plan.authored: self.begin([])            # it will tell again what it has
+                self.done = _resume(self.journal, self.header)
+                yield
+            finally: (self.folder / name).unlink(missing_ok=True)
 
     def begin(self, rows: list[dict]):
         "Begin the journal anew."
@@ -372,7 +381,7 @@ def _settled(plan: Plan, asked: set[str], executor: str, workers: int | None, ad
     with closing(_batches(plan, len(asked), executor, workers, address, sandbox)) as batches:
         for made in batches: yield settle(made, asked, lambda tries: make(plan, tries, sandbox))
 
-# %% ../nbs/07_build.ipynb #818768f1
+# %% ../nbs/07_build.ipynb #715590a6
 def build_environments(generator: Generator | Author,                      # where content comes from
                        n: int,                                             # how many environments
                        seed: int,                                          # same seed, same environments
@@ -393,21 +402,22 @@ def build_environments(generator: Generator | Author,                      # whe
     fewer if an author gave questions up.
 
     With `out` they go to disk and are read from there when they are asked for. Raises `UserError` for arguments that make no
-    sense, where another build is, if an author had to stop, and if Ray is wanted and not there."""
+    sense, where another build is or is at work, if an author had to stop, and if Ray is wanted and not there."""
     plan = Plan(generator, n, seed, split, tuple(scenarios), difficulty, rates)
     _validate(plan, executor, sandbox, workers, out, shard, format)
     results = generator.environments(n, seed, split, difficulty, rates, sandbox) if plan.authored else None
     store = _Store(Path(out), plan, shard, format) if out else None
     if store and store.finished: return store.close()
-    asked = {json.loads(text)["scenario"]["question"] for text in (store.texts() if store else ())}
-    stream = _written(results, n, store, sandbox) if plan.authored else _settled(plan, asked, executor, workers, address, sandbox)
     kept, counts = [], Counter()
-    with closing(stream), tqdm(total=n, initial=len(asked), desc=f"build {split}", unit="env", disable=not progress) as bar:
-        for lines, new in stream:
-            if store: store.add(lines, new)
-            else: kept += map(Environment.model_validate_json, lines); counts += new
-            bar.update(len(lines))
-    return store.close() if store else BuildResult(kept, dict(sorted(counts.items())))
+    with store.taken() if store else nullcontext():
+        asked = {json.loads(text)["scenario"]["question"] for text in (store.texts() if store else ())}
+        stream = _written(results, n, store, sandbox) if plan.authored else _settled(plan, asked, executor, workers, address, sandbox)
+        with closing(stream), tqdm(total=n, initial=len(asked), desc=f"build {split}", unit="env", disable=not progress) as bar:
+            for lines, new in stream:
+                if store: store.add(lines, new)
+                else: kept += map(Environment.model_validate_json, lines); counts += new
+                bar.update(len(lines))
+        return store.close() if store else BuildResult(kept, dict(sorted(counts.items())))
 
 # %% ../nbs/07_build.ipynb #312ad7bd
 def _validate(plan: Plan, executor: str, sandbox, workers: int | None, out, shard: int, format: str):

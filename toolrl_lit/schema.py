@@ -253,15 +253,16 @@ def write_text(path: str | Path,  # file to write
     with replacing(path) as f: f.write(text.encode())
     return Path(path)
 
-# %% ../nbs/00_schema.ipynb #297f8215
+# %% ../nbs/00_schema.ipynb #c7a25743
 def reserve(folder: str | Path,    # made if it is not there
+            name: str = ".lock",   # of the file in it that is locked
             ) -> filelock.AcquireReturnProxy:
     """A lock on a folder, a context: until it ends, nobody else works there.
 
     Raises `UserError` if somebody does, or if the folder cannot be made."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        return filelock.FileLock(Path(folder) / ".lock").acquire(timeout=0)
+        return filelock.FileLock(Path(folder) / name).acquire(timeout=0)
     except filelock.Timeout as e: raise UserError(f"{folder}: another process is working in this folder") from e
     except OSError as e: raise UserError(f"{folder}: cannot be made: {e.strerror}") from e
 
