@@ -6,8 +6,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import get_json_schema
 from toolrl_lit.collect import CHAT_TEMPLATE, OraclePolicy, call_text, collect
-from toolrl_lit.export import (ToolEnvironment, plain_messages, to_ftrl_jsonl, to_hf_dataset, to_verifiers, to_verl, tool_method,
-                               trl_environment)
+from toolrl_lit.episode import ToolEnvironment, tool_method
+from toolrl_lit.export import plain_messages, to_ftrl_jsonl, to_hf_dataset, to_verifiers, to_verl, trl_environment
 from toolrl_lit.reward import score_turn
 from toolrl_lit.schema import Environment, Scenario, SubQuestion, Tool, ToolDoc, UserError, from_ftrl, read_jsonl, to_ftrl
 

@@ -474,6 +474,14 @@ def test_a_run_trains_and_keeps_what_it_did(run, tiny_folder, environments):
     assert {"kl", "entropy", "solve_precision", "solve_recall", "malformed_share", "empty_share"} <= row.keys()
     assert len(curves({"a": run / "log.json"}).data) == len(module.CURVES)
 
+def test_curves_of_several_seeds_are_their_mean_and_its_interval():
+    seeds = [[{"step": i, "reward": r * i} for i in (1, 2, 3)] for r in (1, 2, 6)]
+    mean, band = curves({"a": seeds}, keys=["reward"]).data
+    assert list(mean.x) == [1, 2, 3] and list(mean.y) == pytest.approx([3, 6, 9])
+    half = 4.302653 * 7 ** 0.5 / 3 ** 0.5                                             # Student's t, 2 degrees of freedom
+    assert list(band.y) == pytest.approx([3 + half, 6 + 2 * half, 9 + 3 * half, 9 - 3 * half, 6 - 2 * half, 3 - half], rel=1e-5)
+    assert len(curves({"a": seeds[0], "b": seeds[1]}, keys=["reward"]).data) == 2     # one seed has no interval
+
 def test_the_trained_policy_can_be_used(run, environments):
     trajs = collect(TransformersPolicy(run / "model"), environments[:2], temperature=0, max_turns=2, max_new_tokens=6)
     assert len(trajs) == 2 and all(t.turns for t in trajs)

@@ -8,27 +8,30 @@ __all__ = ['ALGORITHMS', 'PRESETS', 'CURVES', 'TrainConfig', 'make_config', 'dem
            'StepTrainer', 'StepRewards', 'informative', 'situation', 'choose_steps', 'kept_bytes', 'memory_needed',
            'train', 'curves']
 
-# %% ../nbs/10_train.ipynb #efe6557f
+# %% ../nbs/10_train.ipynb #2a00af23
 import importlib.util, itertools, json, math, os, random, re, time
 from copy import deepcopy
 from pathlib import Path
 from typing import Literal
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-import psutil, torch
+import numpy as np, psutil, torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from plotly.subplots import make_subplots
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from scipy.stats import t as student_t
 from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PretrainedConfig, PrinterCallback, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl.chat_template_utils import qwen3_template
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import nanstd, split_tensor_dict
 from .collect import OraclePolicy, TransformersPolicy, collect, generate_tokens, load_model, save_model
-from .reward import score_batch
+from .episode import trl_environment, turn_advantages, turn_rewards
+from .reward import PARSERS, score_batch
 from .schema import Environment, StepRecord, Trajectory, UserError, show, write_text
 
 # %% ../nbs/10_train.ipynb #cdf7b7e5
@@ -39,7 +42,7 @@ ALGORITHMS = {
     "reinforce++": dict(scale_rewards="batch", loss_type="dapo"),                # arXiv 2501.03262; the mean is the batch's too
     "reinforce++-baseline": dict(scale_rewards="batch", loss_type="dapo")}       # the same, section 3.2: the mean is the group's
 
-# %% ../nbs/10_train.ipynb #dff90908
+# %% ../nbs/10_train.ipynb #7bb5985c
 class TrainConfig(BaseModel):
     "Parameters of a training run. The paper's values are in METHOD section 3.3; the defaults suit a laptop's CPU."
     model_config = ConfigDict(extra="forbid")
@@ -57,9 +60,12 @@ class TrainConfig(BaseModel):
     # reinforcement learning
     algorithm: Literal["grpo", "dapo", "dr_grpo", "reinforce++", "reinforce++-baseline"] = Field("grpo",
         description="over what rewards are normalised (the group; dr_grpo: not; reinforce++: the batch) and the loss averaged (grpo: turns; else tokens)")
-    kind: Literal["f1", "p", "r", "pr"] = Field("f1", description="reward kind (paper, ablation)")
+    credit: Literal["step", "episode", "turn"] = Field("step",
+        description="what is sampled and rewarded: step, one turn after a step record (paper); episode, whole episodes, by their Solve-F1 (TRL's "
+                    "environment_factory); turn, the same, and each of their turns beside (MT-GRPO, arXiv 2505.11821)")
+    kind: Literal["f1", "p", "r", "pr"] = Field("f1", description="reward kind of a turn (paper, ablation)")
     match: Literal["paper", "strict"] = Field("paper", description="how results are compared with golden answers")
-    epochs: int = Field(2, ge=1, description="each begins by collecting trajectories with the current policy")
+    epochs: int = Field(2, ge=1, description="each begins by collecting trajectories with the current policy (credit=step), or goes over the same environments again")
     updates: int = Field(4, ge=1, description="batches of rollouts in an epoch; an update each, or mini_batches updates")
     prompts: int = Field(12, ge=1, description="step records in a batch of rollouts (paper: 512)")
     mini_batches: int = Field(1, ge=1,
@@ -75,6 +81,7 @@ class TrainConfig(BaseModel):
     max_new_tokens: int = Field(96, ge=1, description="tokens of a turn at most")
     max_prompt_tokens: int = Field(520, ge=16, description="longer step records are left out, and counted")
     max_turns: int = Field(3, ge=1, description="turns of a trajectory at most (paper: 20)")
+    max_episode_tokens: int = Field(400, ge=1, description="credit=episode or turn: tokens after the prompt at most, results included")
     lora_rank: int = Field(16, ge=0,
         description="rank of the LoRA adapters on all linear layers; 0 trains all weights, which wants a far lower learning_rate")
     micro_prompts: int = Field(1, ge=1, description="step records in one backward pass; memory grows with it")
@@ -98,9 +105,20 @@ class TrainConfig(BaseModel):
         share = self.prompts // self.mini_batches
         of = f" / mini_batches={self.mini_batches}" if self.mini_batches > 1 else ""
         if share % self.micro_prompts: raise ValueError(f"prompts={self.prompts}{of} must be a multiple of micro_prompts={self.micro_prompts}")
+        if self.credit == "step": return self
+        if self.oversample > 1: raise ValueError(f"credit={self.credit}: whole episodes are sampled once; set oversample=1")
+        if self.shuffle_rewards: raise ValueError(f"credit={self.credit}: shuffle_rewards is a control for credit=step")
+        if self.credit == "episode" and self.kind != "f1": raise ValueError(f"credit=episode: an episode is rewarded by its Solve-F1, not by kind={self.kind}")
+        if self.max_episode_tokens < self.max_new_tokens:
+            raise ValueError(f"max_episode_tokens={self.max_episode_tokens} must be at least max_new_tokens={self.max_new_tokens}")
         return self
 
-# %% ../nbs/10_train.ipynb #85637aba
+    @property
+    def completion_tokens(self) -> int:
+        "Tokens after a prompt at most: of a turn, or of an episode."
+        return self.max_new_tokens if self.credit == "step" else self.max_episode_tokens
+
+# %% ../nbs/10_train.ipynb #6e726c95
 PRESETS: dict[str, dict] = {
     "laptop": {},
     "consumer-24gb": dict(model="Qwen/Qwen3-4B", warm_steps=0, epochs=3, updates=8, prompts=16, group=16, environments=128, learning_rate=1e-5,
@@ -115,8 +133,9 @@ def make_config(preset: str = "laptop", # what `values` are put on top of, a nam
                 ) -> TrainConfig:
     "A `TrainConfig`; raises `UserError` with field, value and what was expected."
     if preset not in PRESETS: raise UserError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
-    thoughts = {"max_new_tokens": 8192} if preset == "paper" and values.get("reasoning") else {}
-    try: return TrainConfig(**PRESETS[preset] | thoughts | values)
+    follows = {"max_new_tokens": 8192} if preset == "paper" and values.get("reasoning") else {}
+    if values.get("credit", "step") != "step": follows["oversample"] = 1
+    try: return TrainConfig(**PRESETS[preset] | follows | values)
     except ValidationError as e:
         first = e.errors()[0]
         name = ".".join(map(str, first["loc"])) or "parameters"
@@ -334,10 +353,16 @@ def token_scores(hidden: torch.Tensor,      # (N, H) states from which the token
     parts = [checkpoint(part, h, t, use_reentrant=False) for h, t in zip(hidden.split(chunk), targets.split(chunk))]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
-# %% ../nbs/10_train.ipynb #e99313a3
+# %% ../nbs/10_train.ipynb #8d4bfb4b
 class StepTrainer(GRPOTrainer):
-    "TRL's GRPOTrainer, with the prompt of a group read once, and Reinforce++."
+    "TRL's GRPOTrainer, with the prompt of a group read once, Reinforce++, and whole episodes told apart by turns."
     global_baseline = False                     # Reinforce++: the mean reward of the batch is subtracted, not the group's
+    speak = None                                # whole episodes: writes the next turns after these token ids
+    worth = None                                # credit=turn: rewards of the turns, from their token ids by episode, and the episodes' rows
+
+    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        "A turn of each episode by our batched decoder, where there is one."
+        return (self.speak(prompt_ids), None) if self.speak else super()._generate_single_turn(prompt_ids, *args, **kwargs)
 
     def _generate_and_score_completions(self, inputs):
         "TRL always subtracts a group's mean; with `global_baseline`, advantages are computed anew from the same rewards."
@@ -347,7 +372,30 @@ class StepTrainer(GRPOTrainer):
             advantages = torch.nan_to_num((rewards - rewards.nanmean()) / (nanstd(rewards) + 1e-4))
             mine = self.accelerator.process_index * len(inputs)
             batch["advantages"] = advantages[mine:mine + len(inputs)].to(batch["advantages"])
+        if self.environments: self._log_episodes()
+        if self.worth: batch["advantages"] = batch["advantages"][:, None] + self._turn_credit(batch, inputs)
         return batch
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        "TRL itself answers a call of a tool that does not exist; it counts as a call nevertheless."
+        for env, messages in zip(self.environments or [], completions):
+            env._calls += sum(c["function"]["name"] not in env._env.codes() for m in messages for c in m.get("tool_calls") or [])
+        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+
+    def _log_episodes(self):
+        "Solve precision and recall of this batch of episodes, of all processes."
+        counts = torch.tensor([[e._calls, e._solved, len(e._env.scenario.sub_questions)] for e in self.environments], device=self.accelerator.device)
+        calls, solved, asked = self.accelerator.gather(counts).sum(0).tolist()
+        self._metrics["train"]["solve_precision"].append(solved / calls if calls else 1.0)
+        self._metrics["train"]["solve_recall"].append(solved / asked)
+
+    def _turn_credit(self, batch, inputs) -> torch.Tensor:
+        "(rows, C): at each token that the policy wrote, the advantage of its turn among the turns at its place in its group."
+        said = (batch["completion_mask"] * batch["tool_mask"]).bool()
+        turn = (said & ~torch.nn.functional.pad(said, (1, 0))[:, :-1]).cumsum(1)         # 1 in the first turn, and so on
+        turns = [[ids[s & (t == k)].tolist() for k in range(1, int(t[-1]) + 1)] for ids, s, t in zip(batch["completion_ids"], said, turn)]
+        own = [torch.tensor([0.0, *a], device=turn.device) for a in turn_advantages(self.worth(turns, inputs), self.num_generations)]
+        return torch.stack([a[t] * s for a, t, s in zip(own, turn, said)])
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None,
                                            compute_entropy=False, **unused):
@@ -459,18 +507,20 @@ def choose_steps(config: TrainConfig, policy: TransformersPolicy, environments, 
     need = config.prompts * config.oversample * config.updates
     return [next(kinds[kind]) for kind in itertools.islice(turns, need)], len(steps) - len(short)
 
-# %% ../nbs/10_train.ipynb #b850f124
+# %% ../nbs/10_train.ipynb #619084f9
 def _grpo_arguments(config: TrainConfig, out: Path) -> GRPOConfig:
     "TRL's configuration for ours."
     rows = config.micro_prompts * config.group // config.split_group
     share = _share("prompts / mini_batches / micro_prompts", config.prompts // config.mini_batches // config.micro_prompts) \
         * config.mini_batches * config.split_group
+    episodes = {} if config.credit == "step" else dict(max_tool_calling_iterations=config.max_turns,
+                                                       chat_template_kwargs={"enable_thinking": config.reasoning})
     return GRPOConfig(**_trainer_arguments(config, out), learning_rate=config.learning_rate, num_train_epochs=config.epochs,
         warmup_steps=round(config.warmup * config.epochs * config.updates * config.mini_batches),
         per_device_train_batch_size=rows, steps_per_generation=share, gradient_accumulation_steps=share // config.mini_batches,
-        num_generations=config.group, max_completion_length=config.max_new_tokens, temperature=config.temperature,
+        num_generations=config.group, max_completion_length=config.completion_tokens, temperature=config.temperature,
         beta=config.kl, entropy_coef=config.entropy, save_steps=config.save_updates * config.mini_batches,
-        shuffle_dataset=False, **ALGORITHMS[config.algorithm])
+        shuffle_dataset=False, **ALGORITHMS[config.algorithm], **episodes)
 
 # %% ../nbs/10_train.ipynb #790763a9
 def _skeleton(model: PretrainedConfig, rank: int, gpu: bool, layers: int | None = None):
@@ -505,7 +555,7 @@ def kept_bytes(model,          # from `_skeleton`; of no use afterwards
             plain.get_decoder()(row, attention_mask=mask, position_ids=row, use_cache=False)
     return sum(n for n, _ in kept.values())
 
-# %% ../nbs/10_train.ipynb #39dc56d2
+# %% ../nbs/10_train.ipynb #7e58c072
 def memory_needed(config: TrainConfig,        # of the run
                   model: PretrainedConfig,    # configuration of its model
                   gpu: bool | None = None,    # trained on a GPU, or on a CPU; None: as this machine has it
@@ -516,30 +566,30 @@ def memory_needed(config: TrainConfig,        # of the run
     text, whole, full = model.get_text_config(), _skeleton(model, config.lora_rank, gpu), not config.lora_rank
     trained = sum(p.numel() for p in whole.parameters() if p.requires_grad)
     base = sum(p.numel() for p in whole.parameters()) - (0 if full else trained)
-    row = config.max_prompt_tokens + config.group // config.split_group * config.max_new_tokens
+    row = config.max_prompt_tokens + config.group // config.split_group * config.completion_tokens
     one, two = (kept_bytes(_skeleton(model, config.lora_rank, gpu, n), row) for n in (1, 2))
     layers, layer = text.num_hidden_layers, two - one
     inputs = layers * row * text.hidden_size * (4 if full else 2) + (base * 2 if full else 0)    # and autocast's copies of the weights
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     token = 2 * 2 * layers * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * head
-    collecting = min(config.rollout_rows, config.environments) * (2 if gpu else 3)
+    collecting = min(config.rollout_rows, config.environments if config.credit == "step" else config.prompts * config.group) * (2 if gpu else 3)
     updating = min(config.rollout_rows, config.prompts * config.oversample * config.group)
     parts = {"weights": base * (4 if full else 2), "copy for rollouts": base * 2, "reference": base * 4 if full and config.kl else 0,
              "gradients and optimizer": trained * 12 + (0 if full else trained * 4),
              "activations": config.micro_prompts * (one + inputs if config.gradient_checkpointing else one + (layers - 1) * layer),
              "logits": 5 * 4 * 512 * text.vocab_size,
-             "rollouts": max(collecting, updating) * (config.max_prompt_tokens + config.max_new_tokens) * token}
+             "rollouts": max(collecting, updating) * (config.max_prompt_tokens + config.completion_tokens) * token}
     fixed = sum(n for k, n in parts.items() if k not in ("activations", "logits", "rollouts"))
     parts["peak"] = fixed + max(parts["activations"] + parts["logits"], parts["rollouts"])
     return {k: n / 1e9 for k, n in parts.items()}
 
-# %% ../nbs/10_train.ipynb #96d42a80
+# %% ../nbs/10_train.ipynb #c37686a4
 def _check_room(config: TrainConfig, model) -> None:
     "Raise `UserError` if a run with this loaded model cannot fit its positions or this machine's memory."
-    longest = config.max_prompt_tokens + config.max_new_tokens
+    longest, what = config.max_prompt_tokens + config.completion_tokens, "max_new_tokens" if config.credit == "step" else "max_episode_tokens"
     room = getattr(model.config.get_text_config(), "max_position_embeddings", longest)
     if longest > room:
-        raise UserError(f"max_prompt_tokens={config.max_prompt_tokens} and max_new_tokens={config.max_new_tokens} are more than the "
+        raise UserError(f"max_prompt_tokens={config.max_prompt_tokens} and {what}={config.completion_tokens} are more than the "
                         f"{room} positions of the model; lower one of them")
     need, loaded = memory_needed(config, model.config), sum(p.nbytes for p in model.parameters())
     free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))    # processes of a machine share it
@@ -555,7 +605,7 @@ def _check_room(config: TrainConfig, model) -> None:
     parts = ", ".join(f"{k} {n:.1f}" for k, n in need.items() if k != "peak" and n >= 0.05)
     raise UserError(f"training needs about {need['peak']:.1f} GB of memory, {have / 1e9:.1f} GB are free: {what} (GB: {parts})")
 
-# %% ../nbs/10_train.ipynb #c51b7be8
+# %% ../nbs/10_train.ipynb #aae162a5
 def train(config: TrainConfig,                 # what to train, and how
           environments: list[Environment],     # training environments
           sandbox=None,                        # a `ToolSandbox`; None takes the shared one
@@ -563,7 +613,7 @@ def train(config: TrainConfig,                 # what to train, and how
           start: str | Path | None = None,     # start policy; None takes `config.model`
           live: bool = False,                  # draw the curves while it runs, in a notebook
           ) -> Path:
-    """Reinforcement learning on step records (paper section 3.3); the folder of the trained model.
+    """Reinforcement learning on step records (paper section 3.3), or on whole episodes; the folder of the trained model.
 
     A second call with the same arguments goes on from the newest checkpoint, or returns what is finished. Raises
     `UserError` where the user can help (no memory, no disk, prompts too long)."""
@@ -580,16 +630,16 @@ def train(config: TrainConfig,                 # what to train, and how
     tuned = trainable(base, config.lora_rank)
     if torch.cuda.is_available(): policy.memory = None      # a GPU reads a prompt again sooner than it could keep all of them
     policy.fingerprint                          # of the start policy: trajectories of a resumed epoch belong to the same run
-    rewards = StepRewards(config, policy, sandbox)
-    trainer = _step_trainer(config, out, policy, tuned, rewards, environments, sandbox)
+    trainer = (_step_trainer if config.credit == "step" else _episode_trainer)(config, out, policy, tuned, environments, sandbox)
     if live: trainer.add_callback(_Live())
     _run(trainer, out, f"train, {config.algorithm}")
     merge_into(copy, tuned)
     return _finish(trainer, out, copy, tokenizer)
 
-# %% ../nbs/10_train.ipynb #28269589
-def _step_trainer(config, out, policy, tuned, rewards, environments, sandbox) -> StepTrainer:
+# %% ../nbs/10_train.ipynb #73da260e
+def _step_trainer(config, out, policy, tuned, environments, sandbox) -> StepTrainer:
     "TRL's trainer, its dataset of slots that each epoch refills, and rollouts by the merged copy."
+    rewards = StepRewards(config, policy, sandbox)
     def refill(epoch: int):
         merge_into(policy.model, tuned)
         where = random.Random(config.seed + epoch).sample(environments, min(config.environments, len(environments)))
@@ -625,28 +675,92 @@ def _step_trainer(config, out, policy, tuned, rewards, environments, sandbox) ->
 
     slots = Dataset.from_dict({"slot": list(range(config.prompts * config.updates))}).with_transform(fill)
     rewards.steps = [environments[0].start()] * len(slots)     # placeholder until the first epoch begins
-    trainer = StepTrainer(model=tuned, reward_funcs=rewards, args=_grpo_arguments(config, out), train_dataset=slots,
-                       processing_class=policy.tokenizer, rollout_func=rollout, callbacks=[_Epochs(refill, config.updates * config.mini_batches)])
+    trainer = _trainer(config, out, policy, tuned, reward_funcs=rewards, train_dataset=slots, rollout_func=rollout,
+                       callbacks=[_Epochs(refill, config.updates * config.mini_batches)])
+    return trainer
+
+def _trainer(config, out, policy, tuned, **what) -> StepTrainer:
+    "TRL's trainer of this model, whatever it samples."
+    trainer = StepTrainer(model=tuned, args=_grpo_arguments(config, out), **{"processing_class": policy.tokenizer} | what)
     trainer.global_baseline = config.algorithm == "reinforce++"
     # TRL keeps a frozen copy of fresh adapters as the reference, which is the model without adapters; and a checkpoint
     # of two adapters would be resumed with neither of the trained weights
     if "ref" in getattr(tuned, "peft_config", {}): tuned.delete_adapter("ref")
     return trainer
 
-# %% ../nbs/10_train.ipynb #ba8085a7
+# %% ../nbs/10_train.ipynb #0acc8f40
+def _reader(policy: TransformersPolicy):
+    "Its tokenizer, which TRL asks for the calls of a turn: it reads them as the rest of the library does, malformed ones and all."
+    tokenizer, parse = deepcopy(policy.tokenizer), policy.parser if callable(policy.parser) else PARSERS[policy.parser]
+    def parse_response(ids: list[int], prefix: list[int] | None = None) -> dict:
+        said = parse(policy.decode(ids))
+        calls = [{"type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in said.calls]
+        return {"role": "assistant", "content": said.content} | ({"tool_calls": calls} if calls else {})
+    tokenizer.parse_response = parse_response
+    tokenizer.response_template = getattr(tokenizer, "response_template", None) or qwen3_template     # TRL wants one; it is not used
+    return tokenizer
+
+def _episode_trainer(config, out, policy, tuned, environments, sandbox) -> StepTrainer:
+    "TRL's trainer of whole episodes, and turns by the merged copy."
+    start = lambda e: policy.render(e.start().messages, e.documents())
+    short = [e for e in environments if len(start(e)) <= config.max_prompt_tokens]
+    if len(short) < len(environments): print(f"{len(environments) - len(short)} questions were longer than {config.max_prompt_tokens} tokens and left out")
+    if not short: raise UserError(f"no question has at most max_prompt_tokens={config.max_prompt_tokens} tokens; raise it")
+    need = config.prompts * config.updates
+    chosen = {e.id: e for e in random.Random(config.seed).sample(short, min(need, len(short)))}
+    factories, rows = trl_environment(list(chosen.values()), config.match, sandbox)
+    spoken = [-1, 0]                            # the batch of rollouts, and its turns so far
+    def speak(ids: list[list[int]]) -> list[list[int]]:
+        batch = trainer.state.global_step // config.mini_batches
+        if batch != spoken[0]:
+            merge_into(policy.model, tuned)
+            spoken[:] = [batch, 0]
+        spoken[1] += 1
+        if spoken[1] > config.max_turns: return [[] for _ in ids]             # the last turn's calls have run; nothing follows
+        return generate_tokens(policy.model, ids, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+            seed=(config.seed * 1_000_003 + batch) * 64 + spoken[1], stop=policy.stop, pad=policy.tokenizer.pad_token_id, batch=policy.batch,
+            memory=policy.memory, first=trainer.accelerator.process_index * 1_000_003)
+
+    def worth(turns: list[list[list[int]]], rows: list[dict]) -> list[list[float]]:
+        episodes = [([policy.decode(ids) for ids in said], chosen[row["environment"]]) for said, row in zip(turns, rows)]
+        return turn_rewards(episodes, kind=config.kind, match=config.match, parser=policy.parser, sandbox=sandbox)
+
+    trainer = _trainer(config, out, policy, tuned, processing_class=_reader(policy), environment_factory=factories,
+                       train_dataset=rows.select([i % len(rows) for i in range(need)]))
+    trainer.speak, trainer.worth = speak, worth if config.credit == "turn" else None
+    trainer._env_tools = {e.id: e.documents() for e in chosen.values()}       # to the letter, as in evaluation; TRL would read the methods
+    return trainer
+
+# %% ../nbs/10_train.ipynb #c9696564
 CURVES = {"reward": "mean reward of a turn", "solve_precision": "solve precision", "kl": "KL to the start policy (nats)",
           "entropy": "entropy (nats)", "completions/mean_length": "tokens of a turn", "solve_recall": "solve recall of a turn",
           "malformed_share": "malformed share", "empty_share": "empty share", "tokens_per_second": "tokens sampled in a second"}
 
-def curves(logs: dict[str, str | Path | list[dict]],  # name of a run, and the log.json that `train` wrote, or its rows
+def _runs(log) -> list[list[dict]]:
+    "The runs behind one curve, each as its rows with rewards."
+    several = isinstance(log, list) and log and not isinstance(log[0], dict)
+    rows = [one if isinstance(one, list) else json.loads(Path(one).read_text()) for one in (log if several else [log])]
+    return [[r for r in run if "reward" in r] for run in rows]
+
+def _rgba(colour: str, opacity: float) -> str: return f"rgba({', '.join(str(int(colour[i:i + 2], 16)) for i in (1, 3, 5))}, {opacity})"
+
+def curves(logs: dict[str, str | Path | list],  # name of a run, and the log.json that `train` wrote, or its rows; a list of several seeds
+           keys: list[str] = list(CURVES),      # which quantities, names in `CURVES`
            ):
-    "Training curves of one or several runs, one panel for each quantity."
-    fig = make_subplots(rows=3, cols=3, subplot_titles=list(CURVES.values()), horizontal_spacing=0.08, vertical_spacing=0.12)
+    """Training curves of one or several runs, one panel for each quantity. Of several seeds: the mean, and its 95 % interval by
+    Student's t, which three seeds leave wide."""
+    rows = -(-len(keys) // 3)
+    fig = make_subplots(rows=rows, cols=min(3, len(keys)), subplot_titles=[CURVES[k] for k in keys], horizontal_spacing=0.08, vertical_spacing=0.36 / rows)
     colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
-    for colour, (name, log) in zip(itertools.cycle(colours), logs.items()):
-        rows = [r for r in (log if isinstance(log, list) else json.loads(Path(log).read_text())) if "reward" in r]
-        for i, key in enumerate(CURVES):
-            fig.add_scatter(x=[r["step"] for r in rows], y=[r.get(key) for r in rows], name=name, legendgroup=name, showlegend=i == 0,
-                            line=dict(color=colour), row=i // 3 + 1, col=i % 3 + 1)
-    fig.update_xaxes(title="update", row=3)
-    return fig.update_layout(template="plotly_white", height=640, margin=dict(t=40, b=40), legend=dict(orientation="h", y=1.18))
+    for colour, (name, runs) in zip(itertools.cycle(colours), ((n, _runs(log)) for n, log in logs.items())):
+        steps = [r["step"] for r in min(runs, key=len)]
+        for i, key in enumerate(keys):
+            place, group = dict(row=i // 3 + 1, col=i % 3 + 1), dict(name=name, legendgroup=name)
+            y = np.array([[r.get(key, np.nan) for r in run[:len(steps)]] for run in runs], dtype=float)
+            fig.add_scatter(x=steps, y=y.mean(0), showlegend=i == 0, line=dict(color=colour), **group, **place)
+            if len(runs) > 1:
+                half = student_t.ppf(0.975, len(runs) - 1) * y.std(0, ddof=1) / len(runs) ** 0.5
+                fig.add_scatter(x=steps + steps[::-1], y=np.concatenate([y.mean(0) + half, (y.mean(0) - half)[::-1]]), fill="toself", hoverinfo="skip",
+                                showlegend=False, mode="none", fillcolor=_rgba(colour, 0.15), **group, **place)
+    fig.update_xaxes(title="update", row=rows)
+    return fig.update_layout(template="plotly_white", height=100 + 180 * rows, margin=dict(t=40, b=40), legend=dict(orientation="h", y=1 + 0.54 / rows))

@@ -1,0 +1,132 @@
+"Whole episodes through TRL: the policy's own tokens and no others are learnt, and each by the advantage that one computes by hand."
+import json, re
+import pytest, torch
+from hypothesis import given, settings, strategies as st
+from safetensors.torch import load_file
+from toolrl_lit import train as module
+from toolrl_lit.collect import OraclePolicy, TransformersPolicy, collect
+from toolrl_lit.episode import turn_advantages, turn_rewards
+from toolrl_lit.reward import score_turn
+from toolrl_lit.schema import UserError
+from toolrl_lit.train import StepTrainer, make_config, memory_needed, train
+
+def config_for(folder, out, **changes):
+    return make_config(**dict(model=str(folder), out=str(out), warm_steps=0, credit="episode", epochs=1, updates=2, prompts=2, group=4, max_turns=3,
+        max_new_tokens=6, max_episode_tokens=300, max_prompt_tokens=2000, lora_rank=4, learning_rate=0.02, save_updates=1) | changes)
+
+def played(text: str) -> list[str]:
+    "The assistant's turns of a decoded completion."
+    results = re.compile(r"(?:<\|im_end\|>)?\n<\|im_start\|>user\n.*?<\|im_end\|>\n<\|im_start\|>assistant\n", re.S)
+    turns = results.split(text.removesuffix("<|im_end|>"))
+    return turns[:-1] if text.endswith("assistant\n") else turns                         # cut after the results of the last turn
+
+def by_hand(texts, env, kind="f1") -> tuple[float, list[float]]:
+    "Solve-F1 of an episode and the reward of each turn, call by call."
+    step, calls, solved, rewards = env.start(), 0, 0, []
+    for text in texts:
+        score = score_turn(text, step, kind=kind)
+        step = step.model_copy(update={"unsolved": score.unsolved})
+        calls, solved = calls + len(score.calls), solved + sum(c.solved is not None for c in score.calls)
+        rewards.append(score.reward)
+    return 2 * solved / (calls + len(env.scenario.sub_questions)), rewards
+
+def units(values) -> list[float]:
+    values = torch.tensor(values, dtype=torch.float64)
+    return ((values - values.mean()) / (values.std() + 1e-4)).tolist()
+
+@pytest.mark.parametrize("credit, kind", [("episode", "f1"), ("turn", "f1"), ("turn", "p")])
+def test_every_token_of_the_policy_has_the_advantage_computed_by_hand(tiny_folder, environments, tmp_path, monkeypatch, credit, kind):
+    config = config_for(tiny_folder, tmp_path, credit=credit, kind=kind, updates=3)
+    policy, batches, plain = TransformersPolicy(tiny_folder), {}, StepTrainer._compute_loss
+    def watched(self, model, inputs):
+        batches.setdefault(self.state.global_step, []).append(inputs)
+        return plain(self, model, inputs)
+    monkeypatch.setattr(StepTrainer, "_compute_loss", watched)
+    train(config, environments)
+    several = moved = differ = 0
+    for inputs in (i for parts in batches.values() for i in parts):                      # a group each
+        episodes = []
+        for row in range(4):
+            real = inputs["completion_mask"][row].bool()
+            ids, said = inputs["completion_ids"][row][real], inputs["tool_mask"][row][real].bool()
+            prompt = policy.tokenizer.decode(inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()])
+            env, = [e for e in environments if f"user\n{e.question}<|im_end|>" in prompt]
+            assert prompt == policy.text(env.start().messages, env.documents())
+            texts = played(policy.tokenizer.decode(ids))
+            assert "".join(t.replace("<|im_end|>", "") for t in texts) == policy.tokenizer.decode(ids[said]).replace("<|im_end|>", "")
+            episodes.append((texts, env, said, by_hand(texts, env, kind)))
+            several += len(texts) > 1
+        whole = units([outcome for *_, (outcome, _) in episodes])
+        for row, (texts, env, said, (_, rewards)) in enumerate(episodes):
+            starts = said & ~torch.cat([torch.tensor([False]), said[:-1]])
+            assert int(starts.sum()) == len(texts)
+            place, wanted = starts.cumsum(0) - 1, []
+            for k in range(len(texts)):
+                there = [i for i, (t, *_) in enumerate(episodes) if len(t) > k]
+                own = units([episodes[i][3][1][k] for i in there])[there.index(row)] if len(there) > 1 else 0
+                wanted.append(whole[row] + (own if credit == "turn" else 0))
+            got = inputs["advantages"][row]
+            got = got[:len(said)][said].double() if got.dim() else got.double().expand(int(said.sum()))
+            assert torch.allclose(got, torch.tensor(wanted, dtype=torch.float64)[place[said]], atol=2e-3)
+            moved |= any(wanted)
+            differ |= len(set(wanted)) > 1
+    assert several and moved and differ == (credit == "turn"), "the test shows nothing"
+    log = [r for r in json.loads((tmp_path / "rl" / "log.json").read_text()) if "reward" in r]
+    assert len(log) == 3 and all(0 <= r["solve_precision"] <= 1 and 0 <= r["solve_recall"] <= 1 for r in log)
+
+def test_turns_are_rewarded_as_the_collector_rewards_them(environments):
+    trajs = collect(OraclePolicy(environments, slips=0.5), environments, temperature=0)
+    assert turn_rewards([([t.text for t in traj.turns], e) for traj, e in zip(trajs, environments)]) == [[t.reward for t in traj.turns] for traj in trajs]
+    assert turn_rewards([]) == []
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 4), st.data())
+def test_turns_at_one_place_are_compared_within_their_group_only(group, data):
+    turns = st.lists(st.sampled_from([0.0, 1.0, -0.5, 4 / 3]), min_size=1, max_size=3)
+    rewards = data.draw(st.lists(turns, min_size=2 * group, max_size=2 * group))
+    out = turn_advantages(rewards, group)
+    assert [len(a) for a in out] == [len(r) for r in rewards]
+    assert out == turn_advantages(rewards[:group], group) + turn_advantages(rewards[group:], group)
+    for first in (0, group):
+        for k in range(3):
+            there = [(rewards[i][k], out[i][k]) for i in range(first, first + group) if len(rewards[i]) > k]
+            assert sum(a for _, a in there) == pytest.approx(0, abs=1e-6)
+            assert sorted(there) == sorted(there, key=lambda p: (p[1], p[0]))            # a better turn has no lower advantage
+
+def test_episodes_are_the_same_twice_and_after_an_interruption(tiny_folder, environments, tmp_path, monkeypatch):
+    config = lambda name: config_for(tiny_folder, tmp_path / name, credit="turn", prompts=2, mini_batches=2)
+    weights = lambda name: load_file(tmp_path / name / "rl" / "model" / "model.safetensors")
+    train(config("whole"), environments)
+    calls, plain = iter(range(1, 100)), module.turn_rewards
+    def stops(*args, **kwargs):
+        if next(calls) == 2: raise KeyboardInterrupt
+        return plain(*args, **kwargs)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "turn_rewards", stops)
+        train(config("stopped"), environments)
+    assert not (tmp_path / "stopped" / "rl" / "model").exists()
+    train(config("stopped"), environments)
+    before, whole, stopped = load_file(tiny_folder / "model.safetensors"), weights("whole"), weights("stopped")
+    assert all(torch.equal(whole[k], stopped[k]) for k in whole) and any(not torch.equal(whole[k], before[k]) for k in whole)
+
+def test_an_episode_that_grows_too_long_is_cut_and_learnt_from(tiny_folder, environments, tmp_path):
+    train(config_for(tiny_folder, tmp_path, credit="turn", max_episode_tokens=20, updates=1), environments)
+    row = next(r for r in json.loads((tmp_path / "rl" / "log.json").read_text()) if "reward" in r)
+    assert row["completions/max_length"] <= 20
+
+@pytest.mark.parametrize("values, said", [
+    (dict(credit="episode", kind="p"), "credit=episode: .*Solve-F1.*kind=p"),
+    (dict(credit="turn", oversample=2), "credit=turn: .*oversample=1"),
+    (dict(credit="turn", shuffle_rewards=True), "credit=turn: shuffle_rewards"),
+    (dict(credit="episode", max_episode_tokens=50), "max_episode_tokens=50 must be at least max_new_tokens=96")])
+def test_what_does_not_fit_whole_episodes_is_refused_with_the_reason(values, said):
+    with pytest.raises(UserError, match=said): make_config(**values)
+
+def test_questions_that_are_too_long_are_told(tiny_folder, environments, tmp_path, capsys):
+    with pytest.raises(UserError, match="no question has at most max_prompt_tokens=16"):
+        train(config_for(tiny_folder, tmp_path, max_prompt_tokens=16), environments)
+
+def test_longer_episodes_need_more_memory(tiny_folder, tmp_path):
+    from transformers import AutoConfig
+    short, long = (memory_needed(config_for(tiny_folder, tmp_path, max_episode_tokens=n), AutoConfig.from_pretrained(tiny_folder), gpu=False) for n in (100, 1000))
+    assert short["activations"] < long["activations"] and short["rollouts"] < long["rollouts"] and short["weights"] == long["weights"]
