@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['Prompt', 'CHAT_TEMPLATE', 'WARM_ADAPTER', 'PACKAGED', 'Policy', 'call_text', 'wrong_calls', 'OraclePolicy', 'collect',
            'grouped_attention', 'grouped_mask', 'PrefixMemory', 'generate_tokens', 'packaged_model',
-           'packaged_warm_model', 'save_model', 'load_model', 'TransformersPolicy']
+           'packaged_warm_model', 'save_model', 'load_model', 'TransformersPolicy', 'wire_messages', 'reply_text',
+           'EndpointPolicy']
 
-# %% ../nbs/09_collect.ipynb #bdf96b5a
+# %% ../nbs/09_collect.ipynb #d5ab5ef4
 import bisect, hashlib, importlib.util, json, os, random, shutil, tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -459,3 +461,65 @@ class TransformersPolicy:
         "Text of generated ids without the token that ended the turn."
         if ids and ids[-1] in self.stop: ids = ids[:-1]
         return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+# %% ../nbs/09_collect.ipynb #c6176a10
+def wire_messages(messages: list[dict],  # of a conversation, as trajectories keep them
+                  ) -> list[dict]:
+    "The same as the OpenAI protocol wants them: every call has an id, its result names it, and arguments are a string."
+    out, open_ids = [], []
+    for i, m in enumerate(messages):
+        m = dict(m)
+        if m.get("tool_calls"):
+            open_ids = [f"call_{i}_{k}" for k in range(len(m["tool_calls"]))]
+            m["tool_calls"] = [{"id": id, "type": "function", "function": {"name": str(c["function"]["name"]),
+                "arguments": json.dumps(c["function"]["arguments"], ensure_ascii=False)}} for id, c in zip(open_ids, m["tool_calls"])]
+        elif m["role"] == "tool": m = {"role": "tool", "tool_call_id": open_ids.pop(0), "content": m["content"]}
+        out.append(m)
+    return out
+
+def reply_text(message) -> str:
+    "A reply of the openai client as the model would have written it: content, then calls in Qwen's markup."
+    calls = [(c.function.name, (c.function.arguments or "{}").replace("<", "\\u003c")) for c in message.tool_calls or [] if c.type == "function"]
+    marked = [f'<tool_call>\n{{"name": {json.dumps(name)}, "arguments": {arguments}}}\n</tool_call>' for name, arguments in calls]
+    return "\n".join(part for part in (message.content or "", *marked) if part)
+
+# %% ../nbs/09_collect.ipynb #2f13c5f7
+class EndpointPolicy:
+    "A model behind an OpenAI-compatible endpoint as a policy. Raises `UserError` if there is no API key or the URL is none."
+    parser = "qwen"
+
+    def __init__(self, model: str,                # as the endpoint calls it
+                 base_url: str | None = None,     # of the endpoint, such as http://localhost:8000/v1; None is OpenAI
+                 concurrency: int = 16,           # requests at a time
+                 timeout: float = 300,            # seconds to wait for a turn
+                 retries: int = 6,                # repetitions of a failed request, after Retry-After or longer and longer
+                 **settings):                     # further fields of a request, such as top_p=0.9
+        import openai
+        key = os.environ.get("OPENAI_API_KEY")
+        if not key: raise UserError("no API key: set the environment variable OPENAI_API_KEY (to any text if none is wanted)")
+        self.model, self.concurrency, self.settings = model, concurrency, settings
+        try: self._client = openai.OpenAI(api_key=key, base_url=base_url, timeout=timeout, max_retries=retries)
+        except (openai.OpenAIError, ValueError) as e: raise UserError(f"base_url {base_url!r}: {e}") from e
+        self.fingerprint = json.dumps([str(self._client.base_url), model, settings], sort_keys=True)
+
+    def generate(self, prompts: list[Prompt], *, temperature: float = 1.0, max_new_tokens: int = 128, seed: int = 0) -> list[str | None]:
+        """One assistant text for each prompt; None where the prompt is longer than the model reads. Raises `UserError` if the
+        endpoint refuses or stays away."""
+        turn = lambda i: self._turn(*prompts[i], temperature, max_new_tokens, seed * 1009 + i)
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            try: return list(pool.map(turn, range(len(prompts))))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _turn(self, messages, tools, temperature, max_new_tokens, seed) -> str | None:
+        import openai
+        try:
+            reply = self._client.chat.completions.create(model=self.model, messages=wire_messages(messages), temperature=temperature, seed=seed % 2**31,
+                max_completion_tokens=max_new_tokens, extra_body=self.settings, **({"tools": tools} if tools else {}))
+            return reply_text(reply.choices[0].message)
+        except openai.BadRequestError as e:
+            if "context_length" in str(e) or "maximum context length" in str(e): return None
+            raise UserError(f"the endpoint {self._client.base_url} refuses a request: {e}") from e
+        except (openai.OpenAIError, AttributeError, IndexError, TypeError, ValueError) as e:   # the last four: no chat completion
+            raise UserError(f"the endpoint {self._client.base_url} fails: {e}") from e
