@@ -11,6 +11,7 @@ from trl import GRPOTrainer
 from toolrl_lit import train as module
 from toolrl_lit.collect import OraclePolicy, TransformersPolicy, _prefill, collect
 from toolrl_lit.reward import score_turn
+from toolrl_lit.sandbox import ToolSandbox
 from toolrl_lit.schema import Trajectory, UserError, read_jsonl, write_jsonl
 from toolrl_lit.train import (StepRewards, StepTrainer, TrainConfig, choose_steps, curves, demonstrations, group_mask, informative, lora, situation,
                               make_config, memory_needed, merge_into, pack_groups, token_scores, train, warm_start)
@@ -512,6 +513,28 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(run, tiny_folder, enviro
     assert same_trajectories(run, tmp_path / "rl")
     assert losses(tmp_path / "rl") == losses(run)
     assert same(run, tmp_path / "rl")
+
+def test_killed_workers_of_the_sandbox_change_nothing(run, tiny_folder, environments, tmp_path, monkeypatch):
+    plain, killed = StepRewards.score, []
+    with ToolSandbox(workers=2) as box:
+        def score(self, *args):
+            for worker in box._pool: os.killpg(worker.process.pid, signal.SIGKILL); killed.append(worker)
+            return plain(self, *args)
+        monkeypatch.setattr(StepRewards, "score", score)
+        train(config_for(tiny_folder, tmp_path), environments, sandbox=box)
+    assert len(killed) >= 4 and losses(tmp_path / "rl") == losses(run) and same(run, tmp_path / "rl")
+
+def test_a_sandbox_that_starts_no_more_ends_the_run_which_goes_on_later(run, tiny_folder, environments, tmp_path, monkeypatch):
+    calls, plain = iter(range(1, 100)), StepRewards.score
+    def score(self, *args):
+        if next(calls) < 6: return plain(self, *args)
+        raise UserError("a sandbox worker does not start although others did: is the memory or the number of processes used up?")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="a sandbox worker does not start"):
+        patch.setattr(StepRewards, "score", score)
+        train(config_for(tiny_folder, tmp_path), environments)
+    assert list((tmp_path / "rl").glob("checkpoint-*")) and not (tmp_path / "rl" / "model").exists()    # no reward stood in for the failed ones
+    train(config_for(tiny_folder, tmp_path), environments)
+    assert losses(tmp_path / "rl") == losses(run) and same(run, tmp_path / "rl")
 
 def test_a_run_interrupted_between_mini_batches_goes_on_to_the_same_weights(tiny_folder, environments, tmp_path, monkeypatch):
     config = lambda name: config_for(tiny_folder, tmp_path / name, mini_batches=2)
