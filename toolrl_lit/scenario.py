@@ -34,6 +34,7 @@ class Relation:
     measure: str = ""            # what "greater" would compare, for quantities
     units: tuple[tuple[str, float], ...] = ()  # (unit, factor) with the unit of the facts first
     rare: bool = False           # coordinates and number codes: right answers, but not what people mostly ask
+    far: bool = False            # from one thing to another of its kind: for chains of more than four hops
 
 @dataclass(frozen=True)
 class Subject:
@@ -216,6 +217,18 @@ _relation("element", "number", "element_molar_volume",
           "the molar volume in cm3 of {}; the cubic centimetres that a mole of {} takes",
           "molar_volume | volume_per_mole", measure="molar volume", rare=True)
 
+# %% ../nbs/02_scenario.ipynb #d4305293
+for name, phrases, nouns in (
+        ("nearest", "the domestic city of over 200,000 people nearest to {}; the nearest domestic city of over 200,000 people to {}",
+         "nearest_city closest_city | nearest_large_city closest_large_city"),
+        ("farthest", "the domestic city of over 200,000 people farthest from {}; the most distant domestic city of over 200,000 people from {}",
+         "farthest_city | most_distant_city"),
+        ("next_larger", "the domestic city next in population above {}; the next larger domestic city after {}",
+         "next_larger_city next_bigger_city | city_next_above"),
+        ("next_smaller", "the domestic city next in population below {}; the next smaller domestic city after {}",
+         "next_smaller_city | city_next_below")):
+    _relation("city", "city", f"city_{name}", phrases, nouns, far=True)
+
 # %% ../nbs/02_scenario.ipynb #d6f62383
 def _text(x: float | int | str) -> str:
     "A number as people write it, without a useless `.0`."
@@ -315,6 +328,28 @@ def _computed_facts() -> Iterator[tuple[str, str, str, str]]:
     for name, c in _cities().items():
         yield "city_local_time", name, f"{moment.astimezone(ZoneInfo(c['timezone'])):%Y-%m-%d %H:%M}", c["countrycode"]
 
+# %% ../nbs/02_scenario.ipynb #07aa6672
+def _neighbours(cities: list[dict],  # all of one country
+                ) -> Iterator[tuple[str, dict, dict]]:
+    "(relation, city, other city): the nearest and the farthest large one, and the next in size, where that is clear."
+    ranked = sorted(cities, key=lambda c: c["population"])
+    alone = Counter(c["population"] for c in ranked)
+    for below, above in zip(ranked, ranked[1:]):
+        if alone[below["population"]] == alone[above["population"]] == 1:
+            yield from (("city_next_larger", below, above), ("city_next_smaller", above, below))
+    large, at = [c for c in ranked if c["population"] > 200_000], lambda c: (c["latitude"], c["longitude"])
+    for c in large:
+        others = sorted((o for o in large if o is not c), key=lambda o: distance(at(c), at(o)))
+        if others: yield from (("city_nearest", c, others[0]), ("city_farthest", c, others[-1]))
+
+def _city_to_city_facts() -> Iterator[tuple[str, str, str, str]]:
+    "(relation, subject, value, owner) from city to city, where both are known by name."
+    named, by_country = _cities(), defaultdict(list)
+    for c in _all_cities(): by_country[c["countrycode"]].append(c)
+    for iso, cities in sorted(by_country.items()):
+        for relation, *pair in _neighbours(cities):
+            if all(named.get(c["name"]) is c for c in pair): yield relation, *(c["name"] for c in pair), iso
+
 # %% ../nbs/02_scenario.ipynb #8bfe58d2
 def _other_facts() -> Iterator[tuple[str, str, str, str]]:
     "Facts of currencies (owned by a country that uses them), elements, languages and scripts."
@@ -369,7 +404,7 @@ def specific(value: str,  # candidate golden answer
 @lru_cache(maxsize=1)
 def _facts() -> dict[str, dict[str, dict[str, str]]]:
     "split -> relation -> subject -> value. A subject with two values is left out: its question has no single answer."
-    rows = [r for source in (_country_facts, _city_facts, _airport_facts, _computed_facts, _other_facts) for r in source()]
+    rows = [r for source in (_country_facts, _city_facts, _airport_facts, _computed_facts, _city_to_city_facts, _other_facts) for r in source()]
     values, owners = defaultdict(set), defaultdict(set)
     for relation, subject, value, owner in rows:
         values[relation, subject].add(value)
@@ -429,7 +464,7 @@ def find_path(hops: int,            # how many relations
     seen = {path[0].subject, *(r.value for r in path)} - {"city", "number"} if path else set()
     steps = [r for n, r in RELATIONS.items() if n in usable and r.value not in seen and (not path or r.subject == path[-1].value)]
     for r in rng.sample(steps, len(steps)):
-        if r.subject != r.value and r not in path and (found := find_path(hops, usable, rng, [*path, r])): return found
+        if (r.far or r.subject != r.value) and r not in path and (found := find_path(hops, usable, rng, [*path, r])): return found
     return []
 
 # %% ../nbs/02_scenario.ipynb #fc654e90
@@ -523,7 +558,7 @@ def walk(n: int,              # how many branches
          ) -> list[Chain]:
     "Branches, mostly over the same path; fewer than `n` if the facts run out."
     table, same = _facts()[split].__getitem__, rng.random() < (.85 if hops > 1 else .6)
-    usable = {name for name, r in RELATIONS.items() if table(name) and (not r.rare or rng.random() < 1 / 3)}
+    usable = {name for name, r in RELATIONS.items() if table(name) and (hops > 4 if r.far else not r.rare or rng.random() < 1 / 3)}
     branches, path = [], []
     for _ in range(30 * n):
         if len(branches) == n: break
@@ -547,11 +582,11 @@ class KnowledgeGenerator:
 
     def siblings(self, relation: str) -> list[str]:
         "Other relations on the same type of subject."
-        return [n for n, r in RELATIONS.items() if r.subject == RELATIONS[relation].subject and n != relation]
+        return [n for n in self.relations() if RELATIONS[n].subject == RELATIONS[relation].subject and n != relation]
 
     def relations(self) -> list[str]:
-        "The names of all relations."
-        return list(RELATIONS)
+        "The names of all relations that a question of any length may need."
+        return [n for n, r in RELATIONS.items() if not r.far]
 
     def scenario(self, id: str, kind: ScenarioKind, split: str, difficulty: Difficulty, rng: random.Random) -> Scenario | None:
         "A question composed from facts (paper section 3.1), or None if the random walk ended before it was complete."
