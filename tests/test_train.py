@@ -236,6 +236,11 @@ def test_steps_are_as_many_as_an_epoch_needs_and_short_enough(tiny_folder, envir
     with pytest.raises(UserError, match="max_prompt_tokens=16"):
         choose_steps(config.model_copy(update=dict(max_prompt_tokens=16)), policy, environments, shown, epoch=0)
 
+def test_naming_an_epochs_prompts_does_not_copy_the_model(tiny_folder):
+    from datasets.utils._dill import dumps      # what `datasets` makes of a transform, to tell it from others
+    prompts = module._Prompts(StepRewards(make_config(), TransformersPolicy(tiny_folder)))
+    assert len(dumps(prompts)) < 1000
+
 @given(st.integers(1, 4), st.data())
 def test_the_groups_with_most_at_stake_are_kept_whole(group, data):
     groups = data.draw(st.lists(st.lists(st.sampled_from([-0.5, -0.3, 0.0, 0.5, 1.0]), min_size=group, max_size=group), min_size=1, max_size=8))

@@ -469,6 +469,14 @@ class StepRewards:
         return rewards
 
 # %% ../nbs/10_train.ipynb #8e3aca88
+class _Prompts:
+    "The prompts of the epoch by slot. `datasets` pickles what it is given to name it; the model shall not be in there."
+    def __init__(self, rewards: StepRewards): self.rewards = rewards
+    def __reduce__(self): return str, ("prompts of the epoch",)
+    def __call__(self, rows: dict) -> dict:
+        steps = [self.rewards.steps[i] for i in rows["slot"]]
+        return {"prompt": [self.rewards.policy.text(s.messages, s.tools) for s in steps], "slot": rows["slot"]}
+
 class _Epochs(TrainerCallback):
     "Before each epoch: collect with the current policy, and lay out its step records as the epoch's prompts."
     def __init__(self, refill, updates: int): self.refill, self.updates = refill, updates    # optimizer updates of an epoch
@@ -669,11 +677,7 @@ def _step_trainer(config, out, policy, tuned, environments, sandbox) -> StepTrai
         ids, rows, slots = map(list, zip(*turns))
         return {"prompt_ids": ids, "completion_ids": rows, "logprobs": None, "slot": slots}
 
-    def fill(rows: dict) -> dict:
-        steps = [rewards.steps[i] for i in rows["slot"]]
-        return {"prompt": [policy.text(s.messages, s.tools) for s in steps], "slot": rows["slot"]}
-
-    slots = Dataset.from_dict({"slot": list(range(config.prompts * config.updates))}).with_transform(fill)
+    slots = Dataset.from_dict({"slot": list(range(config.prompts * config.updates))}).with_transform(_Prompts(rewards))
     rewards.steps = [environments[0].start()] * len(slots)     # placeholder until the first epoch begins
     trainer = _trainer(config, out, policy, tuned, reward_funcs=rewards, train_dataset=slots, rollout_func=rollout,
                        callbacks=[_Epochs(refill, config.updates * config.mini_batches)])
