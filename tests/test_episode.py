@@ -7,6 +7,7 @@ from toolrl_lit import train as module
 from toolrl_lit.collect import OraclePolicy, TransformersPolicy, collect
 from toolrl_lit.episode import turn_advantages, turn_rewards
 from toolrl_lit.reward import score_turn
+from toolrl_lit.sandbox import shared
 from toolrl_lit.schema import UserError
 from toolrl_lit.train import StepTrainer, make_config, memory_needed, train
 
@@ -108,6 +109,18 @@ def test_episodes_are_the_same_twice_and_after_an_interruption(tiny_folder, envi
     train(config("stopped"), environments)
     before, whole, stopped = load_file(tiny_folder / "model.safetensors"), weights("whole"), weights("stopped")
     assert all(torch.equal(whole[k], stopped[k]) for k in whole) and any(not torch.equal(whole[k], before[k]) for k in whole)
+
+@pytest.mark.parametrize("credit", ["episode", "turn"])
+def test_a_sandbox_that_dies_in_an_episode_ends_the_run_and_is_no_reward_of_0(tiny_folder, environments, tmp_path, credit):
+    class Dying:
+        "A sandbox that stops working after a few batches of calls."
+        left = 4
+        def call_many(self, calls):
+            self.left -= 1
+            if self.left < 0: raise UserError("no sandbox starts any more")
+            return shared().call_many(calls)
+    with pytest.raises(UserError, match="no sandbox starts any more"):
+        train(config_for(tiny_folder, tmp_path, credit=credit), environments, sandbox=Dying())
 
 def test_an_episode_that_grows_too_long_is_cut_and_learnt_from(tiny_folder, environments, tmp_path):
     train(config_for(tiny_folder, tmp_path, credit="turn", max_episode_tokens=20, updates=1), environments)

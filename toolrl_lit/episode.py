@@ -79,16 +79,20 @@ class ToolEnvironment:
 
     def reset(self, **row) -> None:
         "Start over: nothing called, nothing solved. TRL passes the columns of the row."
-        self._step, self._calls, self._solved = self._env.start(), 0, 0
+        self._step, self._calls, self._solved, self._broken = self._env.start(), 0, 0, None
 
     def get_reward(self) -> float:
-        "Solve-F1 of the rollout."
+        "Solve-F1 of the rollout. Raises what kept a call from running: TRL shows that to the policy, but nobody earned a 0."
+        if self._broken: raise self._broken
         return 2 * self._solved / (self._calls + len(self._env.scenario.sub_questions))
 
     def _run(self, name: str, arguments: dict[str, Any]) -> str:
         "One call: run it, note what it solved, return its feedback."
         call = json.dumps({"name": name, "arguments": arguments}).replace("<", "\\u003c")   # no argument can end the markup
-        turn = score_turn(f"<tool_call>{call}</tool_call>", self._step, match=self._match, sandbox=self._sandbox)
+        try: turn = score_turn(f"<tool_call>{call}</tool_call>", self._step, match=self._match, sandbox=self._sandbox)
+        except Exception as e:
+            self._broken = e
+            raise
         self._step = self._step.model_copy(update={"unsolved": turn.unsolved})
         self._calls += 1
         self._solved += turn.calls[0].solved is not None
