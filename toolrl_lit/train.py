@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['ALGORITHMS', 'PRESETS', 'CURVES', 'TrainConfig', 'make_config', 'demonstrations', 'lora', 'without_adapters',
-           'trainable', 'processes', 'merge_into', 'warm_start', 'pack_groups', 'group_mask', 'token_scores',
-           'StepTrainer', 'StepRewards', 'informative', 'situation', 'choose_steps', 'kept_bytes', 'memory_needed',
-           'train', 'curves']
+           'trainable', 'processes', 'sharded', 'gathered', 'merge_into', 'warm_start', 'pack_groups', 'group_mask',
+           'token_scores', 'StepTrainer', 'StepRewards', 'informative', 'situation', 'choose_steps', 'kept_bytes',
+           'memory_needed', 'train', 'curves']
 
 # %% ../nbs/10_train.ipynb #2a00af23
-import importlib.util, itertools, json, math, os, random, re, time
+import contextlib, importlib.util, itertools, json, math, os, random, re, time
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Literal
@@ -21,8 +22,11 @@ from plotly.subplots import make_subplots
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from scipy.stats import t as student_t
 from torch._subclasses import FakeTensorMode
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
-from accelerate.utils import gather_object
+from accelerate.state import DistributedType, PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin, gather_object
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PretrainedConfig, PrinterCallback, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
@@ -184,6 +188,10 @@ def processes() -> int:
     "How many processes train together, as `accelerate launch` or `torchrun` has it."
     return int(os.environ.get("WORLD_SIZE", 1))
 
+def sharded() -> bool:
+    "Whether the processes cut up the weights among them, as `accelerate launch --use_fsdp` has it."
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true") and "LOCAL_RANK" in os.environ
+
 def _share(what: str, n: int) -> int:
     "Of `n` things, those of one process. Raises `UserError` if there is a rest."
     if n % processes(): raise UserError(f"{what}: expected a multiple of the {processes()} processes, got {n}")
@@ -194,7 +202,8 @@ def _trainer_arguments(config: TrainConfig, out: Path) -> dict:
     cpu = not torch.cuda.is_available()
     return dict(output_dir=str(out), seed=config.seed, bf16=True, use_cpu=cpu, gradient_checkpointing=config.gradient_checkpointing, report_to=config.report_to,
                 logging_steps=1, save_total_limit=1, dataloader_pin_memory=not cpu, remove_unused_columns=False,
-                lr_scheduler_type="linear", max_grad_norm=1.0, disable_tqdm=True)
+                lr_scheduler_type="linear", max_grad_norm=1.0, disable_tqdm=True,
+                **({"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}} if sharded() else {}))    # no whole gradients
 
 class _Bar(TrainerCallback):
     "One progress bar with the numbers that matter, in a terminal and in a notebook."
@@ -251,20 +260,59 @@ def _run(trainer, folder: Path, what: str):
 
 # %% ../nbs/10_train.ipynb #b008e464
 def _resume(folder: Path) -> str | None:
-    "The newest checkpoint that is whole, if there is one."
+    "The newest checkpoint that is whole, if there is one. Raises `UserError` if FSDP wrote it and is not there now, or the other way round."
     found = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").exists()]
-    return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
+    if not found: return None
+    newest = max(found, key=lambda p: int(p.name.split("-")[1]))
+    if (newest / "pytorch_model_fsdp_0").exists() != sharded():
+        raise UserError(f"{newest} was written with{'out' if sharded() else ''} FSDP: go on as it was begun, or start again in another folder")
+    return str(newest)
+
+# %% ../nbs/10_train.ipynb #f5d9a2c1
+def _check_sharding() -> None:
+    "Raise `UserError` for what FSDP cannot do here."
+    if not sharded(): return
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError("FSDP: its first version lays weights end to end, and rollouts want them one by one; use `accelerate launch --use_fsdp --fsdp_version 2`")
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"     # or only the first process loads weights, and all of them sample turns
+
+class _Sharded:
+    "A trainer whose weights FSDP may cut up among the processes."
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        if not sharded(): return
+        state = self.accelerator.state
+        if state.distributed_type == DistributedType.MULTI_CPU:     # accelerate forgets FSDP on a CPU, where torch has it too
+            state.fsdp_plugin = FullyShardedDataParallelPlugin()
+            PartialState._shared_state["distributed_type"] = state.distributed_type = DistributedType.FSDP
+            self.is_fsdp_enabled = True
+        self.accelerator.gradient_state._set_sync_gradients(True)                  # an interrupted run leaves False, and its optimizer would not be loaded
+        state.fsdp_plugin.set_state_dict_type("SHARDED_STATE_DICT")                # a checkpoint's file for each process
+        state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()          # autocast casts, as it does for whole weights
+
+class _WarmTrainer(_Sharded, SFTTrainer):
+    "TRL's SFTTrainer."
 
 # %% ../nbs/10_train.ipynb #066c1443
+@contextlib.contextmanager
+def gathered(module):
+    "A module with its weights whole for a while, where FSDP has cut them up; all processes have to do it, in the same order."
+    cut = [(m, name, p) for m in module.modules() for name, p in m._parameters.items() if isinstance(p, DTensor)]
+    for m, name, p in cut: m._parameters[name] = torch.nn.Parameter(p.full_tensor(), requires_grad=False)
+    try: yield module
+    finally:
+        for m, name, p in cut: m._parameters[name] = p
+
 @torch.no_grad()
 def merge_into(copy, tuned) -> None:
     "Write the weights of `tuned`, a plain model or a PEFT model with its adapters merged, into `copy`, a plain model."
     if not hasattr(tuned, "get_base_model"):
-        for name, weight in tuned.named_parameters(): copy.get_parameter(name).copy_(weight)
+        for name, weight in tuned.named_parameters():
+            copy.get_parameter(name).copy_(weight.full_tensor() if isinstance(weight, DTensor) else weight)
         return
     for name, module in tuned.get_base_model().named_modules():
         if hasattr(module, "get_delta_weight"):
-            merged = module.base_layer.weight.float() + module.get_delta_weight("default").float()
+            with gathered(module): merged = module.base_layer.weight.float() + module.get_delta_weight("default").float()
             copy.get_submodule(name).weight.copy_(merged)
 
 # %% ../nbs/10_train.ipynb #4c222f20
@@ -276,6 +324,7 @@ def warm_start(config: TrainConfig,            # `warm_*`, `model`, `lora_rank`,
     "Teach the call format on oracle trajectories with TRL's SFTTrainer; the folder of the resulting model."
     out, steps = Path(config.out) / name, config.warm_steps if steps is None else steps
     if (out / "model" / "config.json").exists(): return out / "model"
+    _check_sharding()
     set_seed(config.seed)
     policy = TransformersPolicy(config.model, reasoning=config.reasoning)
     chosen = random.Random(config.seed).sample(environments, len(environments))
@@ -291,9 +340,9 @@ def warm_start(config: TrainConfig,            # `warm_*`, `model`, `lora_rank`,
         per_device_train_batch_size=micro, gradient_accumulation_steps=_share(f"warm_batch / {micro}", config.warm_batch // micro),
         learning_rate=config.warm_learning_rate, warmup_steps=2, save_steps=max(5, steps // 4), shuffle_dataset=False,
         dataset_kwargs={"skip_prepare_dataset": True})
-    tuned, copy = trainable(policy.model, config.lora_rank), load_model(config.model)[0]
+    tuned, copy = trainable(policy.model.cpu() if sharded() else policy.model, config.lora_rank), load_model(config.model)[0]
     _report(config, out)
-    trainer = SFTTrainer(model=tuned, args=arguments, train_dataset=Dataset.from_list(data), processing_class=policy.tokenizer)
+    trainer = _WarmTrainer(model=tuned, args=arguments, train_dataset=Dataset.from_list(data), processing_class=policy.tokenizer)
     _run(trainer, out, "warm start")
     merge_into(copy, tuned)
     return _finish(trainer, out, copy, policy.tokenizer)
@@ -337,7 +386,7 @@ def group_mask(block: torch.Tensor,  # (groups, L) as from `pack_groups`
 
 # %% ../nbs/10_train.ipynb #bf34c6c5
 def token_scores(hidden: torch.Tensor,      # (N, H) states from which the tokens are predicted
-                 head: torch.nn.Module,     # language-model head
+                 head: Callable,            # language-model head: states to logits
                  targets: torch.Tensor,     # (N,) token ids
                  temperature: float,        # of sampling
                  entropy: bool = True,      # compute the entropy; else zeros
@@ -354,7 +403,7 @@ def token_scores(hidden: torch.Tensor,      # (N, H) states from which the token
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 # %% ../nbs/10_train.ipynb #8d4bfb4b
-class StepTrainer(GRPOTrainer):
+class StepTrainer(_Sharded, GRPOTrainer):
     "TRL's GRPOTrainer, with the prompt of a group read once, Reinforce++, and whole episodes told apart by turns."
     global_baseline = False                     # Reinforce++: the mean reward of the batch is subtracted, not the group's
     speak = None                                # whole episodes: writes the next turns after these token ids
@@ -413,13 +462,15 @@ class StepTrainer(GRPOTrainer):
         tokens, block, positions, source = pack_groups(ids, seen, C, copies)
         inner = self.accelerator.unwrap_model(model)
         plain = without_adapters(inner)
-        def decode():
-            return plain.get_decoder()(tokens, attention_mask=group_mask(block), position_ids=positions, use_cache=False).last_hidden_state
+        real, head, redirect = source >= 0, plain.get_output_embeddings(), _ForwardRedirection()
+        def score():
+            hidden = plain.get_decoder()(tokens, attention_mask=group_mask(block), position_ids=positions, use_cache=False).last_hidden_state
+            part = lambda: token_scores(hidden.flatten(0, 1)[source[real]], head.forward, ids[:, -C:][real], self.temperature,
+                                        compute_entropy, self._entropy_bonus_enabled)
+            return redirect(head, head, part) if isinstance(head, FSDPModule) else part()      # one pass of the head, whatever the chunks
         with self.accelerator.autocast():
-            hidden = decode() if model is inner else _ForwardRedirection()(model, inner, decode)   # DDP has to see the forward pass
-            real = source >= 0
-            scores = token_scores(hidden.flatten(0, 1)[source[real]], plain.get_output_embeddings(), ids[:, -C:][real], self.temperature,
-                                  compute_entropy, self._entropy_bonus_enabled)
+            whole = model is inner and not isinstance(inner, FSDPModule)
+            scores = score() if whole else redirect(model, inner, score)      # DDP and FSDP have to see the forward pass
         return [torch.zeros(real.shape, device=ids.device).masked_scatter(real, s) for s in scores]
 
     def _prepare_inputs(self, generation_batch):
@@ -528,7 +579,8 @@ def _grpo_arguments(config: TrainConfig, out: Path) -> GRPOConfig:
         per_device_train_batch_size=rows, steps_per_generation=share, gradient_accumulation_steps=share // config.mini_batches,
         num_generations=config.group, max_completion_length=config.completion_tokens, temperature=config.temperature,
         beta=config.kl, entropy_coef=config.entropy, save_steps=config.save_updates * config.mini_batches,
-        shuffle_dataset=False, **ALGORITHMS[config.algorithm], **episodes)
+        shuffle_dataset=False, **ALGORITHMS[config.algorithm], **episodes,
+        **({"model_init_kwargs": {"device_map": None}} if sharded() else {}))      # of the reference: TRL would spread it over all GPUs
 
 # %% ../nbs/10_train.ipynb #790763a9
 def _skeleton(model: PretrainedConfig, rank: int, gpu: bool, layers: int | None = None):
@@ -567,6 +619,7 @@ def kept_bytes(model,          # from `_skeleton`; of no use afterwards
 def memory_needed(config: TrainConfig,        # of the run
                   model: PretrainedConfig,    # configuration of its model
                   gpu: bool | None = None,    # trained on a GPU, or on a CPU; None: as this machine has it
+                  shards: int = 1,            # processes that cut up the weights among them, with FSDP
                   ) -> dict[str, float]:
     """GB of memory (1e9 bytes) by part, and at the peak of `train` on one device, where prompts and turns are as long as they may
     be. Sampling and updates take turns, so of `rollouts` and `activations` with `logits` the larger counts."""
@@ -587,6 +640,10 @@ def memory_needed(config: TrainConfig,        # of the run
              "activations": config.micro_prompts * (one + inputs if config.gradient_checkpointing else one + (layers - 1) * layer),
              "logits": 5 * 4 * 512 * text.vocab_size,
              "rollouts": max(collecting, updating) * (config.max_prompt_tokens + config.completion_tokens) * token}
+    if shards > 1:                              # what is whole for a moment: embeddings and head, a layer and the one after it
+        for cut in ("weights", "gradients and optimizer"): parts[cut] /= shards
+        size = lambda n: sum(p.numel() for p in _skeleton(model, config.lora_rank, gpu, n).parameters())
+        parts["gathered"] = size(2) * (8 if full else 2)
     fixed = sum(n for k, n in parts.items() if k not in ("activations", "logits", "rollouts"))
     parts["peak"] = fixed + max(parts["activations"] + parts["logits"], parts["rollouts"])
     return {k: n / 1e9 for k, n in parts.items()}
@@ -599,7 +656,7 @@ def _check_room(config: TrainConfig, model) -> None:
     if longest > room:
         raise UserError(f"max_prompt_tokens={config.max_prompt_tokens} and {what}={config.completion_tokens} are more than the "
                         f"{room} positions of the model; lower one of them")
-    need, loaded = memory_needed(config, model.config), sum(p.nbytes for p in model.parameters())
+    need, loaded = memory_needed(config, model.config, shards=processes() if sharded() else 1), sum(p.nbytes for p in model.parameters())
     free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))    # processes of a machine share it
     have = (torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else free) + loaded
     if need["peak"] * 1e9 <= have: return
@@ -627,15 +684,14 @@ def train(config: TrainConfig,                 # what to train, and how
     `UserError` where the user can help (no memory, no disk, prompts too long)."""
     out = Path(config.out) / name
     if (out / "model" / "config.json").exists(): return out / "model"
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
-        raise UserError("FSDP: rollouts need whole weights in every process; use `accelerate launch --multi_gpu`")
+    _check_sharding()
     set_seed(config.seed)
     _report(config, out)
     base, tokenizer = load_model(start or config.model)
     _check_room(config, base)
     copy, _ = load_model(start or config.model)
     policy = TransformersPolicy(copy, tokenizer, max_prompt_tokens=config.max_prompt_tokens, batch=config.rollout_rows, reasoning=config.reasoning)
-    tuned = trainable(base, config.lora_rank)
+    tuned = trainable(base.cpu() if sharded() else base, config.lora_rank)      # FSDP moves it to a GPU layer by layer, cut up
     if torch.cuda.is_available(): policy.memory = None      # a GPU reads a prompt again sooner than it could keep all of them
     policy.fingerprint                          # of the start policy: trajectories of a resumed epoch belong to the same run
     trainer = (_step_trainer if config.credit == "step" else _episode_trainer)(config, out, policy, tuned, environments, sandbox)
