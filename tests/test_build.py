@@ -3,15 +3,18 @@ import json, os, random, signal, subprocess, sys, threading, time
 from collections import Counter
 import pytest
 from hypothesis import given, settings, strategies as st
-from toolrl_lit.build import (BATCH, SIMILAR, Asked, Made, audit, audit_records, build_environments, exploits, leaves,
+from toolrl_lit.build import (BATCH, SIMILAR, Asked, Made, audit, audit_records, build_environments, exploits, leaves, match_any,
                               near_duplicates, overlaps, phrasing, rarity, repeats, settle, similarity, words)
 from toolrl_lit.deploy import check, check_many, deploy, embedded, probes
 from toolrl_lit.sandbox import shared
-from toolrl_lit.scenario import SUBJECTS, RELATIONS, Difficulty, KnowledgeGenerator, decompose, faults, find_path, plain
+from toolrl_lit.reward import match_paper, match_strict
+from toolrl_lit.scenario import (SUBJECTS, RELATIONS, Difficulty, KnowledgeGenerator, _shared_codes, decompose, extent, faults, find_path, gives_away,
+                                 plain)
 from toolrl_lit.schema import (SCENARIOS, STRATEGIES, Environment, OnDisk, UserError, from_ftrl, read_jsonl, read_manifest,
                                to_ftrl, write_jsonl)
 
 GENERATOR = KnowledgeGenerator()
+LATE = "final answer known before the last step"
 ALL = {s: 1.0 for s in STRATEGIES}
 
 @pytest.fixture(scope="module")
@@ -394,6 +397,42 @@ def test_cities_are_asked_about_the_more_the_larger_they_are(train):
 
 def test_the_default_data_passes_its_audit(train, test):
     assert counts(audit(list(train), list(test))) == {}
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_no_rule_accepts_a_wrong_result_in_many_environments(split):
+    for env in build_environments(GENERATOR, 1500, seed=2, split=split, progress=False):
+        assert not [(why, e) for rule in (match_paper, match_strict, match_any) for why, e in exploits(env, rule) if why != LATE]
+
+def test_what_strict_matching_accepts_is_given_away():
+    for text, golden in (("850", "+850"), ("036", "+36"), ("Feira de Santana", ".de"), ("Republic of Timor-Leste", "Timor Leste"), ("x 3.50 y", "3.50")):
+        assert gives_away(text, [golden]), (text, golden)
+    for text, golden in (("1850", "+850"), ("Denmark", ".de"), ("Timor Sea", "Timor Leste"), ("13.50", "+3.5")): assert not gives_away(text, [golden])
+
+def test_a_code_of_several_territories_names_no_country():
+    assert {"+61", "+47", "+590"} <= {code for _, code in _shared_codes()}
+    for split in ("train", "test"):
+        for env in build_environments(GENERATOR, 600, seed=5, split=split, progress=False):
+            for q in env.scenario.sub_questions:
+                assert (q.relation, q.entities[0]) not in _shared_codes() and any(c.isalnum() for c in q.entities[0])
+
+def test_an_answer_that_is_known_before_the_last_step_is_counted(train):
+    compared = [e for e in train if any(why == LATE for why, _ in exploits(e))]
+    assert {f.check: f.count for f in audit(train)}[LATE] == len(compared)
+    assert all(e.answer in {q.answer for q in e.scenario.sub_questions} and "which" in e.question.lower() or "what has" in e.question.lower() for e in compared)
+
+def test_nothing_is_not_audited():
+    with pytest.raises(UserError, match="there is no environment"): audit([])
+
+@pytest.mark.parametrize("kind, size, least", [("multi-hop", dict(hops=(1, 1)), (1, 2)), ("parallel single-hop", dict(branches=(1, 1)), (2, 1)),
+                                               ("parallel multi-hop", dict(hops=(1, 3), branches=(1, 3)), (2, 2))])
+def test_a_scenario_is_never_smaller_than_its_name(kind, size, least):
+    for i in range(40):
+        n, hops = extent(kind, Difficulty(**size), random.Random(i))
+        assert n >= least[0] and hops >= least[1] and n * hops <= 4
+    with pytest.raises(UserError, match="calls=1"): extent(kind, Difficulty(**size | dict(hops=(1, 1), branches=(1, 1), calls=1)), random.Random(0))
+
+def test_questions_that_are_larger_than_allowed_are_refused():
+    with pytest.raises(ValueError, match=r"calls=4 is less than the least of hops=\(8, 8\)"): Difficulty(hops=(8, 8))
 
 def test_an_audit_finds_what_was_planted(train):
     def planted(change, **options):

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import nbformat, pytest
 from toolrl_lit import cli
 from toolrl_lit.cli import find_notebook, main, open_run, parse_parameters, timed
-from toolrl_lit.schema import Environment, Trajectory, UserError, read_jsonl, write_jsonl
+from toolrl_lit.schema import Environment, OnDisk, Trajectory, UserError, read_jsonl, write_jsonl
 
 @pytest.fixture(scope="module")
 def envs(environments, tmp_path_factory): return write_jsonl(tmp_path_factory.mktemp("cli") / "environments.jsonl", environments[:4])
@@ -90,6 +90,21 @@ def test_a_model_that_is_not_there_is_named(toolrl, envs, tmp_path, monkeypatch,
 
 def test_an_unknown_format_is_refused(toolrl, envs, tmp_path):
     assert refused(toolrl("export", "csv", "-e", envs, "-o", tmp_path / "x"), "'csv'", "ftrl, verl, hf")
+
+def test_the_size_of_questions_is_a_parameter_of_building(toolrl, tmp_path):
+    out = tmp_path / "long.v2"
+    done = toolrl("build", "-o", out, "-n", 2, "-p", "hops=[5, 5]", "-p", "calls=5", "-p", "scenarios=[multi-hop]", "--audit")
+    assert done.code == 0 and (tmp_path / "long.v2.audit.html").exists()
+    assert [len(e.scenario.sub_questions) for e in OnDisk(out, Environment)] == [5, 5]
+    assert refused(toolrl("build", "-o", tmp_path / "b.jsonl", "-p", "hops=[5, 5]"), "calls=4 is less than")
+    assert refused(toolrl("build", "-o", tmp_path / "b.jsonl", "-p", "hop=3"), "Did you mean 'hops'")
+    assert "steps of a chain" in toolrl("parameters", "build").out
+
+def test_a_build_is_audited_against_the_other_split(toolrl, tmp_path):
+    assert toolrl("build", "-o", tmp_path / "train.jsonl", "-n", 8).code == 0
+    done = toolrl("build", "-o", tmp_path / "test.jsonl", "-n", 8, "--split", "test", "--audit", "--against", tmp_path / "train.jsonl")
+    assert done.code == 0 and "entities shared by the splits: 0" in done.out
+    assert refused(toolrl("build", "-o", tmp_path / "c.jsonl", "--against", tmp_path / "train.jsonl"), "against", "--audit")
 
 def test_an_unknown_split_is_refused(toolrl, tmp_path):
     assert refused(toolrl("build", "-n", 1, "-o", tmp_path / "x.jsonl", "--split", "dev"), "split", "'dev'")

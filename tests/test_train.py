@@ -603,9 +603,9 @@ def test_small_steps_are_not_lost_where_all_weights_are_trained(tiny_folder, env
     assert load_file(folder / "model.safetensors").keys() == before.keys()
 
 def test_half_a_checkpoint_is_not_taken(run, tmp_path):
-    for n, whole in ((2, True), (10, True), (11, False)):
+    for n, state in ((2, "{}"), (10, "{}"), (11, None), (12, '{"epoch": 1')):
         (tmp_path / f"checkpoint-{n}").mkdir()
-        if whole: (tmp_path / f"checkpoint-{n}" / "trainer_state.json").write_text("{}")
+        if state: (tmp_path / f"checkpoint-{n}" / "trainer_state.json").write_text(state)
     assert module._resume(tmp_path) == str(tmp_path / "checkpoint-10") and module._resume(tmp_path / "none") is None
 
 def test_warm_start_and_training_render_with_the_same_reasoning(thinking_folder, environments, tmp_path, monkeypatch):
@@ -622,11 +622,42 @@ def test_warm_start_and_training_render_with_the_same_reasoning(thinking_folder,
     policy = TransformersPolicy(train(config, environments, start=warm_start(config, environments)), reasoning=True)
     assert set(taught) == {True} and read and all(policy.tokenizer.decode(ids).endswith("<|im_start|>assistant\n") for ids in read)
 
-def test_a_full_disk_ends_training_with_one_sentence(tiny_folder, environments, tmp_path, monkeypatch):
-    def full(*args, **kwargs): raise OSError(28, "No space left on device")
-    monkeypatch.setattr(StepTrainer, "_save_checkpoint", full)
-    with pytest.raises(UserError, match="No space left.*start the same command again"):
-        train(config_for(tiny_folder, tmp_path, epochs=1, updates=1), environments)
+FULL = """
+import resource, sys
+from toolrl_lit import train as module
+from toolrl_lit.schema import Environment, UserError, read_jsonl
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), -1))       # no file grows larger, as on a disk that is full
+try: module.train(module.make_config(**__import__("json").loads(sys.argv[2])), read_jsonl(sys.argv[1], Environment))
+except UserError as e: print(e)
+"""
+
+@pytest.mark.parametrize("limit", [16_000, 50_000, 100_000])   # too little for adapters, for the states of the optimizer, for the model
+def test_a_full_disk_ends_training_with_one_sentence_and_it_goes_on_later(tiny_folder, environments, tmp_path, run, limit):
+    write_jsonl(tmp_path / "train.jsonl", environments)
+    told = config_for(tiny_folder, tmp_path / "out").model_dump()
+    done = subprocess.run([sys.executable, "-c", FULL, tmp_path / "train.jsonl", json.dumps(told), str(limit)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "start the same command again" in done.stdout, done.stdout
+    train(config_for(tiny_folder, tmp_path / "out"), environments)
+    assert same(run, tmp_path / "out" / "rl")
+
+@pytest.mark.parametrize("error, said", [
+    (MemoryError("no room"), "ran out of memory: lower"), (torch.OutOfMemoryError("CUDA out of memory"), "ran out of memory: lower"),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), "ran out of memory: lower"),
+    (OSError(28, "No space left on device"), "No space left.*start the same command again")])
+def test_lack_of_memory_or_disk_is_one_sentence_wherever_it_happens(tiny_folder, environments, tmp_path, monkeypatch, error, said):
+    def fails(*args, **kwargs): raise error
+    monkeypatch.setattr(module, "load_model", fails)
+    for start in (train, warm_start):
+        with pytest.raises(UserError, match=said): start(config_for(tiny_folder, tmp_path), environments)
+    monkeypatch.setattr(module, "load_model", lambda *a: (_ for _ in ()).throw(RuntimeError("a mistake of ours")))
+    with pytest.raises(RuntimeError, match="a mistake of ours"): train(config_for(tiny_folder, tmp_path), environments)
+
+def test_another_training_is_not_taken_for_this_one(run, tiny_folder, environments):
+    for changed, where in ((dict(algorithm="reinforce++"), environments), (dict(), environments[:-1])):
+        with pytest.raises(UserError, match="holds another training .*(algorithm: 'grpo' there|environments_sha256)"):
+            train(config_for(tiny_folder, run.parent, **changed), where)
+    with pytest.raises(UserError, match="at least one"): train(config_for(tiny_folder, run.parent), [])
 
 def test_the_warm_start_learns_and_resumes(tiny_folder, environments, tmp_path):
     config = config_for(tiny_folder, tmp_path, warm_steps=12, warm_batch=4, warm_learning_rate=0.005)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BATCH', 'ATTEMPTS', 'FORMATS', 'SIMILAR', 'EXPLOITS', 'attempt', 'Plan', 'Made', 'make', 'settle', 'Progress',
            'write_shard', 'BuildResult', 'Author', 'build_environments', 'entities', 'overlaps', 'Finding', 'found',
-           'leaves', 'repeats', 'facts', 'words', 'similarity', 'rarity', 'Asked', 'near_duplicates', 'exploits',
-           'phrasing', 'domain', 'audit', 'audit_table', 'audit_records', 'audit_figure']
+           'leaves', 'repeats', 'facts', 'words', 'similarity', 'rarity', 'Asked', 'near_duplicates', 'match_any',
+           'exploits', 'phrasing', 'domain', 'audit', 'audit_table', 'audit_records', 'audit_figure']
 
 # %% ../nbs/07_build.ipynb #16fe300d
 import heapq, itertools, json, os, platform, random, re, socket
@@ -28,7 +28,7 @@ from . import sandbox as sandboxes
 from .schema import (GROUP, SCENARIOS, STRATEGIES, Environment, Manifest, OnDisk, Scenario, ScenarioKind, Shard,
                                StepRecord, Strategy, SubQuestion, Tool, ToolDoc, UserError, read_manifest, refuse_other,
                                replacing, reserve, rows_of, sha256, show, verified, write_text)
-from .scenario import RELATIONS, Difficulty, Generator, KnowledgeGenerator, decompose, match_paper, plain
+from .scenario import RELATIONS, Difficulty, Generator, KnowledgeGenerator, decompose, gives_away, match_paper, plain
 from .document import document
 from .integrate import integrate
 from .scale import RATES, scale
@@ -568,11 +568,21 @@ def _told(env: Environment) -> Iterator[tuple[str, str]]:
         if not all(told): yield "argument that nothing tells", call
 
 # %% ../nbs/07_build.ipynb #adab3bba
+def match_any(text: str, golden: str) -> bool:
+    "Whether any of our rules could accept a result: what an audit goes by, unless it is told otherwise."
+    return gives_away(text, [golden])
+
+def _told_final(env: Environment) -> Iterator[tuple[str, str]]:
+    "A final answer that is known before the last step, as in a comparison: guessing among candidates may hit it."
+    last = {q.id for q in env.scenario.sub_questions} - {d for q in env.scenario.sub_questions for d in q.depends_on}
+    if any(q.id not in last and q.answer == env.answer for q in env.scenario.sub_questions):
+        yield "final answer known before the last step", f"{env.id}: {env.question} = {env.answer}"
+
 def exploits(env: Environment,  # to examine
-             match: Callable[[str, str], bool] = match_paper,  # when a result is accepted for a golden answer
+             match: Callable[[str, str], bool] = match_any,  # when a result is accepted for a golden answer
              ) -> list[tuple[str, str]]:
     "(check, example) for each golden answer that is given away, or accepted for a call that is not the golden one."
-    hits = list(_told(env))
+    hits = [*_told(env), *_told_final(env)]
     pairs = [(t.name, s.casefold(), v) for t in env.tools for s, v in _pairs(t)]
     for q in env.scenario.sub_questions:
         accepted = [pair for pair in pairs if match(pair[2], q.answer)]
@@ -612,7 +622,7 @@ EXPLOITS = ("golden answer in question", "golden answer in documents", "wrong en
 def audit(train: Sequence[Environment],                  # a data set
           test: Sequence[Environment] | None = None,     # the split held out from it, if there is one
           sandbox=None,                                  # `ToolSandbox`; None takes the shared one
-          match: Callable[[str, str], bool] = match_paper,  # when a result is accepted for a golden answer
+          match: Callable[[str, str], bool] = match_any,    # when a result is accepted for a golden answer
           ) -> list[Finding]:
     "What is wrong with a data set and how it is balanced. Each split is examined by itself, then both together."
     every, n = lambda: itertools.chain(train, test or []), len(train) + len(test or [])
@@ -624,10 +634,12 @@ def audit(train: Sequence[Environment],                  # a data set
             golden = [q.answer for q in e.scenario.sub_questions]
             answers.update(golden)
             asked.append(Asked(e.id, e.split, e.question, tuple(sorted(golden))))
+    if not n: raise UserError("nothing to audit: there is no environment")
     (answer, most), steps = answers.most_common(1)[0], answers.total()
     return [found("same question twice", repeats(every(), lambda e: (e.split, e.question.casefold())), n),
             found("same facts in other words", repeats(every(), lambda e: (e.split, facts(e))), n, defect=False),
             *_alike(asked), *(found(check, hits[check], steps) for check in EXPLOITS),
+            found("final answer known before the last step", hits["final answer known before the last step"], n, defect=False),
             found("examination of stage 5 failed", failed, n), *(_shared(train, test) if test else ()),
             Finding("most frequent golden answer", most, steps, False, [answer])]
 

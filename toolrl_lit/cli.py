@@ -11,8 +11,9 @@ __all__ = ['app', 'Pairs', 'Out', 'Environments', 'Model', 'Seed', 'Reasoning', 
 import contextlib, difflib, gc, itertools, json, os, re, shutil, sys, time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 import filelock, typer, yaml
+from pydantic import ValidationError
 from .schema import Environment, OnDisk, UserError, is_ftrl, read_ftrl, read_jsonl, refuse_other, reserve, write_text
 
 # %% ../nbs/14_cli.ipynb #c2a880c8
@@ -134,27 +135,45 @@ def build(out: Annotated[Path, typer.Option("--out", "-o", help="A .jsonl file, 
           base_url: Annotated[str | None, typer.Option(help="llm: URL of the endpoint. The key is in OPENAI_API_KEY.")] = None,
           questions: Annotated[Path | None, typer.Option(help="llm: .jsonl or .csv: question, perhaps answer, kind.")] = None,
           topic: Annotated[list[str] | None, typer.Option(help="llm: let the model propose questions; may be repeated.")] = None,
+          against: Annotated[Path | None, typer.Option(help="With --audit: the other split, which must share nothing with it.")] = None,
           param: Pairs = None):
-    """Build checked environments, from packaged facts or by a language model (`toolrl parameters llm` explains its parameters).
+    """Build checked environments, from packaged facts or by a language model.
+
+    `toolrl parameters build` explains what -p sets (such as -p hops=[2,8] -p calls=8), `toolrl parameters llm` what else it sets there.
 
     The same command goes on after a stop."""
     from toolrl_lit.build import build_environments
     from toolrl_lit.scenario import KnowledgeGenerator
+    if against and not audit: raise UserError("against: needs --audit")
     if generator not in ("knowledge", "llm"): raise UserError(f"generator {generator!r}: expected 'knowledge' or 'llm'")
-    given = dict(model=model, base_url=base_url, questions=questions, topic=topic, param=param)
-    if generator == "llm": source = _author(out, n, **given, workers=workers, executor=executor)
+    given = dict(model=model, base_url=base_url, questions=questions, topic=topic)
+    size, rest = _difficulty(param or [], llm=generator == "llm")
+    if generator == "llm": source = _author(out, n, **given, param=rest, workers=workers, executor=executor)
     elif wrong := [k for k, v in given.items() if v]: raise UserError(f"{wrong[0].replace('_', '-')}: needs --generator llm")
     else: source = KnowledgeGenerator()
     if n is None: n = len(source.questions) if generator == "llm" else 400
-    try: result = build_environments(source, n, seed, split=split, out=out, workers=workers, executor=executor, address=address,
+    try: result = build_environments(source, n, seed, **size, split=split, out=out, workers=workers, executor=executor, address=address,
                                       shard=shard, format=format)
     finally:
         if generator == "llm": print(source.endpoint.ledger)
     print(f"{len(result)} environments in {out}")
     for what, count in result.counts.items(): print(f"  {what}: {count}")
-    if audit and len(result): _audit(result, None, "strict", out.with_suffix(".audit.html"))
+    if audit and len(result):
+        _audit(result, OnDisk(against, Environment) if against else None, "strict", out.with_name(out.name.removesuffix(".jsonl") + ".audit.html"))
 
 # %% ../nbs/14_cli.ipynb #ef00508d
+def _difficulty(param: list[str], llm: bool) -> tuple[dict, list[str]]:
+    "What `param` says of the size of questions, as arguments of `build_environments`; and what else it says."
+    from toolrl_lit.scenario import Difficulty
+    mine = [p for p in param if p.partition("=")[0].strip() in {*Difficulty.model_fields, "scenarios"}] if llm else param
+    values = parse_parameters(mine, [*Difficulty.model_fields, *([] if llm else ["scenarios"])])
+    kinds = values.pop("scenarios", None)
+    more = {"scenarios": (kinds,) if isinstance(kinds, str) else tuple(kinds)} if kinds else {}
+    try: return more | {"difficulty": Difficulty(**values)}, [p for p in param if p not in mine]
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise UserError(": ".join([*map(str, first["loc"]), first["msg"].removeprefix("Value error, ")])) from e
+
 def _author(out: Path, n: int | None, model: str | None, base_url: str | None, questions: Path | None, topic: list[str] | None,
             param: list[str] | None, workers: int | None, executor: str):
     "The `LLMGenerator` that the options of `toolrl build` describe."
@@ -238,16 +257,19 @@ def train(environments: Environments, param: Pairs = None, reasoning: Reasoning 
     if _leads(): print(f"the trained policy is in {folder}")
 
 @app.command()
-def parameters(of: Annotated[str, typer.Argument(help="'train', or 'llm' for `toolrl build --generator llm`.")] = "train"):
-    "Explain the parameters of training, or of building by a language model."
+def parameters(of: Annotated[str, typer.Argument(help="'train', 'build', or 'llm' for `toolrl build --generator llm`.")] = "train"):
+    "Explain the parameters of training, of building, or of building by a language model."
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
-    if of not in ("train", "llm"): raise UserError(f"parameters of {of!r}: expected 'train' or 'llm'")
+    if of not in ("train", "build", "llm"): raise UserError(f"parameters of {of!r}: expected 'train', 'build' or 'llm'")
     if of == "train": from toolrl_lit.train import TrainConfig as config
+    elif of == "build": from toolrl_lit.scenario import Difficulty as config
     else: from toolrl_lit.llm import LLMConfig as config
     table = Table("parameter", "default", "meaning")
     for name, field in config.model_fields.items():
-        table.add_row(name, "(required)" if field.is_required() else str(field.default), field.description)
+        values = f" (one of {', '.join(map(str, get_args(field.annotation)))})" if get_origin(field.annotation) is Literal else ""
+        table.add_row(name, "(required)" if field.is_required() else str(field.default), escape((field.description or "") + values))
     Console().print(table)
 
 # %% ../nbs/14_cli.ipynb #bce98b19

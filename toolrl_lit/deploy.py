@@ -12,7 +12,7 @@ from itertools import islice, product
 from typing import Any, NamedTuple
 import jsonschema
 from .schema import Environment, Tool
-from .scenario import plain
+from .scenario import gives_away, plain
 from .document import Draft, ToolPlan, tool_doc
 from . import sandbox as sandboxes
 
@@ -187,7 +187,7 @@ def check_many(environments: list[Environment],  # to examine
     for (i, p, _), r in zip(todo, results):
         if p.wanted is not None and r.text != p.wanted:
             found[i].append(f"golden call fails: {p.tool}({p.arguments}) gave {r.text[:80]!r}, expected {p.wanted!r}")
-        elif any(g in plain(r.text) for g in p.forbidden): found[i].append(f"solved by {p.why}: {p.tool}({p.arguments})")
+        elif gives_away(r.text, p.forbidden): found[i].append(f"solved by {p.why}: {p.tool}({p.arguments})")
     return found
 
 def check(env: Environment,  # to examine

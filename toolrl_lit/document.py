@@ -12,7 +12,7 @@ from itertools import chain, count
 from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 from .schema import Scenario, Strategy, SubQuestion, ToolDoc
-from .scenario import RELATIONS, SUBJECTS, Difficulty, Generator, Relation, plain, vocabulary
+from .scenario import RELATIONS, SUBJECTS, Difficulty, Generator, Relation, gives_away, plain, vocabulary
 
 # %% ../nbs/03_document.ipynb #e911ec4d
 Shape = Literal["string", "enum", "integer", "array", "object"]
@@ -96,7 +96,7 @@ def neighbourhood(facts: dict[str, str],       # subject -> value, all there is
     pool = list(facts)
     for s in rng.sample(pool, min(len(pool), 8 * n)):
         if len(chosen) >= n + len(wanted): break
-        if s not in chosen and not any(g in plain(facts[s]) for g in goldens): chosen[s] = facts[s]
+        if s not in chosen and not gives_away(facts[s], goldens): chosen[s] = facts[s]
     return dict(sorted(chosen.items()))
 
 # %% ../nbs/03_document.ipynb #d8336e36

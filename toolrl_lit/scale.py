@@ -9,7 +9,7 @@ __all__ = ['OPTIONS', 'RATES', 'LAPTOP', 'side_facts', 'generalize_function', 'e
 # %% ../nbs/05_scale.ipynb #b79518bc
 import random
 from .schema import STRATEGIES, Strategy, UserError
-from .scenario import Difficulty, Generator, plain, vocabulary
+from .scenario import Difficulty, Generator, gives_away, vocabulary
 from .document import Draft, Option, Shape, ToolPlan, neighbourhood, plan_tool, tool_doc
 from .integrate import merge
 
@@ -32,7 +32,7 @@ def side_facts(facts: dict[str, str],   # subject -> value
                goldens: list[str],      # golden answers, as `plain` text
                ) -> dict[str, str]:
     "Facts on these subjects that give no golden answer away."
-    return {s: facts[s] for s in subjects if s in facts and not any(g in plain(facts[s]) for g in goldens)}
+    return {s: facts[s] for s in subjects if s in facts and not gives_away(facts[s], goldens)}
 
 def generalize_function(draft: Draft,          # a draft after stage 3
                         generator: Generator,  # knows what else there is to know
@@ -82,7 +82,7 @@ def shapes(draft: Draft, tool: ToolPlan) -> list[Shape]:
     possible: list[Shape] = ["object"]
     if len(asked) <= 1 and not any(o.effect == "unit" for o in tool.options): possible.append("array")
     if all(s.isdigit() and str(int(s)) == s for s in subjects): possible += ["integer"] * 3
-    leaks = any(g in plain(s) for g in draft.goldens() for s in subjects)
+    leaks = any(gives_away(s, draft.goldens()) for s in subjects)
     if len(subjects) <= 9 and not leaks and not any(q.depends_on for q in asked): possible.append("enum")
     return possible
 

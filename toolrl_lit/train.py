@@ -9,7 +9,7 @@ __all__ = ['ALGORITHMS', 'PRESETS', 'CURVES', 'TrainConfig', 'make_config', 'dem
            'memory_needed', 'train', 'curves']
 
 # %% ../nbs/10_train.ipynb #2a00af23
-import contextlib, importlib.util, itertools, json, math, os, random, re, time
+import contextlib, hashlib, importlib.util, itertools, json, math, os, random, re, time
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -20,6 +20,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from plotly.subplots import make_subplots
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError
 from scipy.stats import t as student_t
 from torch._subclasses import FakeTensorMode
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
@@ -36,7 +37,7 @@ from trl.trainer.utils import nanstd, split_tensor_dict
 from .collect import OraclePolicy, TransformersPolicy, collect, generate_tokens, load_model, save_model
 from .episode import trl_environment, turn_advantages, turn_rewards
 from .reward import PARSERS, score_batch
-from .schema import Environment, StepRecord, Trajectory, UserError, show, write_text
+from .schema import Environment, StepRecord, Trajectory, UserError, refuse_other, show, write_text
 
 # %% ../nbs/10_train.ipynb #cdf7b7e5
 ALGORITHMS = {
@@ -241,6 +242,15 @@ def _report(config: TrainConfig, out: Path):
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(out / "tensorboard")
     os.environ.setdefault("TRACKIO_PROJECT", "toolrl_lit")
 
+def _begin(out: Path, environments: list[Environment], settings: dict):
+    "Note what is trained in a folder. Raise `UserError` if something else was, before it is taken for this, or if there is nothing to train in."
+    if not len(environments): raise UserError("environments: expected at least one to train in, got none")
+    digest = hashlib.sha256()
+    for e in environments: digest.update(e.model_dump_json().encode())
+    note, now = out / "settings.json", settings | dict(environments_sha256=digest.hexdigest()[:16])
+    if note.exists(): refuse_other(out, "another training", json.loads(note.read_text()), now, "choose another folder, or remove this one")
+    elif int(os.environ.get("RANK", 0)) == 0: write_text(note, json.dumps(now, indent=1) + "\n")
+
 def _finish(trainer, out: Path, model, tokenizer) -> Path:
     "Write log and model, once, and wait until they are there."
     if trainer.is_world_process_zero():
@@ -249,19 +259,29 @@ def _finish(trainer, out: Path, model, tokenizer) -> Path:
     trainer.accelerator.wait_for_everyone()
     return out / "model"
 
+@contextlib.contextmanager
+def _explained(what: str):
+    "A full disk or lack of memory ends `what` with one sentence. Only some of them have an exception of their own."
+    try: yield
+    except (OSError, SafetensorError, MemoryError, RuntimeError) as e:
+        if isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e):
+            raise UserError(f"{what} ran out of memory: lower micro_prompts, rollout_rows or max_prompt_tokens, or raise split_group. ({e})") from e
+        if isinstance(e, RuntimeError) and not re.search("inline_container|iostream error", str(e)): raise    # torch.save's words for a full disk
+        raise UserError(f"{what} stopped: {e}. The last whole checkpoint is kept; free disk space and start the same command again.") from e
+
 def _run(trainer, folder: Path, what: str):
-    "Train, from the newest checkpoint on if there is one; a full disk or lack of memory ends with one sentence."
+    "Train, from the newest checkpoint on if there is one."
     trainer.remove_callback(PrinterCallback)
     for callback in (_Bar(what), _Finite()): trainer.add_callback(callback)
-    try: return trainer.train(resume_from_checkpoint=_resume(folder))
-    except OSError as e: raise UserError(f"{what} stopped: {e}. The last whole checkpoint is kept; free disk space and start the same command again.") from e
-    except torch.OutOfMemoryError as e:
-        raise UserError(f"{what} ran out of memory: lower micro_prompts, rollout_rows or max_prompt_tokens, or raise split_group. ({e})") from e
+    return trainer.train(resume_from_checkpoint=_resume(folder))
 
 # %% ../nbs/10_train.ipynb #b008e464
 def _resume(folder: Path) -> str | None:
     "The newest checkpoint that is whole, if there is one. Raises `UserError` if FSDP wrote it and is not there now, or the other way round."
-    found = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").exists()]
+    def whole(p: Path) -> bool:
+        try: return isinstance(json.loads((p / "trainer_state.json").read_text()), dict)     # written last, but not in one step
+        except (OSError, ValueError): return False
+    found = list(filter(whole, folder.glob("checkpoint-*")))
     if not found: return None
     newest = max(found, key=lambda p: int(p.name.split("-")[1]))
     if (newest / "pytorch_model_fsdp_0").exists() != sharded():
@@ -316,6 +336,7 @@ def merge_into(copy, tuned) -> None:
             copy.get_submodule(name).weight.copy_(merged)
 
 # %% ../nbs/10_train.ipynb #4c222f20
+@_explained("warm start")
 def warm_start(config: TrainConfig,            # `warm_*`, `model`, `lora_rank`, `reasoning`, `seed` and `out` are used
                environments: list[Environment],# training environments, taken in a shuffled order
                steps: int | None = None,       # updates; None takes `config.warm_steps`
@@ -323,6 +344,8 @@ def warm_start(config: TrainConfig,            # `warm_*`, `model`, `lora_rank`,
                ) -> Path:
     "Teach the call format on oracle trajectories with TRL's SFTTrainer; the folder of the resulting model."
     out, steps = Path(config.out) / name, config.warm_steps if steps is None else steps
+    used = {"model", "lora_rank", "reasoning", "seed", *(k for k in TrainConfig.model_fields if k.startswith("warm_"))}
+    _begin(out, environments, config.model_dump(include=used) | dict(warm_steps=steps))
     if (out / "model" / "config.json").exists(): return out / "model"
     _check_sharding()
     set_seed(config.seed)
@@ -671,6 +694,7 @@ def _check_room(config: TrainConfig, model) -> None:
     raise UserError(f"training needs about {need['peak']:.1f} GB of memory, {have / 1e9:.1f} GB are free: {what} (GB: {parts})")
 
 # %% ../nbs/10_train.ipynb #aae162a5
+@_explained("training")
 def train(config: TrainConfig,                 # what to train, and how
           environments: list[Environment],     # training environments
           sandbox=None,                        # a `ToolSandbox`; None takes the shared one
@@ -683,6 +707,7 @@ def train(config: TrainConfig,                 # what to train, and how
     A second call with the same arguments goes on from the newest checkpoint, or returns what is finished. Raises
     `UserError` where the user can help (no memory, no disk, prompts too long)."""
     out = Path(config.out) / name
+    _begin(out, environments, config.model_dump(exclude={"out", "report_to"}))
     if (out / "model" / "config.json").exists(): return out / "model"
     _check_sharding()
     set_seed(config.seed)
