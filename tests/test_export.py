@@ -1,5 +1,6 @@
 "Export: what was written is read back by the other side's own means."
-import importlib.util, inspect, json
+import importlib.util, inspect, json, os, subprocess
+from pathlib import Path
 import datasets, pytest, torch
 from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -9,6 +10,7 @@ from toolrl_lit.collect import CHAT_TEMPLATE, OraclePolicy, call_text, collect
 from toolrl_lit.episode import ToolEnvironment, tool_method
 from toolrl_lit.export import plain_messages, to_ftrl_jsonl, to_hf_dataset, to_verifiers, to_verl, trl_environment
 from toolrl_lit.reward import score_turn
+from toolrl_lit.train import make_config
 from toolrl_lit.schema import Environment, Scenario, SubQuestion, Tool, ToolDoc, UserError, from_ftrl, read_jsonl, to_ftrl
 
 datasets.disable_progress_bars()
@@ -93,7 +95,7 @@ def verl_reward(folder):
 def test_verl_rows_and_reward(steps, trajectory, tmp_path):
     out = tmp_path / "out"
     files = to_verl([*steps, environment("t1", "test", "VIE", "Austria", "Vienna")], out)
-    assert {f.name for f in files} == {"reward.py", "train.parquet", "test.parquet"} == {f.name for f in out.iterdir()}
+    assert {f.name for f in files} == {"reward.py", "train.sh", "train.parquet", "test.parquet"} == {f.name for f in out.iterdir()}
     rows = datasets.load_dataset("parquet", data_files=str(out / "train.parquet"), split="train", cache_dir=str(tmp_path))
     assert set(rows.column_names) == {"data_source", "prompt", "ability", "reward_model", "extra_info"}
     compute_score = verl_reward(out)
@@ -103,6 +105,24 @@ def test_verl_rows_and_reward(steps, trajectory, tmp_path):
             got = compute_score(data_source=row["data_source"], solution_str=text, extra_info=row["extra_info"],
                                 ground_truth=row["reward_model"]["ground_truth"])
             assert got["score"] == score_turn(text, step).reward
+
+def test_the_script_for_verl_names_files_that_are_there_and_the_papers_settings(steps, tmp_path):
+    out = tmp_path / "two words"
+    to_verl([*steps, environment("t1", "test", "VIE", "Austria", "Vienna")], out)
+    run = lambda **env: subprocess.run(["bash", out / "train.sh", "trainer.nnodes=2"], capture_output=True, text=True, env={"PATH": os.environ["PATH"], **env})
+    assert "set MODEL" in run().stderr
+    (tmp_path / "python").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")     # prints what verl would be started with
+    (tmp_path / "python").chmod(0o755)
+    done = run(MODEL="some/model", PYTHON=str(tmp_path / "python"))
+    module, name, *pairs = done.stdout.splitlines()
+    assert done.returncode == 0 and (module, name, pairs[-1]) == ("-m", "verl.trainer.main_ppo", "trainer.nnodes=2")
+    told = dict(p.lstrip("+").split("=", 1) for p in pairs)
+    for key in ("data.train_files", "data.val_files", "custom_reward_function.path", "reward.custom_reward_function.path"): assert Path(told[key]).is_file()
+    paper, actor, rollout = make_config("paper"), "actor_rollout_ref.actor.", "actor_rollout_ref.rollout."
+    for key, value in {"data.train_batch_size": paper.prompts, actor + "ppo_mini_batch_size": paper.prompts // paper.mini_batches, rollout + "n": paper.group,
+                       actor + "optim.lr": paper.learning_rate, actor + "kl_loss_coef": paper.kl, actor + "entropy_coeff": paper.entropy,
+                       rollout + "temperature": paper.temperature, "data.max_prompt_length": paper.max_prompt_tokens,
+                       "data.max_response_length": paper.max_new_tokens, "trainer.total_epochs": paper.epochs}.items(): assert float(told[key]) == value, key
 
 def test_verl_reward_takes_the_ablations(steps, trajectory, tmp_path):
     to_verl(steps, tmp_path)

@@ -64,6 +64,30 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, kind
     return {"score": turn.reward, "calls": len(turn.calls), "solved": sum(c.solved is not None for c in turn.calls)}
 '''
 
+# %% ../nbs/13_export.ipynb #edd2c86b
+_VERL_TRAIN = '''#!/usr/bin/env bash
+# The paper's training by verl, on 8 GPUs: MODEL=Qwen/Qwen3-8B bash train.sh [further settings of verl]
+# Reinforce++: algorithm.adv_estimator=reinforce_plus_plus; reasoning: data.max_response_length=8192
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+exec "${PYTHON:-python3}" -m verl.trainer.main_ppo \\
+    data.train_files="$here/TRAIN.parquet" data.val_files="$here/VALIDATE.parquet" \\
+    data.train_batch_size=512 data.max_prompt_length=16384 data.max_response_length=1024 data.filter_overlong_prompts=True \\
+    algorithm.adv_estimator=grpo algorithm.use_kl_in_reward=False \\
+    actor_rollout_ref.model.path="${MODEL:?set MODEL to a folder or a name on the hub}" \\
+    actor_rollout_ref.model.enable_gradient_checkpointing=True \\
+    actor_rollout_ref.actor.optim.lr=1e-6 actor_rollout_ref.actor.ppo_mini_batch_size=32 \\
+    actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1 actor_rollout_ref.actor.entropy_coeff=0.001 \\
+    actor_rollout_ref.actor.use_kl_loss=True actor_rollout_ref.actor.kl_loss_coef=0.001 actor_rollout_ref.actor.kl_loss_type=low_var_kl \\
+    actor_rollout_ref.rollout.name=vllm actor_rollout_ref.rollout.n=16 actor_rollout_ref.rollout.temperature=1.0 \\
+    actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1 actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=1 \\
+    ++custom_reward_function.path="$here/reward.py" ++custom_reward_function.name=compute_score \\
+    ++reward.custom_reward_function.path="$here/reward.py" ++reward.custom_reward_function.name=compute_score \\
+    ++reward_manager.name=naive ++reward_model.reward_manager=naive \\
+    trainer.total_epochs=3 trainer.n_gpus_per_node=8 trainer.nnodes=1 trainer.save_freq=20 trainer.test_freq=20 \\
+    trainer.project_name=toolrl_lit trainer.experiment_name=verl trainer.logger="['console']" "$@"
+'''
+
 # %% ../nbs/13_export.ipynb #8f767560
 def _verl_row(step: StepRecord, index: int) -> dict[str, Any]:
     "One row of verl's Parquet file."
@@ -75,11 +99,13 @@ def _verl_row(step: StepRecord, index: int) -> dict[str, Any]:
 def to_verl(steps: Iterable[StepRecord | Environment],  # what to train and validate on
             out: str | Path,                            # folder to write
             ) -> list[Path]:
-    "Write `<split>.parquet` for each split and `reward.py`. Raises `UserError` if there is nothing or the disk refuses."
+    "Write `<split>.parquet` for each split, `reward.py` and `train.sh`. Raises `UserError` if there is nothing or the disk refuses."
     out, splits = Path(out), {}
     for step in (s.start() for s in steps): splits.setdefault(step.split or "train", []).append(step)
     if not splits: raise UserError("to_verl: expected at least one step record or environment, got none")
-    written = [write_text(out / "reward.py", _VERL_REWARD)]
+    first = min(splits)
+    script = _VERL_TRAIN.replace("TRAIN", "train" if "train" in splits else first).replace("VALIDATE", "test" if "test" in splits else first)
+    written = [write_text(out / "reward.py", _VERL_REWARD), write_text(out / "train.sh", script)]
     for split, part in sorted(splits.items()):
         rows = datasets.Dataset.from_list([_verl_row(s, i) for i, s in enumerate(part)])
         written.append(_write_parquet(rows, out / f"{split}.parquet"))
