@@ -125,12 +125,23 @@ def test_a_parameter_that_cannot_be_read_is_refused(pair, said):
 
 def test_a_folder_of_another_run_is_refused_and_kept(tmp_path):
     folder = open_run(tmp_path / "run", {"seed": 0, "kl": 0.1}, free_gb=0)
+    (folder / "result.txt").write_text("made by it")
     before = (folder / "parameters.json").read_bytes()
     release()
     with pytest.raises(UserError, match=rf"{folder}: .*other parameters \(seed: 0 there, 1 now\).*--fresh"): open_run(folder, {"seed": 1, "kl": 0.1}, free_gb=0)
     release()
     assert (folder / "parameters.json").read_bytes() == before
     assert open_run(folder, {"kl": 0.1, "seed": 0}, free_gb=0) == folder
+
+def test_a_start_that_came_to_nothing_binds_nobody(toolrl, envs, tmp_path, tiny_folder):
+    out = tmp_path / "run"
+    assert refused(toolrl("train", "-e", envs, "-p", f"model={tmp_path / 'typo'}", "-p", f"out={out}", "-p", "warm_steps=0"), "typo")
+    release()
+    pairs = [x for k, v in dict(model=tiny_folder, out=out, warm_steps=0, epochs=1, updates=1, prompts=1, group=2, environments=2, max_turns=1, max_new_tokens=4,
+                                max_prompt_tokens=2000, lora_rank=2, oversample=1).items() for x in ("-p", f"{k}={v}")]
+    assert toolrl("train", "-e", envs, *pairs).code == 0
+    release()
+    assert refused(toolrl("train", "-e", envs, *pairs, "-p", "seed=1"), "seed: 0 there, 1 now", "-p out=")
 
 def test_two_processes_cannot_work_in_one_folder(tmp_path):
     open_run(tmp_path / "run", {}, free_gb=0)

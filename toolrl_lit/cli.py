@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 import filelock, typer, yaml
 from pydantic import ValidationError
-from .schema import Environment, OnDisk, UserError, is_ftrl, read_ftrl, read_jsonl, refuse_other, reserve, write_text
+from .schema import Environment, OnDisk, UserError, holds_work, is_ftrl, read_ftrl, read_jsonl, refuse_other, reserve, write_text
 
 # %% ../nbs/14_cli.ipynb #c2a880c8
 class _Yaml(yaml.SafeLoader):
@@ -43,6 +43,7 @@ _LOCKS: list[filelock.FileLock] = []            # held until the process ends
 def open_run(out: str | Path,                   # the run's folder
              parameters: dict[str, Any],        # what the run depends on
              free_gb: float = 2.0,              # disk space it may need
+             mend: str = "choose another folder with --out, or start over with --fresh", # what to do if it holds another run
              ) -> Path:
     "The folder, ready to work in or to go on in. Raises `UserError` if it is taken, holds another run, or has no room."
     out = Path(out)
@@ -50,8 +51,7 @@ def open_run(out: str | Path,                   # the run's folder
     free = shutil.disk_usage(out).free / 1e9
     if free < free_gb: raise UserError(f"{out}: {free:.1f} GB of disk are free, {free_gb:.1f} GB may be needed; free some or choose another out=")
     noted = out / "parameters.json"
-    if noted.exists(): refuse_other(out, "a run with other parameters", json.loads(noted.read_text()), parameters,
-                                    "choose another folder with --out, or start over with --fresh")
+    if noted.exists() and holds_work(out): refuse_other(out, "a run with other parameters", json.loads(noted.read_text()), parameters, mend)
     write_text(noted, json.dumps(parameters, indent=1, sort_keys=True, default=str) + "\n")
     return out
 
@@ -251,7 +251,7 @@ def train(environments: Environments, param: Pairs = None, reasoning: Reasoning 
     values = parse_parameters(param or [], list(TrainConfig.model_fields))
     config = make_config(preset, **({"reasoning": True} if reasoning else {}) | values)
     envs = read_jsonl(environments, Environment)
-    if _leads(): open_run(config.out, config.model_dump(exclude={"out"}))
+    if _leads(): open_run(config.out, config.model_dump(exclude={"out"}), mend="choose another folder with -p out=..., or remove this one")
     start = warm_start(config, envs) if config.warm_steps else None
     folder = train(config, envs, start=start)
     if _leads(): print(f"the trained policy is in {folder}")

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ScenarioKind', 'SCENARIOS', 'Strategy', 'STRATEGIES', 'M', 'GROUP', 'UserError', 'SubQuestion', 'Scenario', 'ToolDoc',
            'Tool', 'ToolCall', 'Environment', 'StepRecord', 'Turn', 'Trajectory', 'replacing', 'write_text', 'reserve',
-           'refuse_other', 'write_jsonl', 'Shard', 'Manifest', 'sha256', 'verified', 'read_manifest', 'rows_of',
-           'OnDisk', 'read_jsonl', 'from_ftrl', 'to_ftrl', 'read_ftrl', 'is_ftrl', 'show']
+           'refuse_other', 'holds_work', 'write_jsonl', 'Shard', 'Manifest', 'sha256', 'verified', 'read_manifest',
+           'rows_of', 'OnDisk', 'read_jsonl', 'from_ftrl', 'to_ftrl', 'read_ftrl', 'is_ftrl', 'show']
 
 # %% ../nbs/00_schema.ipynb #4da06f13
 import hashlib, json, os, tempfile
@@ -276,6 +276,12 @@ def refuse_other(where: str | Path,      # what holds earlier work
     now = json.loads(json.dumps(now, default=str))                                     # as a file would give it back
     other = [f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in before | now if before.get(k) != now.get(k)]
     if other: raise UserError(f"{where}: holds {what} ({'; '.join(other)}); {mend}")
+
+def holds_work(folder: str | Path,       # of a run
+               ) -> bool:
+    "Whether something was made in a folder. A start that was refused leaves no more than notes of what was to be made."
+    return any(p.is_file() and p.name not in ("parameters.json", "settings.json") and not p.name.startswith(".") for p in Path(folder).rglob("*"))
+
 
 # %% ../nbs/00_schema.ipynb #fb6f0bf1
 M = TypeVar("M", bound=BaseModel)

@@ -37,7 +37,7 @@ from trl.trainer.utils import nanstd, split_tensor_dict
 from .collect import OraclePolicy, TransformersPolicy, collect, generate_tokens, load_model, save_model
 from .episode import trl_environment, turn_advantages, turn_rewards
 from .reward import PARSERS, score_batch
-from .schema import Environment, StepRecord, Trajectory, UserError, refuse_other, show, write_text
+from .schema import Environment, StepRecord, Trajectory, UserError, holds_work, refuse_other, show, write_text
 
 # %% ../nbs/10_train.ipynb #cdf7b7e5
 ALGORITHMS = {
@@ -248,7 +248,8 @@ def _begin(out: Path, environments: list[Environment], settings: dict):
     digest = hashlib.sha256()
     for e in environments: digest.update(e.model_dump_json().encode())
     note, now = out / "settings.json", settings | dict(environments_sha256=digest.hexdigest()[:16])
-    if note.exists(): refuse_other(out, "another training", json.loads(note.read_text()), now, "choose another folder, or remove this one")
+    if note.exists() and holds_work(out):
+        refuse_other(out, "another training", json.loads(note.read_text()), now, "choose another folder, or remove this one")
     elif int(os.environ.get("RANK", 0)) == 0: write_text(note, json.dumps(now, indent=1) + "\n")
 
 def _finish(trainer, out: Path, model, tokenizer) -> Path:
