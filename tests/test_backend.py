@@ -196,3 +196,20 @@ def test_turns_and_their_log_probabilities_come_from_the_server_with_the_weights
     assert any(a["n"] % 4 == 0 for a in server.asked)                             # a group is asked for at once
     start, tuned = load_file(Path(tiny_folder) / "model.safetensors"), load_file(folder / "model.safetensors")
     assert sum(not torch.equal(start[k], tuned[k]) for k in start) == 14
+
+# -- the benchmark
+
+BENCH = Path(__file__).parents[1] / "runs" / "bench_backend.ipynb"
+
+def measure(out, **parameters):
+    import papermill
+    papermill.execute_notebook(str(BENCH), None, parameters=dict(out=str(out)) | parameters, progress_bar=False, kernel_name="python3")
+
+@no_gpu
+def test_the_benchmark_of_backends_says_that_it_needs_a_gpu(tmp_path):
+    with pytest.raises(Exception, match="UserError: bench_backend: there is no GPU on this machine"): measure(tmp_path)
+
+def test_the_benchmark_measures_the_plain_backend_anywhere(tmp_path):
+    measure(tmp_path, sizes=["tiny"], backends=["plain"], prompt_tokens=40, new_tokens=6, group=4, repeats=1)
+    row, = json.loads((tmp_path / "metrics.json").read_text())
+    assert row["rollout tokens/s"] > 0 < row["update tokens/s"] and 5 < row["loss"] < 8              # ln 600 is 6.4
