@@ -164,7 +164,7 @@ def llama():
 def test_log_probabilities_and_gradients_are_those_of_trl(llama, batch, temperature, bonus, parts):
     ids, seen, C, copies, pairs = batch
     if not any(c for _, c in pairs): return
-    self = SimpleNamespace(num_generations=copies, temperature=temperature, _entropy_bonus_enabled=bonus, model_kwarg_keys={"logits_to_keep"},
+    self = SimpleNamespace(whole_rows=False, num_generations=copies, temperature=temperature, _entropy_bonus_enabled=bonus, model_kwarg_keys={"logits_to_keep"},
                            accelerator=SimpleNamespace(unwrap_model=lambda m: m, autocast=contextlib.nullcontext))
     self._group_logps = StepTrainer._group_logps.__get__(self)
     results, real = [], seen[:, -C:]

@@ -451,11 +451,15 @@ class TransformersPolicy:
         "One assistant text for each prompt; None where the prompt is longer than `max_prompt_tokens`."
         ids = [self.render(*p) for p in prompts]
         fits = [i for i, p in enumerate(ids) if len(p) <= self.max_prompt_tokens]
-        rows = generate_tokens(self.model, [ids[i] for i in fits], max_new_tokens=max_new_tokens, temperature=temperature,
-                               seed=seed, stop=self.stop, pad=self.tokenizer.pad_token_id, batch=self.batch, memory=self.memory)
+        rows = self.tokens([ids[i] for i in fits], temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
         texts: list[str | None] = [None] * len(prompts)
         for i, row in zip(fits, rows): texts[i] = self.decode(row)
         return texts
+
+    def tokens(self, prompts: list[list[int]], *, temperature: float, max_new_tokens: int, seed: int) -> list[list[int]]:
+        "New token ids for each prompt, the stopping id included."
+        return generate_tokens(self.model, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, stop=self.stop,
+                               pad=self.tokenizer.pad_token_id, batch=self.batch, memory=self.memory)
 
     def decode(self, ids: list[int]) -> str:
         "Text of generated ids without the token that ended the turn."

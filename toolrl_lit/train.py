@@ -5,19 +5,23 @@
 # %% auto #0
 __all__ = ['ALGORITHMS', 'PRESETS', 'CURVES', 'TrainConfig', 'make_config', 'demonstrations', 'lora', 'without_adapters',
            'trainable', 'processes', 'sharded', 'gathered', 'merge_into', 'warm_start', 'pack_groups', 'group_mask',
-           'token_scores', 'StepTrainer', 'StepRewards', 'informative', 'situation', 'choose_steps', 'kept_bytes',
-           'memory_needed', 'train', 'curves']
+           'token_scores', 'StepTrainer', 'StepRewards', 'EnginePolicy', 'informative', 'situation', 'choose_steps',
+           'kept_bytes', 'memory_needed', 'train', 'choose_backend', 'load_unsloth', 'UnslothPolicy', 'unsloth_trainer',
+           'merge_adapter', 'ServerPolicy', 'curves']
 
 # %% ../nbs/10_train.ipynb #2a00af23
-import contextlib, hashlib, importlib.util, itertools, json, math, os, random, re, time
+import contextlib, hashlib, importlib.util, itertools, json, math, os, random, re, sys, time, urllib.request, warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 import numpy as np, psutil, torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from plotly.subplots import make_subplots
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
@@ -29,12 +33,12 @@ from torch.utils.checkpoint import checkpoint
 from accelerate.state import DistributedType, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin, gather_object
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, PretrainedConfig, PrinterCallback, TrainerCallback, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PrinterCallback, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from trl.chat_template_utils import qwen3_template
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import nanstd, split_tensor_dict
-from .collect import OraclePolicy, TransformersPolicy, collect, generate_tokens, load_model, save_model
+from .collect import PACKAGED, OraclePolicy, TransformersPolicy, collect, generate_tokens, load_model, save_model
 from .episode import trl_environment, turn_advantages, turn_rewards
 from .reward import PARSERS, score_batch
 from .schema import Environment, StepRecord, Trajectory, UserError, holds_work, refuse_other, show, write_text
@@ -95,6 +99,13 @@ class TrainConfig(BaseModel):
     rollout_rows: int = Field(128, ge=1, description="turns sampled side by side; memory grows with it, and other turns are sampled")
     gradient_checkpointing: bool = Field(False,
         description="compute activations a second time instead of keeping them: less memory, a third more time")
+    backend: Literal["auto", "plain", "unsloth"] = Field("auto",
+        description="what trains: plain, transformers and PEFT; unsloth, extra [unsloth], on one GPU; auto, unsloth where it can be had, and says which. "
+                    "The warm start is always plain")
+    load_in: Literal["16bit", "4bit"] = Field("16bit",
+        description="bits of the weights that LoRA leaves as they are; 4bit is Unsloth's, and a quarter of the memory for them")
+    vllm_server: str | None = Field(None, pattern="^https?://",
+        description="address of a vLLM server that samples instead of this process, http://host:port; TRL sends it the weights")
     save_updates: int = Field(2, ge=1, description="batches of rollouts between checkpoints")
     report_to: Literal["none", "tensorboard", "trackio"] = Field("none",
         description="where the curves go while it runs, beside log.json; each is a package of its own, extras [tensorboard] and [trackio]")
@@ -110,6 +121,10 @@ class TrainConfig(BaseModel):
         share = self.prompts // self.mini_batches
         of = f" / mini_batches={self.mini_batches}" if self.mini_batches > 1 else ""
         if share % self.micro_prompts: raise ValueError(f"prompts={self.prompts}{of} must be a multiple of micro_prompts={self.micro_prompts}")
+        if self.load_in == "4bit" and self.backend != "unsloth": raise ValueError("load_in=4bit: only Unsloth loads in 4 bits here; set backend=unsloth")
+        if self.load_in == "4bit" and not self.lora_rank:
+            raise ValueError("load_in=4bit: weights of 4 bits cannot be trained themselves; set lora_rank=16, or load_in=16bit")
+        if self.vllm_server and self.backend == "unsloth": raise ValueError("vllm_server: Unsloth samples for itself; set backend=plain, or leave vllm_server out")
         if self.credit == "step": return self
         if self.oversample > 1: raise ValueError(f"credit={self.credit}: whole episodes are sampled once; set oversample=1")
         if self.shuffle_rewards: raise ValueError(f"credit={self.credit}: shuffle_rewards is a control for credit=step")
@@ -430,12 +445,13 @@ def token_scores(hidden: torch.Tensor,      # (N, H) states from which the token
 class StepTrainer(_Sharded, GRPOTrainer):
     "TRL's GRPOTrainer, with the prompt of a group read once, Reinforce++, and whole episodes told apart by turns."
     global_baseline = False                     # Reinforce++: the mean reward of the batch is subtracted, not the group's
-    speak = None                                # whole episodes: writes the next turns after these token ids
+    whole_rows = False                          # TRL's own layout, prompt and completion in each row, for a model that drops our mask
+    speak = None                                # whole episodes: writes the next turns after these token ids, with log-probabilities or None
     worth = None                                # credit=turn: rewards of the turns, from their token ids by episode, and the episodes' rows
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
         "A turn of each episode by our batched decoder, where there is one."
-        return (self.speak(prompt_ids), None) if self.speak else super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        return self.speak(prompt_ids) if self.speak else super()._generate_single_turn(prompt_ids, *args, **kwargs)
 
     def _generate_and_score_completions(self, inputs):
         "TRL always subtracts a group's mean; with `global_baseline`, advantages are computed anew from the same rewards."
@@ -473,6 +489,9 @@ class StepTrainer(_Sharded, GRPOTrainer):
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None,
                                            compute_entropy=False, **unused):
         "Log-probability (rows, C) and entropy of each completion token: what TRL computes, from shared-prompt rows."
+        if self.whole_rows:
+            return super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size,
+                                                              compute_entropy=compute_entropy)
         size = batch_size or len(input_ids)
         parts = [self._group_logps(model, ids, seen, logits_to_keep, compute_entropy)
                  for ids, seen in zip(input_ids.split(size), attention_mask.split(size))]
@@ -558,6 +577,24 @@ class _Epochs(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs): self.refill(state.global_step // self.updates)
     def on_epoch_end(self, args, state, control, **kwargs): control.should_save = True
 
+# %% ../nbs/10_train.ipynb #1663b20d
+def _refresh(policy: TransformersPolicy, tuned) -> None:
+    "Let the policy that samples be the one that is trained."
+    if isinstance(policy, EnginePolicy): policy.refresh()
+    else: merge_into(policy.model, tuned)
+
+def _turns(policy: TransformersPolicy, ids: list[list[int]], config: TrainConfig, seed: int, first: int, memory=None):
+    "A turn's token ids after each prompt, and their log-probabilities where the engine tells them, else None."
+    how = dict(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
+    if isinstance(policy, EnginePolicy): return policy.tokens(ids, seed=seed + first, **how), policy.logprobs
+    return generate_tokens(policy.model, ids, **how, seed=seed, stop=policy.stop, pad=policy.tokenizer.pad_token_id, batch=policy.batch,
+                           memory=memory, first=first), None
+
+class EnginePolicy(TransformersPolicy):
+    "A policy whose tokens another engine samples, without a merged copy."
+    logprobs = None                             # of the tokens sampled last, where the engine tells them
+    def refresh(self): "Take over the weights as they are now; nothing to do where the engine reads them in place."
+
 # %% ../nbs/10_train.ipynb #5aba40d7
 def informative(rewards: list[float],   # of turns, group by group
                 group: int,             # turns of a group
@@ -598,12 +635,13 @@ def _grpo_arguments(config: TrainConfig, out: Path) -> GRPOConfig:
         * config.mini_batches * config.split_group
     episodes = {} if config.credit == "step" else dict(max_tool_calling_iterations=config.max_turns,
                                                        chat_template_kwargs={"enable_thinking": config.reasoning})
+    server = dict(use_vllm=True, vllm_mode="server", vllm_server_base_url=config.vllm_server) if config.vllm_server else {}
     return GRPOConfig(**_trainer_arguments(config, out), learning_rate=config.learning_rate, num_train_epochs=config.epochs,
         warmup_steps=round(config.warmup * config.epochs * config.updates * config.mini_batches),
         per_device_train_batch_size=rows, steps_per_generation=share, gradient_accumulation_steps=share // config.mini_batches,
         num_generations=config.group, max_completion_length=config.completion_tokens, temperature=config.temperature,
         beta=config.kl, entropy_coef=config.entropy, save_steps=config.save_updates * config.mini_batches,
-        shuffle_dataset=False, **ALGORITHMS[config.algorithm], **episodes,
+        shuffle_dataset=False, **ALGORITHMS[config.algorithm], **episodes, **server,
         **({"model_init_kwargs": {"device_map": None}} if sharded() else {}))      # of the reference: TRL would spread it over all GPUs
 
 # %% ../nbs/10_train.ipynb #790763a9
@@ -651,7 +689,8 @@ def memory_needed(config: TrainConfig,        # of the run
     text, whole, full = model.get_text_config(), _skeleton(model, config.lora_rank, gpu), not config.lora_rank
     trained = sum(p.numel() for p in whole.parameters() if p.requires_grad)
     base = sum(p.numel() for p in whole.parameters()) - (0 if full else trained)
-    row = config.max_prompt_tokens + config.group // config.split_group * config.completion_tokens
+    fast, rows = config.backend == "unsloth", config.group // config.split_group
+    row = config.max_prompt_tokens + (1 if fast else rows) * config.completion_tokens      # Unsloth reads the prompt in each row
     one, two = (kept_bytes(_skeleton(model, config.lora_rank, gpu, n), row) for n in (1, 2))
     layers, layer = text.num_hidden_layers, two - one
     inputs = layers * row * text.hidden_size * (4 if full else 2) + (base * 2 if full else 0)    # and autocast's copies of the weights
@@ -659,11 +698,15 @@ def memory_needed(config: TrainConfig,        # of the run
     token = 2 * 2 * layers * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * head
     collecting = min(config.rollout_rows, config.environments if config.credit == "step" else config.prompts * config.group) * (2 if gpu else 3)
     updating = min(config.rollout_rows, config.prompts * config.oversample * config.group)
-    parts = {"weights": base * (4 if full else 2), "copy for rollouts": base * 2, "reference": base * 4 if full and config.kl else 0,
+    embedded = sum(p.numel() for p in {m.weight for m in (without_adapters(whole).get_input_embeddings(), without_adapters(whole).get_output_embeddings())})
+    quarter = 2 * embedded + 0.5625 * (base - embedded)      # 4 bits, and an fp32 scale for each 64 of them; embeddings stay whole
+    at_once = config.micro_prompts * (rows if fast else 1)
+    parts = {"weights": quarter if config.load_in == "4bit" else base * (4 if full else 2),
+             "copy for rollouts": 0 if fast or config.vllm_server else base * 2, "reference": base * 4 if full and config.kl else 0,
              "gradients and optimizer": trained * 12 + (0 if full else trained * 4),
-             "activations": config.micro_prompts * (one + inputs if config.gradient_checkpointing else one + (layers - 1) * layer),
-             "logits": 5 * 4 * 512 * text.vocab_size,
-             "rollouts": max(collecting, updating) * (config.max_prompt_tokens + config.completion_tokens) * token}
+             "activations": at_once * (one + inputs if config.gradient_checkpointing else one + (layers - 1) * layer),
+             "logits": 12 * at_once * (config.completion_tokens + 1) * text.vocab_size if fast else 5 * 4 * 512 * text.vocab_size,
+             "rollouts": 0 if config.vllm_server else max(collecting, updating) * (config.max_prompt_tokens + config.completion_tokens) * token}
     if shards > 1:                              # what is whole for a moment: embeddings and head, a layer and the one after it
         for cut in ("weights", "gradients and optimizer"): parts[cut] /= shards
         size = lambda n: sum(p.numel() for p in _skeleton(model, config.lora_rank, gpu, n).parameters())
@@ -673,14 +716,14 @@ def memory_needed(config: TrainConfig,        # of the run
     return {k: n / 1e9 for k, n in parts.items()}
 
 # %% ../nbs/10_train.ipynb #c37686a4
-def _check_room(config: TrainConfig, model) -> None:
-    "Raise `UserError` if a run with this loaded model cannot fit its positions or this machine's memory."
+def _check_room(config: TrainConfig, model: PretrainedConfig, loaded: int = 0) -> None:
+    "Raise `UserError` if a run cannot fit the positions of its model, of which so many bytes are loaded, or this machine's memory."
     longest, what = config.max_prompt_tokens + config.completion_tokens, "max_new_tokens" if config.credit == "step" else "max_episode_tokens"
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", longest)
+    room = getattr(model.get_text_config(), "max_position_embeddings", longest)
     if longest > room:
         raise UserError(f"max_prompt_tokens={config.max_prompt_tokens} and {what}={config.completion_tokens} are more than the "
                         f"{room} positions of the model; lower one of them")
-    need, loaded = memory_needed(config, model.config, shards=processes() if sharded() else 1), sum(p.nbytes for p in model.parameters())
+    need = memory_needed(config, model, shards=processes() if sharded() else 1)
     free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))    # processes of a machine share it
     have = (torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else free) + loaded
     if need["peak"] * 1e9 <= have: return
@@ -711,27 +754,32 @@ def train(config: TrainConfig,                 # what to train, and how
     _begin(out, environments, config.model_dump(exclude={"out", "report_to"}))
     if (out / "model" / "config.json").exists(): return out / "model"
     _check_sharding()
+    if choose_backend(config, alone=sandbox is None and not live) == "unsloth": return _train_apart(config, environments, name, start)
+    if config.vllm_server: _check_server(config.vllm_server)
     set_seed(config.seed)
     _report(config, out)
     base, tokenizer = load_model(start or config.model)
-    _check_room(config, base)
-    copy, _ = load_model(start or config.model)
-    policy = TransformersPolicy(copy, tokenizer, max_prompt_tokens=config.max_prompt_tokens, batch=config.rollout_rows, reasoning=config.reasoning)
+    _check_room(config, base.config, sum(p.nbytes for p in base.parameters()))
+    copy = base if config.vllm_server else load_model(start or config.model)[0]
+    policy = (ServerPolicy if config.vllm_server else TransformersPolicy)(
+        copy, tokenizer, max_prompt_tokens=config.max_prompt_tokens, batch=config.rollout_rows, reasoning=config.reasoning)
+    policy.fingerprint                          # of the start policy: trajectories of a resumed epoch belong to the same run
     tuned = trainable(base.cpu() if sharded() else base, config.lora_rank)      # FSDP moves it to a GPU layer by layer, cut up
     if torch.cuda.is_available(): policy.memory = None      # a GPU reads a prompt again sooner than it could keep all of them
-    policy.fingerprint                          # of the start policy: trajectories of a resumed epoch belong to the same run
     trainer = (_step_trainer if config.credit == "step" else _episode_trainer)(config, out, policy, tuned, environments, sandbox)
+    if config.vllm_server: policy.trainer = trainer
     if live: trainer.add_callback(_Live())
     _run(trainer, out, f"train, {config.algorithm}")
+    if config.vllm_server: copy, _ = load_model(start or config.model)
     merge_into(copy, tuned)
     return _finish(trainer, out, copy, tokenizer)
 
 # %% ../nbs/10_train.ipynb #73da260e
 def _step_trainer(config, out, policy, tuned, environments, sandbox) -> StepTrainer:
-    "TRL's trainer, its dataset of slots that each epoch refills, and rollouts by the merged copy."
+    "TRL's trainer, its dataset of slots that each epoch refills, and rollouts by the policy."
     rewards = StepRewards(config, policy, sandbox)
     def refill(epoch: int):
-        merge_into(policy.model, tuned)
+        _refresh(policy, tuned)
         where = random.Random(config.seed + epoch).sample(environments, min(config.environments, len(environments)))
         with trainer.accelerator.main_process_first():    # the others read what it has collected
             trajectories = collect(policy, where, temperature=config.temperature, max_turns=config.max_turns, kind=config.kind,
@@ -742,22 +790,21 @@ def _step_trainer(config, out, policy, tuned, environments, sandbox) -> StepTrai
         if dropped: print(f"{dropped} step records were longer than {config.max_prompt_tokens} tokens and left out")
 
     def rollout(prompts: list[str], trainer) -> dict:
-        merge_into(policy.model, tuned)
+        _refresh(policy, tuned)
         wanted, me, world = len(prompts) // config.group, trainer.accelerator.process_index, trainer.accelerator.num_processes
         step, tried = trainer.state.global_step // config.mini_batches, wanted * config.oversample
         first = (step % config.updates * world + me) * tried
         slots = [i for i in range(first, first + tried) for _ in range(config.group)]
         ids, begun = [policy.render(rewards.steps[i].messages, rewards.steps[i].tools) for i in slots], time.perf_counter()
-        rows = generate_tokens(policy.model, ids, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-            seed=config.seed * 1_000_003 + step, stop=policy.stop, pad=policy.tokenizer.pad_token_id, batch=policy.batch, first=me * len(ids))
+        rows, said = _turns(policy, ids, config, seed=config.seed * 1_000_003 + step, first=me * len(ids))
         rewards.speed = sum(map(len, rows)) / (time.perf_counter() - begun)
-        turns = list(zip(ids, rows, slots))
+        turns = list(zip(ids, rows, slots, said or itertools.repeat(None)))
         if config.oversample > 1:                          # the best of all processes, dealt out again
             scored = gather_object(list(zip(turns, (s.reward for s in rewards.score(rows, slots)))))
             kept = informative([r for _, r in scored], config.group, wanted * world)[me * wanted * config.group:][:wanted * config.group]
             turns = [scored[k][0] for k in kept]
-        ids, rows, slots = map(list, zip(*turns))
-        return {"prompt_ids": ids, "completion_ids": rows, "logprobs": None, "slot": slots}
+        ids, rows, slots, logprobs = map(list, zip(*turns))
+        return {"prompt_ids": ids, "completion_ids": rows, "logprobs": logprobs if said else None, "slot": slots}
 
     slots = Dataset.from_dict({"slot": list(range(config.prompts * config.updates))}).with_transform(_Prompts(rewards))
     rewards.steps = [environments[0].start()] * len(slots)     # placeholder until the first epoch begins
@@ -787,7 +834,7 @@ def _reader(policy: TransformersPolicy):
     return tokenizer
 
 def _episode_trainer(config, out, policy, tuned, environments, sandbox) -> StepTrainer:
-    "TRL's trainer of whole episodes, and turns by the merged copy."
+    "TRL's trainer of whole episodes, and turns by the policy."
     start = lambda e: policy.render(e.start().messages, e.documents())
     short = [e for e in environments if len(start(e)) <= config.max_prompt_tokens]
     if len(short) < len(environments): print(f"{len(environments) - len(short)} questions were longer than {config.max_prompt_tokens} tokens and left out")
@@ -796,16 +843,16 @@ def _episode_trainer(config, out, policy, tuned, environments, sandbox) -> StepT
     chosen = {e.id: e for e in random.Random(config.seed).sample(short, min(need, len(short)))}
     factories, rows = trl_environment(list(chosen.values()), config.match, sandbox)
     spoken = [-1, 0]                            # the batch of rollouts, and its turns so far
-    def speak(ids: list[list[int]]) -> list[list[int]]:
+    def speak(ids: list[list[int]]) -> tuple[list[list[int]], list[list[float]] | None]:
         batch = trainer.state.global_step // config.mini_batches
         if batch != spoken[0]:
-            merge_into(policy.model, tuned)
+            _refresh(policy, tuned)
             spoken[:] = [batch, 0]
         spoken[1] += 1
-        if spoken[1] > config.max_turns: return [[] for _ in ids]             # the last turn's calls have run; nothing follows
-        return generate_tokens(policy.model, ids, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-            seed=(config.seed * 1_000_003 + batch) * 64 + spoken[1], stop=policy.stop, pad=policy.tokenizer.pad_token_id, batch=policy.batch,
-            memory=policy.memory, first=trainer.accelerator.process_index * 1_000_003)
+        if spoken[1] > config.max_turns:                                      # the last turn's calls have run; nothing follows
+            return [[] for _ in ids], [[] for _ in ids] if config.vllm_server else None
+        return _turns(policy, ids, config, seed=(config.seed * 1_000_003 + batch) * 64 + spoken[1], memory=policy.memory,
+                      first=trainer.accelerator.process_index * 1_000_003)
 
     def worth(turns: list[list[list[int]]], rows: list[dict]) -> list[list[float]]:
         episodes = [([policy.decode(ids) for ids in said], chosen[row["environment"]]) for said, row in zip(turns, rows)]
@@ -816,6 +863,157 @@ def _episode_trainer(config, out, policy, tuned, environments, sandbox) -> StepT
     trainer.speak, trainer.worth = speak, worth if config.credit == "turn" else None
     trainer._env_tools = {e.id: e.documents() for e in chosen.values()}       # to the letter, as in evaluation; TRL would read the methods
     return trainer
+
+# %% ../nbs/10_train.ipynb #8f1291bd
+def choose_backend(config: TrainConfig,  # of the run
+                   alone: bool = True,   # whether another process can do it: no sandbox to share, no curves to draw
+                   ) -> Literal["plain", "unsloth"]:
+    "What trains this; `auto` says so in one line. Raises `UserError` where Unsloth is asked for and cannot be had."
+    if "unsloth" in sys.modules:
+        raise UserError("Unsloth has been imported in this process and has changed transformers and TRL in it; train in a process that has not "
+                        "imported it (backend=unsloth does so in one of its own)")
+    without, advice = next(((why, do) for hindered, why, do in (
+        (lambda: not torch.cuda.is_available(), "there is no GPU", "use a machine with one"),
+        (lambda: importlib.util.find_spec("unsloth") is None, "the package is not installed", "pip install 'toolrl_lit[unsloth]'"),
+        (lambda: processes() > 1, f"{processes()} processes train together", "start one process"),
+        (lambda: config.vllm_server, "a vLLM server samples", "leave vllm_server out"),
+        (lambda: not alone, "a sandbox or live curves are of this process only", "leave sandbox and live out")) if hindered()), ("", ""))
+    if config.backend == "unsloth" and without: raise UserError(f"backend=unsloth: {without}; {advice}, or set backend=plain")
+    if config.backend == "auto" and os.environ.get("RANK", "0") == "0":
+        print("backend: " + (f"plain transformers and PEFT, not Unsloth: {without}" if without else "Unsloth: a GPU and the package are here"))
+    return "plain" if without or config.backend == "plain" else "unsloth"
+
+# %% ../nbs/10_train.ipynb #eb92bdbf
+def _local(model: str | Path) -> tuple[str, "AutoTokenizer"]:
+    "Where a start policy is, and its tokenizer as the rest of the library reads it."
+    path = str(PACKAGED[str(model)]() if str(model) in PACKAGED else model)
+    try: tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as e: raise UserError(f"{path}: no model could be loaded ({str(e).splitlines()[0]})") from e
+    if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token
+    return path, tokenizer
+
+def load_unsloth(config: TrainConfig, model: str | Path):
+    "Model and tokenizer as Unsloth trains them; the tokenizer is ours, since Unsloth may pad with another token."
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache / "toolrl_lit" / "unsloth"))     # else it is the folder one works in
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "WARNING: Unsloth should be imported before")
+        from unsloth import FastLanguageModel
+    path, tokenizer = _local(model)
+    settings = AutoConfig.from_pretrained(path)
+    _check_room(config, settings)               # before Unsloth stretches the positions of a model that has too few
+    length = config.max_prompt_tokens + config.completion_tokens + (0 if config.credit == "step" else config.max_new_tokens)
+    length = min(length, getattr(settings.get_text_config(), "max_position_embeddings", length))
+    bits = dict(load_in_4bit=config.load_in == "4bit", load_in_16bit=config.load_in == "16bit") if config.lora_rank else \
+        dict(load_in_4bit=False, full_finetuning=True, float32_mixed_precision=True)
+    loaded, _ = FastLanguageModel.from_pretrained(path, max_seq_length=length, dtype=torch.bfloat16, **bits,
+                                                  use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False)
+    return loaded, tokenizer
+
+def _adapted(model, config: TrainConfig):
+    "The model with what is to be trained: Unsloth's adapters on all linear layers but the head, or all weights."
+    if not config.lora_rank: return model
+    from unsloth import FastLanguageModel
+    return FastLanguageModel.get_peft_model(model, r=config.lora_rank, lora_alpha=2 * config.lora_rank, random_state=config.seed,
+                                            use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False)
+
+# %% ../nbs/10_train.ipynb #aa3b9d4f
+class UnslothPolicy(EnginePolicy):
+    "A model that Unsloth trains, which samples by Unsloth's own decoder."
+    @torch.no_grad()
+    def tokens(self, prompts: list[list[int]], *, temperature: float, max_new_tokens: int, seed: int) -> list[list[int]]:
+        "New token ids for each prompt, the stopping id included; another stream of random numbers than `generate_tokens` draws."
+        from unsloth import FastLanguageModel
+        out, device, pad, trains = [[] for _ in prompts], self.model.device, self.tokenizer.pad_token_id, self.model.training
+        how = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if temperature else dict(do_sample=False)
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        FastLanguageModel.for_inference(self.model)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            for part in (order[i:i + self.batch] for i in range(0, len(order), self.batch)):
+                width = len(prompts[part[-1]])
+                ids = torch.tensor([[pad] * (width - len(prompts[i])) + prompts[i] for i in part], device=device)
+                seen = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in part], device=device)
+                new = self.model.generate(input_ids=ids, attention_mask=seen, max_new_tokens=max_new_tokens, pad_token_id=pad,
+                                          eos_token_id=sorted(self.stop), **how)[:, width:].tolist()
+                for i, row in zip(part, new): out[i] = row[:next((k for k, t in enumerate(row) if t in self.stop), len(row)) + 1]
+        if trains: FastLanguageModel.for_training(self.model)
+        return out
+
+# %% ../nbs/10_train.ipynb #cfd5852f
+def unsloth_trainer(config: TrainConfig, out: Path, environments: list[Environment], model: str | Path) -> tuple[StepTrainer, UnslothPolicy]:
+    "TRL's trainer of a model that Unsloth has loaded, and the policy that samples. Unsloth stays imported in this process."
+    config = config.model_copy(update=dict(backend="unsloth"))
+    loaded, tokenizer = load_unsloth(config, model)
+    policy = UnslothPolicy(loaded, tokenizer, max_prompt_tokens=config.max_prompt_tokens, batch=config.rollout_rows, reasoning=config.reasoning)
+    policy.fingerprint
+    policy.model, policy.memory = _adapted(loaded, config), None
+    make = _step_trainer if config.credit == "step" else _episode_trainer
+    # Unsloth has set up its own checkpointing, which the trainer would replace by torch's
+    trainer = make(config.model_copy(update=dict(gradient_checkpointing=False)), out, policy, policy.model, environments, None)
+    trainer.whole_rows = True
+    for p in policy.model.parameters():         # TRL rounds adapters of a 4-bit model to bf16, where small steps are lost
+        if p.requires_grad: p.data = p.data.float()
+    return trainer, policy
+
+def _by_unsloth(config: TrainConfig, environments: list[Environment], name: str, start: str | Path | None) -> None:
+    "Train, and write the adapters, or the whole model where all weights are trained."
+    out = Path(config.out) / name
+    set_seed(config.seed)
+    _report(config, out)
+    trainer, policy = unsloth_trainer(config, out, environments, start or config.model)
+    _run(trainer, out, f"train, {config.algorithm}, Unsloth")
+    write_text(out / "log.json", json.dumps(trainer.state.log_history))
+    if config.lora_rank: policy.model.save_pretrained(out / "adapter")
+    else: save_model(policy.model.bfloat16(), policy.tokenizer, out / "model")
+
+# %% ../nbs/10_train.ipynb #1e8194ca
+def merge_adapter(model: str | Path,    # a start policy
+                  adapter: str | Path,  # folder of a LoRA adapter for it
+                  out: str | Path,      # where the merged model goes
+                  ) -> Path:
+    "The model in 16 bits with the adapter merged into it. On the CPU: what was trained in 4 bits may not fit a GPU in 16."
+    path, tokenizer = _local(model)
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16), str(adapter))
+    return save_model(tuned.merge_and_unload(), tokenizer, out)
+
+def _train_apart(config: TrainConfig, environments: list[Environment], name: str, start: str | Path | None) -> Path:
+    "`train` by Unsloth, in a process of its own."
+    out = Path(config.out) / name
+    if torch.cuda.is_available(): torch.cuda.empty_cache()     # what a warm start has left in this process
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try: pool.submit(_by_unsloth, config, environments, name, start).result()
+        except BrokenProcessPool as e:
+            raise UserError(f"the process that trained by Unsloth was killed, as for lack of memory; the last whole checkpoint in {out} is kept. "
+                            "Lower micro_prompts, rollout_rows or max_prompt_tokens, and start the same command again") from e
+    return merge_adapter(start or config.model, out / "adapter", out / "model") if config.lora_rank else out / "model"
+
+# %% ../nbs/10_train.ipynb #03118d52
+class ServerPolicy(EnginePolicy):
+    "Turns by a vLLM server, through TRL, which sends it the weights."
+    trainer = None                              # of TRL; it holds the connection
+
+    def refresh(self):
+        if self.trainer.state.global_step == self.trainer._last_loaded_step: return
+        self.trainer.vllm_generation.sync_weights()
+        self.trainer._last_loaded_step = self.trainer.state.global_step
+
+    def tokens(self, prompts: list[list[int]], *, temperature: float, max_new_tokens: int, seed: int) -> list[list[int]]:
+        "New token ids for each prompt; equal prompts that follow each other are sent once."
+        engine = self.trainer.vllm_generation
+        engine.temperature, engine.max_completion_length = temperature, max_new_tokens
+        copies = math.gcd(*(len(list(same)) for _, same in itertools.groupby(prompts)))
+        _, rows, told, _ = engine.generate(prompts=prompts, images=None, num_generations=copies)
+        self.logprobs = [[token[0] for token in row] for row in told]
+        return rows
+
+def _check_server(url: str) -> None:
+    "Raise `UserError` where a vLLM server cannot be used from here."
+    if processes() > 1: raise UserError(f"vllm_server: {processes()} processes train together; start one")
+    try: urllib.request.urlopen(url.rstrip("/") + "/health", timeout=10).close()
+    except OSError as e: raise UserError(f"vllm_server: nobody answers at {url} ({e}); start `vllm serve` there, or leave vllm_server out") from e
+    if importlib.util.find_spec("vllm") is None: raise UserError("vllm_server: TRL speaks to it through the package vllm; pip install 'vllm>=0.20,<=0.30'")
+    if not torch.cuda.is_available(): raise UserError("vllm_server: weights travel from GPU to GPU, and there is none here; leave vllm_server out")
 
 # %% ../nbs/10_train.ipynb #c9696564
 CURVES = {"reward": "mean reward of a turn", "solve_precision": "solve precision", "kl": "KL to the start policy (nats)",
