@@ -3,7 +3,7 @@ import json, os, random, signal, subprocess, sys, threading, time
 from collections import Counter
 import pytest
 from hypothesis import given, settings, strategies as st
-from toolrl_lit.build import (BATCH, SIMILAR, Asked, Made, audit, audit_records, build_environments, exploits, leaves, match_any,
+from toolrl_lit.build import (BATCH, SIMILAR, Asked, Made, audit, audit_records, build_environments, exploits, findings_figure, leaves, match_any,
                               near_duplicates, overlaps, phrasing, rarity, repeats, settle, similarity, words)
 from toolrl_lit.deploy import check, check_many, deploy, embedded, probes
 from toolrl_lit.sandbox import shared
@@ -419,6 +419,11 @@ def test_an_answer_that_is_known_before_the_last_step_is_counted(train):
     compared = [e for e in train if any(why == LATE for why, _ in exploits(e))]
     assert {f.check: f.count for f in audit(train)}[LATE] == len(compared)
     assert all(e.answer in {q.answer for q in e.scenario.sub_questions} and "which" in e.question.lower() or "what has" in e.question.lower() for e in compared)
+
+def test_every_check_is_in_the_figure_of_the_findings(train, test):
+    findings = audit(train, test)
+    drawn = {(check, text): share for bars in findings_figure(findings).data for check, text, share in zip(bars.y, bars.text, bars.x)}
+    assert drawn == {(f.check, f"{f.count} of {f.of}"): pytest.approx(100 * f.count / max(1, f.of)) for f in findings}
 
 def test_nothing_is_not_audited():
     with pytest.raises(UserError, match="there is no environment"): audit([])

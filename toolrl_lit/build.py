@@ -6,7 +6,7 @@
 __all__ = ['BATCH', 'ATTEMPTS', 'FORMATS', 'SIMILAR', 'EXPLOITS', 'attempt', 'Plan', 'Made', 'make', 'settle', 'Progress',
            'write_shard', 'BuildResult', 'Author', 'build_environments', 'entities', 'overlaps', 'Finding', 'found',
            'leaves', 'repeats', 'facts', 'words', 'similarity', 'rarity', 'Asked', 'near_duplicates', 'match_any',
-           'exploits', 'phrasing', 'domain', 'audit', 'audit_table', 'audit_records', 'audit_figure']
+           'exploits', 'phrasing', 'domain', 'audit', 'audit_table', 'findings_figure', 'audit_records', 'audit_figure']
 
 # %% ../nbs/07_build.ipynb #16fe300d
 import heapq, itertools, json, os, platform, random, re, socket
@@ -656,6 +656,19 @@ def audit_table(findings: Sequence[Finding]):
     import pandas as pd
     return pd.DataFrame([{"check": f.check, "found": f.count, "of": f.of, "a defect": "yes" if f.defect else "no",
                           "example": f.examples[0][:90] if f.count and f.examples else ""} for f in findings])
+
+# %% ../nbs/07_build.ipynb #524e679d
+def findings_figure(findings: Sequence[Finding]):
+    "Plotly figure: how often each check found what it looks for, in percent of what it looked at."
+    import plotly.graph_objects as go
+    fig, shown = go.Figure(), list(reversed(findings))
+    for defect, name, colour in ((True, "defect", "#D55E00"), (False, "no defect, but good to know", "#0072B2")):
+        some = [f for f in shown if f.defect == defect]
+        fig.add_bar(y=[f.check for f in some], x=[100 * f.count / max(1, f.of) for f in some], text=[f"{f.count} of {f.of}" for f in some], name=name,
+                    marker_color=colour, orientation="h", textposition="outside", cliponaxis=False)
+    fig.update_yaxes(categoryorder="array", categoryarray=[f.check for f in shown])
+    fig.update_xaxes(title_text="found, %", rangemode="tozero", range=[0, max([5, *(115 * f.count / max(1, f.of) for f in shown)])])
+    return fig.update_layout(height=90 + 24 * len(shown), margin=dict(l=10, r=60, t=10, b=10), legend=dict(orientation="h", y=-.12), template="plotly_white")
 
 # %% ../nbs/07_build.ipynb #c96844ed
 def _question(step: StepRecord) -> str:

@@ -201,12 +201,15 @@ def _audit(train: Sequence[Environment], test: Sequence[Environment] | None, mat
 
 def _tell(findings: list, out: Path, sections: list):
     "Print and write findings; end with code 1 if there are defects."
-    from toolrl_lit.build import audit_table
+    from toolrl_lit.build import audit_table, findings_figure
+    import pandas as pd
     from toolrl_lit.evaluate import write_report
     for f in findings:
         print(f"{'DEFECT' if f.failed else '':>7} {f.check}: {f.count} of {f.of}")
         if f.defect: [print(f"{'':>10}{e}") for e in f.examples]
-    write_report(out, "Audit", [("Findings", [audit_table(findings)]), *sections])
+    examples = pd.DataFrame([(f.check, e) for f in findings for e in f.examples], columns=["check", "example"])
+    write_report(out, "Audit", [("Findings", [findings_figure(findings), audit_table(findings)]),
+                                *([("Examples", [examples])] if len(examples) else []), *sections])
     print(f"written: {out}")
     if any(f.failed for f in findings): raise typer.Exit(1)
 
