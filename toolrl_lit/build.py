@@ -28,11 +28,11 @@ from . import sandbox as sandboxes
 from .schema import (GROUP, SCENARIOS, STRATEGIES, Environment, Manifest, OnDisk, Scenario, ScenarioKind, Shard,
                                StepRecord, Strategy, SubQuestion, Tool, ToolDoc, UserError, read_manifest, refuse_other,
                                replacing, reserve, rows_of, sha256, show, verified, write_text)
-from .scenario import RELATIONS, Difficulty, Generator, KnowledgeGenerator, decompose, gives_away, match_paper, plain
+from .scenario import RELATIONS, Difficulty, Generator, KnowledgeGenerator, convert, decompose, gives_away, match_paper, plain
 from .document import document
 from .integrate import integrate
 from .scale import RATES, scale
-from .deploy import check, check_documents, check_many, deploy, embedded, probes
+from .deploy import check, check_documents, check_many, deploy, embedded, factors, probes
 from .llm import PARSING
 
 # %% ../nbs/07_build.ipynb #50ca3c14
@@ -546,9 +546,10 @@ def near_duplicates(asked: Sequence[Asked],   # all questions
 
 # %% ../nbs/07_build.ipynb #6e99c44d
 def _pairs(tool) -> list[tuple[str, str]]:
-    "Facts written in a tool's code; none if it does not parse, which the examination reports."
-    try: return list(embedded(tool.code))
+    "Facts written in a tool's code, in every unit it knows; none if it does not parse, which the examination reports."
+    try: known, units = embedded(tool.code), factors(tool.code)
     except SyntaxError: return []
+    return [*known, *((s, convert(v, f)) for f in units for s, v in known if re.fullmatch(r"-?\d+(\.\d+)?", v))]
 
 def _said(thing: str, text: str) -> bool:
     "Whether a text names a thing, as words of its own: `W` is not named by `What`."

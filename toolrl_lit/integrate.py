@@ -26,7 +26,7 @@ def merge(tools: list[ToolPlan],   # on the same type of subject
         for relation, facts in t.rows.items():
             rows[relation] = dict(sorted({**rows.get(relation, {}), **facts}.items()))
             words.setdefault(relation, t.words[relation])
-    if len(rows) == 1: return first.model_copy(update=dict(rows=rows, words=words))
+    if len(rows) == 1: return first.model_copy(update=dict(rows=rows, words=words, options=next((t.options for t in tools if t.options), [])))
     kind = SUBJECTS[first.about].noun
     words = {r: w.removeprefix(f"{kind}_") for r, w in words.items()}   # "currency" need not be said again in "currency_name"
     listed = [w.replace("_", " ") for w in words.values()]
@@ -46,6 +46,7 @@ def groups(draft: Draft,           # stage 2's result
     found, general = [], {}
     for tools in by_relation.values():
         subject = tools[0].about
+        if any(t.options for t in tools): found.append(list(tools)); continue     # a unit is of one quantity only
         if subject in general and rng.random() < share: general[subject].extend(tools)
         else: found.append(general.setdefault(subject, list(tools)) if subject not in general else list(tools))
     return found

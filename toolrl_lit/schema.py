@@ -39,6 +39,7 @@ class SubQuestion(BaseModel):
     tool: str = ""                            # name of the tool that answers it, set by stage 2
     arguments: dict[str, Any] = {}            # arguments of the golden call, set by stage 2
     relation: str = ""                        # generator's name of the fact behind it, for audits
+    unit: str = ""                            # unit that is asked for, where it is not that of the facts
     entities: list[str] = []                  # entities it names or returns, for train/held-out separation
 
 # %% ../nbs/00_schema.ipynb #3055e49f
