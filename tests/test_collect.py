@@ -1,11 +1,11 @@
 "Collect: rollouts that can be resumed, and generation that says what transformers says, only sooner."
-import errno
+import errno, random, re
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 from toolrl_lit import collect as module
 from toolrl_lit.collect import (OraclePolicy, PrefixMemory, TransformersPolicy, call_text, collect, generate_tokens, load_model,
-                                packaged_warm_model, save_model)
+                                packaged_warm_model, save_model, wrong_calls)
 from toolrl_lit.reward import parse_qwen
 from toolrl_lit.schema import Trajectory, UserError, read_jsonl
 
@@ -81,7 +81,7 @@ def test_the_memory_forgets_when_weights_change(llama):
 
 # -- the loop
 
-def told(trajectories): return [t.model_dump() for t in trajectories]
+def told(trajectories, json=False): return [t.model_dump_json() if json else t.model_dump() for t in trajectories]
 
 def test_the_oracle_solves_everything_in_as_few_turns_as_there_are_hops(environments):
     for env, traj in zip(environments, collect(OraclePolicy(environments), environments, temperature=0)):
@@ -96,21 +96,130 @@ def test_the_warm_start_that_comes_with_the_library_calls_tools(environments, tm
     assert all(t.n_calls for t in shown) and any(t.n_solved for t in shown)
     with pytest.raises(UserError, match="adapter_model.safetensors is missing"): packaged_warm_model(tmp_path)
 
-def test_rollouts_resume_and_none_is_lost_or_doubled(policy, environments, tmp_path, monkeypatch):
-    options = dict(samples=2, max_turns=3, max_new_tokens=8, seed=3, batch=5)
-    whole = collect(policy, environments[:4], **options)
-    assert [(t.environment, t.sample) for t in whole] == [(e.id, k) for e in environments[:4] for k in range(2)]
-    assert {t.stop for t in whole} <= {"answer", "empty", "max_turns"} and sum(t.n_solved for t in whole) > 0
-    out, scored = tmp_path / "t.jsonl", module.score_batch
-    def fails_later(*args, **kwargs):
-        if out.exists(): raise KeyboardInterrupt     # in the middle of the second batch
-        return scored(*args, **kwargs)
-    monkeypatch.setattr(module, "score_batch", fails_later)
-    with pytest.raises(KeyboardInterrupt): collect(policy, environments[:4], out=out, **options)
-    assert told(read_jsonl(out, Trajectory)) == told(whole[:5])
-    monkeypatch.setattr(module, "score_batch", scored)
-    resumed = collect(policy, environments[:4], out=out, **options)
-    assert told(resumed) == told(whole) == told(read_jsonl(out, Trajectory))
+class Chance:
+    """Acts by chance, which hangs on all that `generate` is given: right calls, wrong calls, calls that JSON cannot hold, answers, nothing,
+    and conversations that are too long. Like a model it remembers the last wave, which here shows in what it says. `asked` is what it was asked."""
+    parser, fails_at = "qwen", None
+    def __init__(self, environments): self.known, self.asked, self.memory = {e.question: e for e in environments}, [], []
+    def forget(self): self.memory = []
+    def generate(self, prompts, *, temperature, max_new_tokens, seed):
+        if len(self.asked) == self.fails_at: raise KeyboardInterrupt
+        self.asked.append((prompts, seed))
+        said = [self.say(random.Random(f"{seed} {i} {messages} {len(messages) > 2 and self.memory}"), messages) for i, (messages, _) in enumerate(prompts)]
+        self.memory = [len(messages) for messages, _ in prompts]
+        return said
+    def say(self, chance, messages):
+        env = self.known[next(m["content"] for m in messages if m["role"] == "user")]
+        golden = chance.choice(env.golden_calls())
+        odd = golden[0].model_copy(update=dict(arguments=golden[0].arguments | {"odd": float("nan")}))
+        return chance.choice([call_text(golden)] * 4 + [call_text(wrong_calls(env, chance)), call_text([odd]), call_text([odd]), "So it is.", "", None])
+
+def test_many_are_under_way_at_once_and_the_queue_moves_up_as_rollouts_end(environments):
+    policy = Chance(environments)
+    trajs = collect(policy, environments, samples=3, max_turns=4, batch=5)
+    assert [(t.environment, t.sample) for t in trajs] == [(e.id, k) for e in environments for k in range(3)]
+    assert {t.stop for t in trajs} == {"answer", "empty", "max_turns", "too_long"}
+    assert all((t.stop == "max_turns") <= (len(t.turns) == 4) and len(t.turns) <= 4 for t in trajs)
+    left, sizes = [len(t.turns) + (t.stop == "too_long") for t in trajs], [len(prompts) for prompts, _ in policy.asked]
+    places = []
+    for size in sizes:                         # what a queue with five places does, by the turns that each rollout took
+        while left and len(places) < 5: places.append(left.pop(0))
+        assert size == len(places)
+        places = [n - 1 for n in places if n > 1]
+    assert not left and not places
+
+def test_neighbouring_seeds_share_no_random_numbers(environments):
+    asked = []
+    for seed in range(8):
+        policy = Chance(environments)
+        collect(policy, environments, samples=4, batch=3, seed=seed)
+        asked += [s for _, s in policy.asked]
+    assert len(set(asked)) == len(asked) > 100 and all(0 <= s < 2**63 for s in asked)
+
+@pytest.mark.parametrize("at", range(0, 26, 2))
+def test_an_interrupted_collection_goes_on_as_if_it_had_not_been(environments, tmp_path, at):
+    options, out = dict(samples=4, max_turns=5, seed=3, batch=4), tmp_path / "t.jsonl"
+    whole, broken, later = (Chance(environments) for _ in range(3))
+    collect(whole, environments, out=tmp_path / "whole.jsonl", **options)
+    assert told(collect(Chance(environments), environments, **options), json=True) == told(read_jsonl(tmp_path / "whole.jsonl", Trajectory), json=True)
+    assert any(re.search(r'"odd": ?null', t.model_dump_json()) for t in read_jsonl(tmp_path / "whole.jsonl", Trajectory))
+    broken.fails_at = at
+    with pytest.raises(KeyboardInterrupt): collect(broken, environments, out=out, **options)
+    assert not out.exists() and (at < 10 or (tmp_path / "t.unfinished.jsonl").exists())
+    collect(later, environments, out=out, **options)
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes() and sorted(p.name for p in tmp_path.iterdir()) == [
+        "t.jsonl", "t.settings.json", "whole.jsonl", "whole.settings.json"]
+    assert str(later.asked) == str(whole.asked[-len(later.asked):]) and len(later.asked) + at < len(whole.asked) + 10
+
+def test_a_model_that_is_interrupted_forgets_no_more_than_one_that_is_not(policy, tiny_folder, environments, tmp_path, monkeypatch):
+    options, asked, fails_at = dict(samples=2, max_turns=3, max_new_tokens=8, seed=3, batch=3), [], 0
+    plain = TransformersPolicy.generate
+    def watched(self, prompts, **how):
+        asked.append((prompts, how, [ids for ids, _ in self.memory.entries]))
+        if len(asked) == fails_at: raise KeyboardInterrupt
+        return plain(self, prompts, **how)
+    monkeypatch.setattr(TransformersPolicy, "generate", watched)
+    policy.generate([(environments[0].start().messages, environments[0].documents())], max_new_tokens=2)      # is not remembered, either
+    asked.clear()
+    whole, all_asked = collect(policy, environments[:4], **options), list(asked)
+    fails_at, asked[:] = len(all_asked) - 1, []
+    with pytest.raises(KeyboardInterrupt): collect(TransformersPolicy(tiny_folder), environments[:4], out=tmp_path / "t.jsonl", **options)
+    assert told(read_jsonl(tmp_path / "t.unfinished.jsonl", Trajectory)[:1]) == told(whole[:1])
+    fails_at, asked[:] = 0, []
+    assert told(collect(policy, environments[:4], out=tmp_path / "t.jsonl", **options)) == told(whole) == told(read_jsonl(tmp_path / "t.jsonl", Trajectory))
+    assert 0 < len(asked) < len(all_asked) and asked == all_asked[-len(asked):] and sum(t.n_solved for t in whole) > 0
+
+@pytest.mark.parametrize("batch, kept", [(4, True), (20, True), (32, False), (100, False)])
+def test_a_snapshot_is_taken_when_as_many_as_a_batch_have_ended(environments, tmp_path, monkeypatch, batch, kept):
+    files, plain = [], module.write_jsonl
+    monkeypatch.setattr(module, "write_jsonl", lambda path, trajs: plain(path, files.append((path.name, len(module._under_way(
+        [(e, k) for e in environments for k in range(4)], trajs, 5)), len(trajs))) or trajs))
+    collect(Chance(environments), environments, samples=4, max_turns=5, seed=3, batch=batch, out=tmp_path / "t.jsonl")
+    *snapshots, last = files
+    assert last == ("t.jsonl", 0, 32) and {name for name, *_ in snapshots} == ({"t.unfinished.jsonl"} if kept else set())
+    ended = [0] + [begun - active for _, active, begun in snapshots]
+    assert all(batch <= b - a < 2 * batch for a, b in zip(ended, ended[1:])) and 32 - ended[-1] < 2 * batch
+
+def test_what_an_interruption_left_is_refused_by_others_and_kept(environments, tmp_path):
+    out, there, options = tmp_path / "t.jsonl", tmp_path / "t.unfinished.jsonl", dict(samples=2, max_turns=5, batch=4)
+    broken = Chance(environments)
+    broken.fails_at = 9
+    with pytest.raises(KeyboardInterrupt): collect(broken, environments, out=out, **options)
+    before = there.read_bytes()
+    with pytest.raises(UserError, match=f"{there}: holds trajectories of other environments; choose another file or remove it"):
+        collect(Chance(environments), environments[1:], out=out, **options)
+    with pytest.raises(UserError, match=f"{there}: holds trajectories of other settings .*seed: 0 there, 1 now.*; choose another file or remove it"):
+        collect(Chance(environments), environments, out=out, seed=1, **options)
+    assert there.read_bytes() == before and not out.exists()
+    whole = collect(Chance(environments), environments, out=out, **options)
+    there.write_bytes(before)                  # killed when the file was whole and the snapshot not yet gone
+    broken.fails_at = len(broken.asked)
+    assert told(collect(broken, environments, out=out, **options), json=True) == told(whole, json=True) and not there.exists()
+
+def test_a_finished_file_is_continued_with_more_environments(environments, tmp_path):
+    options = dict(samples=2, max_turns=5, batch=3, out=tmp_path / "t.jsonl")
+    first = collect(Chance(environments), environments[:3], **options)
+    policy = Chance(environments)
+    more = collect(policy, environments, **options)
+    assert told(more[:6], json=True) == told(first, json=True) and len(more) == 16 and len(policy.asked[0][0]) == 3
+    assert told(read_jsonl(options["out"], Trajectory), json=True) == told(more, json=True)
+
+@pytest.mark.parametrize("odd", [dict(max_turns=0), dict(batch=0)])
+def test_no_turns_and_no_places_are_refused(environments, odd):
+    with pytest.raises(UserError, match=f"{[*odd][0]}: expected at least 1, got 0"): collect(OraclePolicy(environments), environments, **odd)
+
+def test_the_progress_bar_moves_as_rollouts_end_and_shows_the_speed(policy, environments, monkeypatch):
+    moves, shown = [], []
+    class Bar(module.tqdm):
+        def __init__(self, **how): super().__init__(**how | {"disable": False})
+        def update(self, n): moves.append(n); super().update(n)
+        def set_postfix_str(self, text): shown.append(text); super().set_postfix_str(text)
+    monkeypatch.setattr(module, "tqdm", Bar)
+    collect(OraclePolicy(environments), environments, samples=2, temperature=0, batch=4)
+    assert sum(moves) == 16 and sum(n > 0 for n in moves) > 4 and all(re.fullmatch(r"\d open", x) for x in shown)
+    moves[:], shown[:] = [], []
+    collect(policy, environments[:2], max_turns=2, max_new_tokens=8)
+    assert sum(moves) == 2 and shown[0] == "2 open" and re.fullmatch(r"\d open, \d+ tokens/s", shown[1]) and 0 < policy.generated <= 32
 
 def test_a_finished_file_is_read_and_the_policy_not_asked(environments, tmp_path):
     first = collect(OraclePolicy(environments), environments, temperature=0, out=tmp_path / "t.jsonl")

@@ -105,6 +105,20 @@ def test_messages_on_the_wire_fit_together(environments):
         assert [json.loads(c["function"]["arguments"]) for c in calls] == [c.arguments for t in traj.turns for c in t.calls]
         assert [m["content"] for m in wire] == [m["content"] for m in traj.messages]
 
+def test_no_request_has_the_seed_of_another(environments, serve):
+    server = serve(environments)
+    for seed in range(6): collect(EndpointPolicy("m", server.url), environments, temperature=0, seed=seed)
+    seeds = [asked["seed"] for asked in server.requests]
+    assert len(set(seeds)) == len(seeds) > 100 and all(0 <= s < 2**31 for s in seeds)
+
+def test_tokens_are_counted_where_the_endpoint_tells(environments, serve):
+    said = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [{"index": 0, "finish_reason": "stop",
+            "message": {"role": "assistant", "content": "Hm."}}], "usage": {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}}
+    server = serve(environments, lambda n, question: said if n <= 2 else None)
+    policy = EndpointPolicy("m", server.url)
+    policy.generate([(e.start().messages, e.documents()) for e in environments[:4]])
+    assert policy.generated == 6
+
 def test_a_conversation_that_is_too_long_ends(environments, serve):
     server = serve(environments, lambda n, question: "This model's maximum context length is 10 tokens." if question == environments[0].question else None)
     trajs = collect(EndpointPolicy("m", server.url), environments[:2], temperature=0)

@@ -9,7 +9,7 @@ __all__ = ['Prompt', 'CHAT_TEMPLATE', 'WARM_ADAPTER', 'PACKAGED', 'Policy', 'cal
            'EndpointPolicy']
 
 # %% ../nbs/09_collect.ipynb #d5ab5ef4
-import bisect, hashlib, importlib.util, json, os, random, shutil, tempfile
+import bisect, hashlib, importlib.util, json, os, random, shutil, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,8 @@ from .schema import (Environment, Scenario, StepRecord, SubQuestion, Tool, ToolC
 Prompt = tuple[list[dict], list[dict]]        # chat messages, tool documents
 
 class Policy(Protocol):
-    "Anything that writes the next assistant turn."
+    """Anything that writes the next assistant turn. One that remembers earlier calls drops them in a method `forget()`; one that counts
+    its tokens, in an attribute `generated`, has its speed shown."""
     parser: str | Parser                      # the tool-call format it writes, a name in `reward.PARSERS` or a function
 
     def generate(self, prompts: list[Prompt], *, temperature: float, max_new_tokens: int, seed: int) -> list[str]:
@@ -87,33 +88,71 @@ def _take_turn(step: StepRecord, traj: Trajectory, text: str, score) -> StepReco
                                        solve_rate=1 - left / max(1, traj.sub_questions)))
 
 # %% ../nbs/09_collect.ipynb #3f7db6fa
-def _rollouts(policy, starts, temperature, max_turns, max_new_tokens, seed, scoring, progress) -> list[Trajectory]:
-    "Roll out `starts`, pairs of a step record and a sample number, turn by turn until all have ended."
-    trajs = [Trajectory(environment=s.environment, sample=k, kind=s.kind, start=len(s.messages), messages=list(s.messages), turns=[],
-                        sub_questions=s.open(), stop="max_turns") for s, k in starts]
-    active = [(s, t) for (s, _), t in zip(starts, trajs)]
-    for turn in range(max_turns):
-        if not active: break
-        progress.set_postfix_str(f"turn {turn + 1}, {len(active)} open")
-        texts = policy.generate([(s.messages, s.tools) for s, _ in active], temperature=temperature,
-                                max_new_tokens=max_new_tokens, seed=seed + turn)
-        fits = [(s, t, x) for (s, t), x in zip(active, texts) if x is not None]
-        for (_, t), x in zip(active, texts):
-            if x is None: t.stop = "too_long"
-        scores = score_batch([(x, s) for s, _, x in fits], parser=policy.parser, **scoring)
-        active = []
-        for (s, t, x), score in zip(fits, scores):
-            after = _take_turn(s, t, x, score)
-            if after: active.append((after, t))
-            else: t.stop = "answer" if score.content else "empty"
-    return trajs
+def _seed_of(seed: int, part: int) -> int:
+    "Seed of one part of what is done under `seed`; neighbouring seeds and parts have nothing in common."
+    return int.from_bytes(hashlib.sha256(f"{seed} {part}".encode()).digest()[:8], "big") >> 1    # torch takes 63 bits
+
+def _wave(policy, active: list[tuple[StepRecord, Trajectory]], max_turns: int, seed: int, asked: dict, scoring: dict):
+    "Let all active rollouts take a turn; those that go on, each with its next step."
+    texts = policy.generate([(s.messages, s.tools) for s, _ in active], seed=seed, **asked)
+    fits = [(s, t, x) for (s, t), x in zip(active, texts) if x is not None]
+    for (_, t), x in zip(active, texts):
+        if x is None: t.stop = "too_long"
+    scores = score_batch([(x, s) for s, _, x in fits], parser=policy.parser, **scoring)
+    going = []
+    for (s, t, x), score in zip(fits, scores):
+        after = _take_turn(s, t, x, score)
+        if not after: t.stop = "answer" if score.content else "empty"
+        elif len(t.turns) < max_turns: going.append((after, t))
+    return going
+
+# %% ../nbs/09_collect.ipynb #ed26e04f
+def _under_way(starts, begun: list[Trajectory], max_turns: int) -> list[tuple[StepRecord, Trajectory]]:
+    "The rollouts that have not ended, each with its next step."
+    return [(list(t.step_records(s))[-1], t) for (s, _), t in zip(starts, begun) if t.stop == "max_turns" and len(t.turns) < max_turns]
+
+def _rollouts(policy, starts, begun: list[Trajectory], max_turns, batch, seed, asked, scoring, keep, progress) -> list[Trajectory]:
+    "Roll out `starts`, pairs of a step record and a sample number. `begun` are the first of them; `keep` is handed each snapshot."
+    forget = getattr(policy, "forget", lambda: None)
+    forget()
+    active = _under_way(starts, begun, max_turns)
+    kept, taken = len(begun) - len(active), sum(len(t.turns) + (t.stop == "too_long") for t in begun)
+    since, before = time.perf_counter(), getattr(policy, "generated", 0)
+    while active or len(begun) < len(starts):
+        new = [(s, Trajectory(environment=s.environment, sample=k, kind=s.kind, start=len(s.messages), messages=list(s.messages), turns=[],
+                              sub_questions=s.open(), stop="max_turns")) for s, k in starts[len(begun):len(begun) + batch - len(active)]]
+        begun, active = begun + [t for _, t in new], active + new
+        tokens = getattr(policy, "generated", 0) - before
+        progress.set_postfix_str(f"{len(active)} open" + (f", {tokens / (time.perf_counter() - since):.0f} tokens/s" if tokens else ""))
+        wave, taken = _seed_of(seed, taken), taken + len(active)
+        active = _wave(policy, active, max_turns, wave, asked, scoring)
+        ended = len(begun) - len(active)
+        progress.update(ended - progress.n)
+        if kept + batch <= ended < len(starts):
+            begun = [Trajectory.model_validate_json(t.model_dump_json()) if t.stop == "max_turns" else t for t in begun]   # as a file gives them
+            keep(begun)
+            forget()
+            kept, active = ended, _under_way(starts, begun, max_turns)
+    return begun
 
 # %% ../nbs/09_collect.ipynb #335bdf50
-def _same_settings(out: Path, settings: dict, begun: bool):
-    "Note beside `out` how its trajectories are made; raise `UserError` if those that it holds were made otherwise."
+def _unfinished(out: Path) -> Path: return out.with_suffix(".unfinished.jsonl")
+
+def _kept(out: Path, starts) -> tuple[list[Trajectory], Path | None]:
+    "The rollouts that an earlier call has begun, and the file that holds them. Raises `UserError` if they are not the first of `starts`."
+    begun, where = [], None
+    for path in filter(Path.exists, (out, _unfinished(out))):
+        there = read_jsonl(path, Trajectory)
+        if [(t.environment, t.sample) for t in there] != [(s.environment, k) for s, k in starts[:len(there)]]:
+            raise UserError(f"{path}: holds trajectories of other environments; choose another file or remove it")
+        if len(there) > len(begun): begun, where = there, path     # a finished file is never behind the snapshot it came from
+    return begun, where
+
+def _same_settings(out: Path, settings: dict, held: Path | None):
+    "Note beside `out` how its trajectories are made; raise `UserError` if those that the file `held` has were made otherwise."
     note = out.with_suffix(".settings.json")
-    if begun and note.exists():
-        refuse_other(out, "trajectories of other settings", json.loads(note.read_text()), settings, "choose another file or remove it")
+    if held and note.exists():
+        refuse_other(held, "trajectories of other settings", json.loads(note.read_text()), settings, "choose another file or remove it")
     write_text(note, json.dumps(settings, indent=1) + "\n")
 
 # %% ../nbs/09_collect.ipynb #93e0c86f
@@ -128,27 +167,27 @@ def collect(policy: Policy,                   # writes the turns
             sandbox=None,                     # a `ToolSandbox`; None takes the shared one
             seed: int = 0,                    # of sampling
             batch: int = 128,                 # conversations under way at once
-            out: str | Path | None = None,    # keep finished trajectories in this JSONL, and go on from it
+            out: str | Path | None = None,    # keep the trajectories in this JSONL; interrupted, the same call goes on
             desc: str = "collect",            # label of the progress bar
             ) -> list[Trajectory]:
     """Trajectories of `policy`, environment by environment in order (paper section 3.3).
 
-    With `out`, each finished batch is written at once, and a second call with the same arguments goes on after the last
-    batch on disk. Raises `UserError` if `out` holds trajectories of other environments, settings or weights."""
-    starts = [(e.start(), k) for e in environments for k in range(samples)]
-    done = read_jsonl(out, Trajectory) if out and Path(out).exists() else []
-    if [(t.environment, t.sample) for t in done] != [(s.environment, k) for s, k in starts[:len(done)]]:
-        raise UserError(f"{out}: holds trajectories of other environments; choose another file or remove it")
+    With `out`, what has been done is kept beside it whenever another `batch` rollouts have ended, and `out` itself is written in the
+    end. Raises `UserError` if they hold trajectories of other environments, settings or weights."""
+    for name, n in (("max_turns", max_turns), ("batch", batch)):
+        if n < 1: raise UserError(f"{name}: expected at least 1, got {n}")
+    starts, begun = [(e.start(), k) for e in environments for k in range(samples)], []
     reasoning = {"reasoning": True} if getattr(policy, "reasoning", False) else {}
-    if out: _same_settings(Path(out), dict(policy=getattr(policy, "fingerprint", type(policy).__name__), samples=samples, temperature=temperature,
-        max_turns=max_turns, max_new_tokens=max_new_tokens, kind=kind, match=match, seed=seed, batch=batch) | reasoning, begun=bool(done))
-    scoring = dict(kind=kind, match=match, sandbox=sandbox)
-    with tqdm(total=len(starts), initial=len(done), desc=desc, unit="rollout") as progress:
-        while len(done) < len(starts):
-            part = starts[len(done):len(done) + batch]
-            done += _rollouts(policy, part, temperature, max_turns, max_new_tokens, seed + 1000 * len(done), scoring, progress)
-            progress.update(len(part))
-            if out: write_jsonl(out, done)
+    if out:
+        begun, held = _kept(out := Path(out), starts)
+        _same_settings(out, dict(policy=getattr(policy, "fingerprint", type(policy).__name__), samples=samples, temperature=temperature,
+            max_turns=max_turns, max_new_tokens=max_new_tokens, kind=kind, match=match, seed=seed, batch=batch) | reasoning, held)
+    ended = len(begun) - len(_under_way(starts, begun, max_turns))
+    with tqdm(total=len(starts), initial=ended, desc=desc, unit="rollout") as progress:
+        done = _rollouts(policy, starts, begun, max_turns, batch, seed, dict(temperature=temperature, max_new_tokens=max_new_tokens),
+                         dict(kind=kind, match=match, sandbox=sandbox), lambda t: out and write_jsonl(_unfinished(out), t), progress)
+    if out and ended < len(starts): write_jsonl(out, done)
+    if out: _unfinished(out).unlink(missing_ok=True)
     return done
 
 # %% ../nbs/09_collect.ipynb #a20c2329
@@ -418,7 +457,7 @@ class TransformersPolicy:
         if reasoning and not self._can_reason():
             raise UserError("reasoning: the chat template of this model writes the same with and without enable_thinking; leave reasoning out")
         ends = self.model.generation_config.eos_token_id
-        self.memory = PrefixMemory(self.model)
+        self.memory, self.generated = PrefixMemory(self.model), 0
         self.stop = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
     @cached_property
@@ -452,6 +491,7 @@ class TransformersPolicy:
         ids = [self.render(*p) for p in prompts]
         fits = [i for i, p in enumerate(ids) if len(p) <= self.max_prompt_tokens]
         rows = self.tokens([ids[i] for i in fits], temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+        self.generated += sum(map(len, rows))
         texts: list[str | None] = [None] * len(prompts)
         for i, row in zip(fits, rows): texts[i] = self.decode(row)
         return texts
@@ -460,6 +500,10 @@ class TransformersPolicy:
         "New token ids for each prompt, the stopping id included."
         return generate_tokens(self.model, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, stop=self.stop,
                                pad=self.tokenizer.pad_token_id, batch=self.batch, memory=self.memory)
+
+    def forget(self):
+        "Read all of the next prompts, as a policy that has just been loaded would."
+        if self.memory: self.memory.replace([])
 
     def decode(self, ids: list[int]) -> str:
         "Text of generated ids without the token that ended the turn."
@@ -501,7 +545,7 @@ class EndpointPolicy:
         import openai
         key = os.environ.get("OPENAI_API_KEY")
         if not key: raise UserError("no API key: set the environment variable OPENAI_API_KEY (to any text if none is wanted)")
-        self.model, self.concurrency, self.settings = model, concurrency, settings
+        self.model, self.concurrency, self.settings, self.generated = model, concurrency, settings, 0
         try: self._client = openai.OpenAI(api_key=key, base_url=base_url, timeout=timeout, max_retries=retries)
         except (openai.OpenAIError, ValueError) as e: raise UserError(f"base_url {base_url!r}: {e}") from e
         self.fingerprint = json.dumps([str(self._client.base_url), model, settings], sort_keys=True)
@@ -509,21 +553,24 @@ class EndpointPolicy:
     def generate(self, prompts: list[Prompt], *, temperature: float = 1.0, max_new_tokens: int = 128, seed: int = 0) -> list[str | None]:
         """One assistant text for each prompt; None where the prompt is longer than the model reads. Raises `UserError` if the
         endpoint refuses or stays away."""
-        turn = lambda i: self._turn(*prompts[i], temperature, max_new_tokens, seed * 1009 + i)
+        turn = lambda i: self._turn(*prompts[i], temperature, max_new_tokens, _seed_of(seed, i) % 2**31)
         with ThreadPoolExecutor(self.concurrency) as pool:
-            try: return list(pool.map(turn, range(len(prompts))))
+            try: turns = list(pool.map(turn, range(len(prompts))))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+        self.generated += sum(tokens for _, tokens in turns)
+        return [text for text, _ in turns]
 
-    def _turn(self, messages, tools, temperature, max_new_tokens, seed) -> str | None:
+    def _turn(self, messages, tools, temperature, max_new_tokens, seed) -> tuple[str | None, int]:
+        "The text of a turn, and how many tokens it has, where the endpoint tells."
         import openai
         try:
-            reply = self._client.chat.completions.create(model=self.model, messages=wire_messages(messages), temperature=temperature, seed=seed % 2**31,
+            reply = self._client.chat.completions.create(model=self.model, messages=wire_messages(messages), temperature=temperature, seed=seed,
                 max_completion_tokens=max_new_tokens, extra_body=self.settings, **({"tools": tools} if tools else {}))
-            return reply_text(reply.choices[0].message)
+            return reply_text(reply.choices[0].message), (reply.usage.completion_tokens or 0) if reply.usage else 0
         except openai.BadRequestError as e:
-            if "context_length" in str(e) or "maximum context length" in str(e): return None
+            if "context_length" in str(e) or "maximum context length" in str(e): return None, 0
             raise UserError(f"the endpoint {self._client.base_url} refuses a request: {e}") from e
         except (openai.OpenAIError, AttributeError, IndexError, TypeError, ValueError) as e:   # the last four: no chat completion
             raise UserError(f"the endpoint {self._client.base_url} fails: {e}") from e
