@@ -1,5 +1,5 @@
 "Train: the same numbers as TRL's own, rewards from the environment, and runs that survive being killed."
-import contextlib, itertools, json, os, signal, subprocess, sys, textwrap
+import contextlib, itertools, json, os, re, signal, subprocess, sys, textwrap, warnings
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,12 +34,34 @@ few = settings(max_examples=25, deadline=None)
     (dict(split_group=2, micro_prompts=2), "parameters: .*split_group=2 .*micro_prompts=2"),
     (dict(preset="papers"), "preset: expected one of laptop, consumer-24gb, paper, got 'papers'"),
     (dict(preset="paper", prompts=500), "parameters: .*prompts=500 must be a multiple of mini_batches=16"),
-    (dict(epochs="many"), "epochs: .*integer")])
+    (dict(epochs="many"), "epochs: .*integer"),
+    (dict(seed=-1), "seed: .*greater than or equal to 0, got -1"),
+    (dict(seed=2**32), "seed: .*less than 4294967296"),
+    *((dict([(name, float(value))]), f"{name}: .*finite number, got {value}")
+      for name in ("learning_rate", "warm_learning_rate", "kl", "entropy", "temperature") for value in ("inf", "nan")),
+    (dict(algorithm="dapo", oversample=1), "algorithm=dapo: its dynamic sampling .*set oversample=2"),
+    (dict(preset="paper", algorithm="dapo"), "algorithm=dapo: its dynamic sampling .*set oversample=2")])
 def test_a_wrong_parameter_is_named_with_what_was_expected(values, said):
     with pytest.raises(UserError, match=said): make_config(**values)
 
 def test_every_parameter_is_explained():
     assert all(field.description for field in TrainConfig.model_fields.values())
+    papers = TrainConfig.model_fields["algorithm"].description
+    assert all(n in papers for n in ("2402.03300", "2503.14476", "2503.20783", "2501.03262", "DAPO"))
+
+@pytest.mark.parametrize("values, said", [
+    (dict(lora_rank=0), "learning_rate=0.0007 .*LoRA.*set learning_rate=1e-6"),
+    (dict(lora_rank=0, learning_rate=1e-6), "warm_learning_rate=0.0007 .*set warm_learning_rate=1e-6"),
+    (dict(lora_rank=0, learning_rate=1e-6, warm_steps=0), None), (dict(lora_rank=1, learning_rate=0.01), None),
+    (dict(reasoning=True), "reasoning: max_new_tokens=96 .*thoughts.*set max_new_tokens=1024"),
+    (dict(reasoning=True, max_new_tokens=256), None), (dict(preset="paper", reasoning=True), None),
+    (dict(algorithm="dapo", credit="turn"), "algorithm=dapo: credit=turn .*dynamic sampling is left out"), (dict(algorithm="dapo"), None),
+    (dict(preset="paper"), None), (dict(preset="consumer-24gb"), None), (dict(), None)])
+def test_what_is_seldom_meant_is_warned_of_and_nothing_else_is(values, said):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make_config(**values)
+    assert bool(caught) == bool(said) and (not said or re.search(said, str(caught[0].message)))
 
 def test_the_paper_preset_has_the_values_that_the_paper_names():
     paper = make_config("paper")
@@ -49,7 +71,7 @@ def test_the_paper_preset_has_the_values_that_the_paper_names():
     assert (named | ours).items() <= paper.model_dump().items() and paper.prompts / paper.mini_batches == 32
     thinking = make_config("paper", reasoning=True)
     assert thinking.model_dump() == paper.model_dump() | dict(reasoning=True, max_new_tokens=8192)
-    assert make_config("paper", reasoning=True, max_new_tokens=99).max_new_tokens == 99
+    assert make_config("paper", reasoning=True, max_new_tokens=999).max_new_tokens == 999
 
 def test_the_laptop_preset_is_the_defaults():
     assert make_config() == make_config("laptop") == make_config(preset="laptop") == TrainConfig()

@@ -54,10 +54,10 @@ ALGORITHMS = {
 # %% ../nbs/10_train.ipynb #7bb5985c
 class TrainConfig(BaseModel):
     "Parameters of a training run. The paper's values are in METHOD section 3.3; the defaults suit a laptop's CPU."
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     model: str = Field("smollm2", description="start policy: 'smollm2' (packaged), 'smollm2-warm' (after a warm start), a local folder, or a hub name")
     out: str = Field("runs/out/train", description="folder for checkpoints, trajectories, curves and the trained policy")
-    seed: int = Field(0, description="of sampling, shuffling and initialisation")
+    seed: int = Field(0, ge=0, lt=2**32, description="of sampling, shuffling and initialisation")
     reasoning: bool = Field(False,
         description="let the model think before it speaks: the chat template's enable_thinking; give it max_new_tokens (paper: 8192)")
     # warm start
@@ -68,7 +68,9 @@ class TrainConfig(BaseModel):
     warm_learning_rate: float = Field(7e-4, gt=0, description="peak learning rate of the warm start")
     # reinforcement learning
     algorithm: Literal["grpo", "dapo", "dr_grpo", "reinforce++", "reinforce++-baseline"] = Field("grpo",
-        description="over what rewards are normalised (the group; dr_grpo: not; reinforce++: the batch) and the loss averaged (grpo: turns; else tokens)")
+        description="over what rewards are normalised (the group; dr_grpo: not; reinforce++: the batch) and the loss averaged (grpo: turns; else tokens): "
+                    "GRPO, arXiv 2402.03300; DAPO, 2503.14476, whose dynamic sampling is oversample; Dr. GRPO, 2503.20783; REINFORCE++ and, with the group's "
+                    "mean, its baseline, 2501.03262")
     credit: Literal["step", "episode", "turn"] = Field("step",
         description="what is sampled and rewarded: step, one turn after a step record (paper); episode, whole episodes, by their Solve-F1 (TRL's "
                     "environment_factory); turn, the same, and each of their turns beside (MT-GRPO, arXiv 2505.11821)")
@@ -125,7 +127,10 @@ class TrainConfig(BaseModel):
         if self.load_in == "4bit" and not self.lora_rank:
             raise ValueError("load_in=4bit: weights of 4 bits cannot be trained themselves; set lora_rank=16, or load_in=16bit")
         if self.vllm_server and self.backend == "unsloth": raise ValueError("vllm_server: Unsloth samples for itself; set backend=plain, or leave vllm_server out")
-        if self.credit == "step": return self
+        if self.credit == "step":
+            if self.algorithm == "dapo" and self.oversample == 1:
+                raise ValueError("algorithm=dapo: its dynamic sampling needs more step records than are kept; set oversample=2 or more")
+            return self
         if self.oversample > 1: raise ValueError(f"credit={self.credit}: whole episodes are sampled once; set oversample=1")
         if self.shuffle_rewards: raise ValueError(f"credit={self.credit}: shuffle_rewards is a control for credit=step")
         if self.credit == "episode" and self.kind != "f1": raise ValueError(f"credit=episode: an episode is rewarded by its Solve-F1, not by kind={self.kind}")
@@ -137,6 +142,18 @@ class TrainConfig(BaseModel):
     def completion_tokens(self) -> int:
         "Tokens after a prompt at most: of a turn, or of an episode."
         return self.max_new_tokens if self.credit == "step" else self.max_episode_tokens
+
+    def doubts(self) -> list[str]:
+        "What can be trained, but is seldom meant."
+        fast = [n for n, used in (("learning_rate", True), ("warm_learning_rate", self.warm_steps)) if used and getattr(self, n) > 1e-4]
+        found = [f"{n}={getattr(self, n):g} is a rate for LoRA adapters, and lora_rank=0 trains all weights; set {n}=1e-6, the paper's, to 1e-5"
+                 for n in fast if not self.lora_rank]
+        if self.reasoning and self.max_new_tokens < 256:
+            found.append(f"reasoning: max_new_tokens={self.max_new_tokens} cuts most turns off in their thoughts, before a call; "
+                         "set max_new_tokens=1024 or more (paper: 8192)")
+        if self.algorithm == "dapo" and self.credit != "step":
+            found.append(f"algorithm=dapo: credit={self.credit} samples each group once, so DAPO's dynamic sampling is left out; its clipping and its loss are used")
+        return found
 
 # %% ../nbs/10_train.ipynb #6e726c95
 PRESETS: dict[str, dict] = {
@@ -151,16 +168,18 @@ PRESETS: dict[str, dict] = {
 def make_config(preset: str = "laptop", # what `values` are put on top of, a name in `PRESETS`
                 **values,               # fields of `TrainConfig`
                 ) -> TrainConfig:
-    "A `TrainConfig`; raises `UserError` with field, value and what was expected."
+    "A `TrainConfig`; raises `UserError` with field, value and what was expected, and warns of what is seldom meant."
     if preset not in PRESETS: raise UserError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
     follows = {"max_new_tokens": 8192} if preset == "paper" and values.get("reasoning") else {}
     if values.get("credit", "step") != "step": follows["oversample"] = 1
-    try: return TrainConfig(**PRESETS[preset] | follows | values)
+    try: config = TrainConfig(**PRESETS[preset] | follows | values)
     except ValidationError as e:
         first = e.errors()[0]
         name = ".".join(map(str, first["loc"])) or "parameters"
         known = f"; there are: {', '.join(TrainConfig.model_fields)}" if first["type"] == "extra_forbidden" else f", got {first['input']!r}"
         raise UserError(f"{name}: {first['msg']}{known}") from e
+    for doubt in config.doubts(): warnings.warn(doubt, stacklevel=2)
+    return config
 
 # %% ../nbs/10_train.ipynb #67c7517b
 def demonstrations(policy: TransformersPolicy,  # renders the conversation
