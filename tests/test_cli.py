@@ -96,7 +96,8 @@ def test_the_size_of_questions_is_a_parameter_of_building(toolrl, tmp_path):
     done = toolrl("build", "-o", out, "-n", 2, "-p", "hops=[5, 5]", "-p", "calls=5", "-p", "scenarios=[multi-hop]", "--audit")
     assert done.code == 0 and (tmp_path / "long.v2.audit.html").exists()
     assert [len(e.scenario.sub_questions) for e in OnDisk(out, Environment)] == [5, 5]
-    assert refused(toolrl("build", "-o", tmp_path / "b.jsonl", "-p", "hops=[5, 5]"), "calls=4 is less than")
+    assert refused(toolrl("build", "-o", tmp_path / "b.jsonl", "-p", "hops=[5, 5]"), "error: calls=4 is less than")
+    assert refused(toolrl("build", "-o", tmp_path / "b.jsonl", "-p", "calls=0"), "error: calls: ", "greater than or equal to 1, got 0")
     assert refused(toolrl("build", "-o", tmp_path / "b.jsonl", "-p", "hop=3"), "Did you mean 'hops'")
     assert "steps of a chain" in toolrl("parameters", "build").out
 

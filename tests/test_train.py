@@ -27,20 +27,20 @@ few = settings(max_examples=25, deadline=None)
     (dict(group=1), "group: .*greater than or equal to 2, got 1"),
     (dict(kind="f2"), "kind: .*'f1', 'p', 'r' or 'pr', got 'f2'"),
     (dict(temperature=0), "temperature: .*greater than 0"),
-    (dict(prompts=6, micro_prompts=4), "parameters: .*prompts=6 must be a multiple of micro_prompts=4"),
-    (dict(prompts=6, mini_batches=4), "parameters: .*prompts=6 must be a multiple of mini_batches=4"),
-    (dict(prompts=8, mini_batches=4, micro_prompts=4), "parameters: .*prompts=8 / mini_batches=4 must be a multiple of micro_prompts=4"),
-    (dict(group=8, split_group=3), "parameters: .*group=8 must be a multiple of split_group=3"),
-    (dict(split_group=2, micro_prompts=2), "parameters: .*split_group=2 .*micro_prompts=2"),
+    (dict(prompts=6, micro_prompts=4), "^prompts=6 must be a multiple of micro_prompts=4"),
+    (dict(prompts=6, mini_batches=4), "^prompts=6 must be a multiple of mini_batches=4"),
+    (dict(prompts=8, mini_batches=4, micro_prompts=4), "^prompts=8 / mini_batches=4 must be a multiple of micro_prompts=4"),
+    (dict(group=8, split_group=3), "^group=8 must be a multiple of split_group=3"),
+    (dict(split_group=2, micro_prompts=2), "^split_group=2 .*micro_prompts=2"),
     (dict(preset="papers"), "preset: expected one of laptop, consumer-24gb, paper, got 'papers'"),
-    (dict(preset="paper", prompts=500), "parameters: .*prompts=500 must be a multiple of mini_batches=16"),
+    (dict(preset="paper", prompts=500), "^prompts=500 must be a multiple of mini_batches=16"),
     (dict(epochs="many"), "epochs: .*integer"),
     (dict(seed=-1), "seed: .*greater than or equal to 0, got -1"),
     (dict(seed=2**32), "seed: .*less than 4294967296"),
     *((dict([(name, float(value))]), f"{name}: .*finite number, got {value}")
       for name in ("learning_rate", "warm_learning_rate", "kl", "entropy", "temperature") for value in ("inf", "nan")),
-    (dict(algorithm="dapo", oversample=1), "algorithm=dapo: its dynamic sampling .*set oversample=2"),
-    (dict(preset="paper", algorithm="dapo"), "algorithm=dapo: its dynamic sampling .*set oversample=2")])
+    (dict(algorithm="dapo", oversample=1), "^algorithm=dapo: its dynamic sampling .*set oversample=2"),
+    (dict(preset="paper", algorithm="dapo"), "^algorithm=dapo: its dynamic sampling .*set oversample=2")])
 def test_a_wrong_parameter_is_named_with_what_was_expected(values, said):
     with pytest.raises(UserError, match=said): make_config(**values)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 import filelock, typer, yaml
 from pydantic import ValidationError
-from .schema import Environment, OnDisk, UserError, holds_work, is_ftrl, read_ftrl, read_jsonl, refuse_other, reserve, write_text
+from .schema import Environment, OnDisk, UserError, explain, holds_work, is_ftrl, read_ftrl, read_jsonl, refuse_other, reserve, write_text
 
 # %% ../nbs/14_cli.ipynb #c2a880c8
 class _Yaml(yaml.SafeLoader):
@@ -170,9 +170,7 @@ def _difficulty(param: list[str], llm: bool) -> tuple[dict, list[str]]:
     kinds = values.pop("scenarios", None)
     more = {"scenarios": (kinds,) if isinstance(kinds, str) else tuple(kinds)} if kinds else {}
     try: return more | {"difficulty": Difficulty(**values)}, [p for p in param if p not in mine]
-    except ValidationError as e:
-        first = e.errors()[0]
-        raise UserError(": ".join([*map(str, first["loc"]), first["msg"].removeprefix("Value error, ")])) from e
+    except ValidationError as e: raise UserError(explain(e, Difficulty)) from e
 
 def _author(out: Path, n: int | None, model: str | None, base_url: str | None, questions: Path | None, topic: list[str] | None,
             param: list[str] | None, workers: int | None, executor: str):

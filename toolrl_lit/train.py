@@ -41,7 +41,7 @@ from trl.trainer.utils import nanstd, split_tensor_dict
 from .collect import PACKAGED, OraclePolicy, TransformersPolicy, collect, generate_tokens, load_model, save_model
 from .episode import trl_environment, turn_advantages, turn_rewards
 from .reward import PARSERS, score_batch
-from .schema import Environment, StepRecord, Trajectory, UserError, holds_work, refuse_other, show, write_text
+from .schema import Environment, StepRecord, Trajectory, UserError, explain, holds_work, refuse_other, show, write_text
 
 # %% ../nbs/10_train.ipynb #cdf7b7e5
 ALGORITHMS = {
@@ -173,11 +173,7 @@ def make_config(preset: str = "laptop", # what `values` are put on top of, a nam
     follows = {"max_new_tokens": 8192} if preset == "paper" and values.get("reasoning") else {}
     if values.get("credit", "step") != "step": follows["oversample"] = 1
     try: config = TrainConfig(**PRESETS[preset] | follows | values)
-    except ValidationError as e:
-        first = e.errors()[0]
-        name = ".".join(map(str, first["loc"])) or "parameters"
-        known = f"; there are: {', '.join(TrainConfig.model_fields)}" if first["type"] == "extra_forbidden" else f", got {first['input']!r}"
-        raise UserError(f"{name}: {first['msg']}{known}") from e
+    except ValidationError as e: raise UserError(explain(e, TrainConfig)) from e
     for doubt in config.doubts(): warnings.warn(doubt, stacklevel=2)
     return config
 
