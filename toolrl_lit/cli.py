@@ -248,11 +248,12 @@ def collect(environments: Environments, out: Out, model: Model = "smollm2", samp
 def train(environments: Environments, param: Pairs = None, reasoning: Reasoning = False,
           preset: Annotated[str, typer.Option(help="'laptop', 'consumer-24gb' or 'paper'; parameters are put on top.")] = "laptop"):
     "Warm start and reinforcement learning. Parameters are the fields of TrainConfig; `toolrl parameters` explains them."
-    from toolrl_lit.train import TrainConfig, make_config, train, warm_start
+    from toolrl_lit.train import TrainConfig, check_room, make_config, train, warm_start
     values = parse_parameters(param or [], list(TrainConfig.model_fields))
     config = make_config(preset, **({"reasoning": True} if reasoning else {}) | values)
     envs = read_jsonl(environments, Environment)
     if _leads(): open_run(config.out, config.model_dump(exclude={"out"}), mend="choose another folder with -p out=..., or remove this one")
+    if config.warm_steps and not (Path(config.out) / "rl" / "model" / "config.json").exists(): check_room(config)
     start = warm_start(config, envs) if config.warm_steps else None
     folder = train(config, envs, start=start)
     if _leads(): print(f"the trained policy is in {folder}")

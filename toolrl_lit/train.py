@@ -6,8 +6,8 @@
 __all__ = ['ALGORITHMS', 'PRESETS', 'CURVES', 'TrainConfig', 'make_config', 'demonstrations', 'lora', 'without_adapters',
            'trainable', 'processes', 'sharded', 'gathered', 'merge_into', 'warm_start', 'pack_groups', 'group_mask',
            'token_scores', 'StepTrainer', 'StepRewards', 'EnginePolicy', 'informative', 'situation', 'choose_steps',
-           'kept_bytes', 'memory_needed', 'train', 'choose_backend', 'load_unsloth', 'UnslothPolicy', 'unsloth_trainer',
-           'merge_adapter', 'ServerPolicy', 'curves']
+           'kept_bytes', 'memory_needed', 'check_room', 'train', 'choose_backend', 'load_unsloth', 'UnslothPolicy',
+           'unsloth_trainer', 'merge_adapter', 'ServerPolicy', 'curves']
 
 # %% ../nbs/10_train.ipynb #2a00af23
 import contextlib, hashlib, importlib.util, itertools, json, math, os, random, re, sys, time, urllib.request, warnings
@@ -33,12 +33,12 @@ from torch.utils.checkpoint import checkpoint
 from accelerate.state import DistributedType, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin, gather_object
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PrinterCallback, TrainerCallback, set_seed
+from transformers import AutoModelForCausalLM, PretrainedConfig, PrinterCallback, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from trl.chat_template_utils import qwen3_template
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import nanstd, split_tensor_dict
-from .collect import PACKAGED, OraclePolicy, TransformersPolicy, collect, generate_tokens, load_model, save_model
+from .collect import OraclePolicy, TransformersPolicy, collect, find_model, generate_tokens, load_model, save_model
 from .episode import trl_environment, turn_advantages, turn_rewards
 from .reward import PARSERS, score_batch
 from .schema import Environment, StepRecord, Trajectory, UserError, explain, holds_work, refuse_other, show, write_text
@@ -731,8 +731,8 @@ def memory_needed(config: TrainConfig,        # of the run
     return {k: n / 1e9 for k, n in parts.items()}
 
 # %% ../nbs/10_train.ipynb #c37686a4
-def _check_room(config: TrainConfig, model: PretrainedConfig, loaded: int = 0) -> None:
-    "Raise `UserError` if a run cannot fit the positions of its model, of which so many bytes are loaded, or this machine's memory."
+def _check_room(config: TrainConfig, model: PretrainedConfig) -> None:
+    "Raise `UserError` if a run cannot fit the positions of its model, or this machine's memory."
     longest, what = config.max_prompt_tokens + config.completion_tokens, "max_new_tokens" if config.credit == "step" else "max_episode_tokens"
     room = getattr(model.get_text_config(), "max_position_embeddings", longest)
     if longest > room:
@@ -740,7 +740,7 @@ def _check_room(config: TrainConfig, model: PretrainedConfig, loaded: int = 0) -
                         f"{room} positions of the model; lower one of them")
     need = memory_needed(config, model, shards=processes() if sharded() else 1)
     free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))    # processes of a machine share it
-    have = (torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else free) + loaded
+    have = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else free
     if need["peak"] * 1e9 <= have: return
     rollouts = need["rollouts"] > need["activations"] + need["logits"]
     moving = max(need["rollouts"], need["activations"] + need["logits"])
@@ -751,6 +751,11 @@ def _check_room(config: TrainConfig, model: PretrainedConfig, loaded: int = 0) -
         "" if config.gradient_checkpointing else ", or set gradient_checkpointing=true")
     parts = ", ".join(f"{k} {n:.1f}" for k, n in need.items() if k != "peak" and n >= 0.05)
     raise UserError(f"training needs about {need['peak']:.1f} GB of memory, {have / 1e9:.1f} GB are free: {what} (GB: {parts})")
+
+def check_room(config: TrainConfig) -> None:
+    "Raise `UserError` if `train` cannot fit its model or this machine, which a warm start would only tell when it is done. Loads no weights."
+    how = config.model_copy(update=dict(backend=choose_backend(config, says=False)))
+    _check_room(how, find_model(config.model)[1])
 
 # %% ../nbs/10_train.ipynb #aae162a5
 @_explained("training")
@@ -771,10 +776,10 @@ def train(config: TrainConfig,                 # what to train, and how
     _check_sharding()
     if choose_backend(config, alone=sandbox is None and not live) == "unsloth": return _train_apart(config, environments, name, start)
     if config.vllm_server: _check_server(config.vllm_server)
+    _check_room(config, find_model(start or config.model)[1])
     set_seed(config.seed)
     _report(config, out)
     base, tokenizer = load_model(start or config.model)
-    _check_room(config, base.config, sum(p.nbytes for p in base.parameters()))
     copy = base if config.vllm_server else load_model(start or config.model)[0]
     policy = (ServerPolicy if config.vllm_server else TransformersPolicy)(
         copy, tokenizer, max_prompt_tokens=config.max_prompt_tokens, batch=config.rollout_rows, reasoning=config.reasoning)
@@ -882,6 +887,7 @@ def _episode_trainer(config, out, policy, tuned, environments, sandbox) -> StepT
 # %% ../nbs/10_train.ipynb #8f1291bd
 def choose_backend(config: TrainConfig,  # of the run
                    alone: bool = True,   # whether another process can do it: no sandbox to share, no curves to draw
+                   says: bool = True,    # whether `auto` says what it took
                    ) -> Literal["plain", "unsloth"]:
     "What trains this; `auto` says so in one line. Raises `UserError` where Unsloth is asked for and cannot be had."
     if "unsloth" in sys.modules:
@@ -894,19 +900,11 @@ def choose_backend(config: TrainConfig,  # of the run
         (lambda: config.vllm_server, "a vLLM server samples", "leave vllm_server out"),
         (lambda: not alone, "a sandbox or live curves are of this process only", "leave sandbox and live out")) if hindered()), ("", ""))
     if config.backend == "unsloth" and without: raise UserError(f"backend=unsloth: {without}; {advice}, or set backend=plain")
-    if config.backend == "auto" and os.environ.get("RANK", "0") == "0":
+    if says and config.backend == "auto" and os.environ.get("RANK", "0") == "0":
         print("backend: " + (f"plain transformers and PEFT, not Unsloth: {without}" if without else "Unsloth: a GPU and the package are here"))
     return "plain" if without or config.backend == "plain" else "unsloth"
 
 # %% ../nbs/10_train.ipynb #eb92bdbf
-def _local(model: str | Path) -> tuple[str, "AutoTokenizer"]:
-    "Where a start policy is, and its tokenizer as the rest of the library reads it."
-    path = str(PACKAGED[str(model)]() if str(model) in PACKAGED else model)
-    try: tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as e: raise UserError(f"{path}: no model could be loaded ({str(e).splitlines()[0]})") from e
-    if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token
-    return path, tokenizer
-
 def load_unsloth(config: TrainConfig, model: str | Path):
     "Model and tokenizer as Unsloth trains them; the tokenizer is ours, since Unsloth may pad with another token."
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
@@ -914,14 +912,13 @@ def load_unsloth(config: TrainConfig, model: str | Path):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "WARNING: Unsloth should be imported before")
         from unsloth import FastLanguageModel
-    path, tokenizer = _local(model)
-    settings = AutoConfig.from_pretrained(path)
+    path, settings, tokenizer = find_model(model)
     _check_room(config, settings)               # before Unsloth stretches the positions of a model that has too few
     length = config.max_prompt_tokens + config.completion_tokens + (0 if config.credit == "step" else config.max_new_tokens)
     length = min(length, getattr(settings.get_text_config(), "max_position_embeddings", length))
     bits = dict(load_in_4bit=config.load_in == "4bit", load_in_16bit=config.load_in == "16bit") if config.lora_rank else \
         dict(load_in_4bit=False, full_finetuning=True, float32_mixed_precision=True)
-    loaded, _ = FastLanguageModel.from_pretrained(path, max_seq_length=length, dtype=torch.bfloat16, **bits,
+    loaded, _ = FastLanguageModel.from_pretrained(str(path), max_seq_length=length, dtype=torch.bfloat16, **bits,
                                                   use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False)
     return loaded, tokenizer
 
@@ -988,7 +985,7 @@ def merge_adapter(model: str | Path,    # a start policy
                   out: str | Path,      # where the merged model goes
                   ) -> Path:
     "The model in 16 bits with the adapter merged into it. On the CPU: what was trained in 4 bits may not fit a GPU in 16."
-    path, tokenizer = _local(model)
+    path, _, tokenizer = find_model(model)
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16), str(adapter))
     return save_model(tuned.merge_and_unload(), tokenizer, out)
 
