@@ -502,7 +502,38 @@ def test_a_run_trains_and_keeps_what_it_did(run, tiny_folder, environments):
         assert len({t.environment for t in known}) == len(known) == 4
     row = next(r for r in json.loads((run / "log.json").read_text()) if "reward" in r)
     assert {"kl", "entropy", "solve_precision", "solve_recall", "malformed_share", "empty_share"} <= row.keys()
-    assert len(curves({"a": run / "log.json"}).data) == len(module.CURVES)
+    drawn = curves({"a": run / "log.json"})
+    assert len(drawn.data) == len(module.CURVES) and all(len(d.y) == 4 and all(y == y for y in d.y) for d in drawn.data)     # no panel is empty
+    assert {"malformed_share", "empty_share", "tokens_per_second", "memory_gb"} <= module.CURVES.keys()
+    axes = [a for a in drawn.layout if a.startswith("xaxis")]
+    assert len(axes) == len(module.CURVES) and sum(bool(drawn.layout[a].title.text) for a in axes) == 3       # no blank panel; each column is labelled
+
+LIVE = """
+from toolrl_lit.schema import Environment, read_jsonl
+from toolrl_lit.train import make_config, train
+train(make_config(**{told}), read_jsonl({file!r}, Environment), live=True);
+"""
+
+def test_live_curves_grow_in_a_notebook_with_no_network(tiny_folder, environments, tmp_path):
+    import nbclient, nbformat
+    file = write_jsonl(tmp_path / "train.jsonl", environments)
+    told = config_for(tiny_folder, tmp_path / "out", updates=3, epochs=1).model_dump()
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(LIVE.format(told=told, file=str(file)))])
+    seen = []
+    class Client(nbclient.NotebookClient):
+        def process_message(self, message, cell, index):
+            data = message["content"].get("data", {})
+            if message["msg_type"] in ("display_data", "update_display_data"): seen.append((message["msg_type"], data["text/html"]))
+            return super().process_message(message, cell, index)
+    Client(book, timeout=300, resources={"metadata": {"path": str(Path(module.__file__).parent.parent)}}).execute()
+    script, first, *later = seen
+    assert script[1].startswith("<script>") and len(script[1]) > 1e6 and first[0] == "display_data"
+    assert [kind for kind, _ in later] == ["update_display_data"] * 2
+    points = [json.JSONDecoder().raw_decode(html, html.index('[{"')) [0][0]["x"] for _, html in [first, *later]]
+    assert points == [[1], [1, 2], [1, 2, 3]]
+    assert not any("cdn" in html or "<script src" in html for _, html in [first, *later])
+    kept = [o.data["text/html"] for o in book.cells[0].outputs if o.output_type == "display_data"]
+    assert kept == [script[1], later[-1][1]]                                          # what is saved is the last state, with what draws it
 
 def test_curves_of_several_seeds_are_their_mean_and_its_interval():
     seeds = [[{"step": i, "reward": r * i} for i in (1, 2, 3)] for r in (1, 2, 6)]

@@ -11,6 +11,7 @@ __all__ = ['ALGORITHMS', 'PRESETS', 'CURVES', 'TrainConfig', 'make_config', 'dem
 
 # %% ../nbs/10_train.ipynb #2a00af23
 import contextlib, hashlib, importlib.util, itertools, json, math, os, random, re, sys, time, urllib.request, warnings
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +23,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 import numpy as np, psutil, torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
+from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
@@ -236,6 +238,10 @@ def _trainer_arguments(config: TrainConfig, out: Path) -> dict:
                 lr_scheduler_type="linear", max_grad_norm=1.0, disable_tqdm=True,
                 **({"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}} if sharded() else {}))    # no whole gradients
 
+def _memory_gb() -> float:
+    "Memory in use: of the GPU at its peak, or of this process now."
+    return (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss) / 1e9
+
 class _Bar(TrainerCallback):
     "One progress bar with the numbers that matter, in a terminal and in a notebook."
     def __init__(self, desc: str): self.desc, self.bar = desc, None
@@ -260,9 +266,10 @@ class _Live(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "reward" not in logs: return
         from IPython.display import HTML, display
-        drawn = HTML(curves({"so far": state.log_history}).to_html(include_plotlyjs="cdn", full_html=False, div_id="live"))
-        if self.handle: self.handle.update(drawn)
-        else: self.handle = display(drawn, display_id=True)
+        drawn = HTML(curves({"so far": state.log_history}).to_html(include_plotlyjs=False, full_html=False))
+        if self.handle: return self.handle.update(drawn)
+        display(HTML(f"<script>{get_plotlyjs()}</script>"))        # once, and from no network
+        self.handle = display(drawn, display_id=True)
 
 def _report(config: TrainConfig, out: Path):
     "Tell the chosen tracker where to write, and refuse one that is not installed."
@@ -463,6 +470,7 @@ class StepTrainer(_Sharded, GRPOTrainer):
     whole_rows = False                          # TRL's own layout, prompt and completion in each row, for a model that drops our mask
     speak = None                                # whole episodes: writes the next turns after these token ids, with log-probabilities or None
     worth = None                                # credit=turn: rewards of the turns, from their token ids by episode, and the episodes' rows
+    heard: Counter                              # whole episodes: turns of a batch, malformed and empty ones, their tokens and seconds
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
         "A turn of each episode by our batched decoder, where there is one."
@@ -487,11 +495,15 @@ class StepTrainer(_Sharded, GRPOTrainer):
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
     def _log_episodes(self):
-        "Solve precision and recall of this batch of episodes, of all processes."
+        "What is logged of step records too, of this batch of episodes of all processes."
         counts = torch.tensor([[e._calls, e._solved, len(e._env.scenario.sub_questions)] for e in self.environments], device=self.accelerator.device)
         calls, solved, asked = self.accelerator.gather(counts).sum(0).tolist()
-        self._metrics["train"]["solve_precision"].append(solved / calls if calls else 1.0)
-        self._metrics["train"]["solve_recall"].append(solved / asked)
+        heard, self.heard = self.heard, Counter()
+        here = [heard["turns"], heard["malformed"], heard["empty"], heard["tokens"] / heard["seconds"], _memory_gb(), 1]
+        turns, malformed, empty, speed, memory, n = self.accelerator.gather(torch.tensor([here], device=self.accelerator.device)).sum(0).tolist()
+        for name, value in dict(solve_precision=solved / calls if calls else 1.0, solve_recall=solved / asked, malformed_share=malformed / turns,
+                                empty_share=empty / turns, tokens_per_second=speed / n, memory_gb=memory / n).items():
+            self._metrics["train"][name].append(value)
 
     def _turn_credit(self, batch, inputs) -> torch.Tensor:
         "(rows, C): at each token that the policy wrote, the advantage of its turn among the turns at its place in its group."
@@ -572,7 +584,7 @@ class StepRewards:
             log_metric("malformed_share", sum(s.case == "malformed" for s in scores) / len(scores))
             log_metric("empty_share", sum(s.case == "empty" for s in scores) / len(scores))
             log_metric("tokens_per_second", self.speed)
-            log_metric("memory_gb", (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss) / 1e9)
+            log_metric("memory_gb", _memory_gb())
         if self.config.shuffle_rewards:
             random.Random(self.config.seed * 100_003 + trainer_state.global_step).shuffle(rewards)
         return rewards
@@ -842,9 +854,11 @@ def _trainer(config, out, policy, tuned, **what) -> StepTrainer:
     return trainer
 
 # %% ../nbs/10_train.ipynb #0acc8f40
+def _parse(policy: TransformersPolicy) -> Callable: return policy.parser if callable(policy.parser) else PARSERS[policy.parser]
+
 def _reader(policy: TransformersPolicy):
     "Its tokenizer, which TRL asks for the calls of a turn: it reads them as the rest of the library does, malformed ones and all."
-    tokenizer, parse = deepcopy(policy.tokenizer), policy.parser if callable(policy.parser) else PARSERS[policy.parser]
+    tokenizer, parse = deepcopy(policy.tokenizer), _parse(policy)
     def parse_response(ids: list[int], prefix: list[int] | None = None) -> dict:
         said = parse(policy.decode(ids))
         calls = [{"type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in said.calls]
@@ -863,6 +877,7 @@ def _episode_trainer(config, out, policy, tuned, environments, sandbox) -> StepT
     chosen = {e.id: e for e in random.Random(config.seed).sample(short, min(need, len(short)))}
     factories, rows = trl_environment(list(chosen.values()), config.match, sandbox)
     spoken = [-1, 0]                            # the batch of rollouts, and its turns so far
+    parse, anywhere = _parse(policy), environments[0].start()
     def speak(ids: list[list[int]]) -> tuple[list[list[int]], list[list[float]] | None]:
         batch = trainer.state.global_step // config.mini_batches
         if batch != spoken[0]:
@@ -871,8 +886,13 @@ def _episode_trainer(config, out, policy, tuned, environments, sandbox) -> StepT
         spoken[1] += 1
         if spoken[1] > config.max_turns:                                      # the last turn's calls have run; nothing follows
             return [[] for _ in ids], [[] for _ in ids] if config.vllm_server else None
-        return _turns(policy, ids, config, seed=(config.seed * 1_000_003 + batch) * 64 + spoken[1], memory=policy.memory,
-                      first=trainer.accelerator.process_index * 1_000_003)
+        begun = time.perf_counter()
+        said, logprobs = _turns(policy, ids, config, seed=(config.seed * 1_000_003 + batch) * 64 + spoken[1], memory=policy.memory,
+                                first=trainer.accelerator.process_index * 1_000_003)
+        took, silent = time.perf_counter() - begun, [text for text in map(policy.decode, said) if not parse(text).calls]
+        cases = [s.case for s in score_batch([(text, anywhere) for text in silent], parser=policy.parser, sandbox=sandbox)]     # without calls, nothing runs
+        trainer.heard.update(cases, turns=len(said), tokens=sum(map(len, said)), seconds=took)
+        return said, logprobs
 
     def worth(turns: list[list[list[int]]], rows: list[dict]) -> list[list[float]]:
         episodes = [([policy.decode(ids) for ids in said], chosen[row["environment"]]) for said, row in zip(turns, rows)]
@@ -880,7 +900,7 @@ def _episode_trainer(config, out, policy, tuned, environments, sandbox) -> StepT
 
     trainer = _trainer(config, out, policy, tuned, processing_class=_reader(policy), environment_factory=factories,
                        train_dataset=rows.select([i % len(rows) for i in range(need)]))
-    trainer.speak, trainer.worth = speak, worth if config.credit == "turn" else None
+    trainer.speak, trainer.worth, trainer.heard = speak, worth if config.credit == "turn" else None, Counter()
     trainer._env_tools = {e.id: e.documents() for e in chosen.values()}       # to the letter, as in evaluation; TRL would read the methods
     return trainer
 
@@ -1030,7 +1050,8 @@ def _check_server(url: str) -> None:
 # %% ../nbs/10_train.ipynb #c9696564
 CURVES = {"reward": "mean reward of a turn", "solve_precision": "solve precision", "kl": "KL to the start policy (nats)",
           "entropy": "entropy (nats)", "completions/mean_length": "tokens of a turn", "solve_recall": "solve recall of a turn",
-          "malformed_share": "malformed share", "empty_share": "empty share", "tokens_per_second": "tokens sampled in a second"}
+          "malformed_share": "malformed share", "empty_share": "empty share", "tokens_per_second": "tokens sampled in a second",
+          "memory_gb": "memory (GB)"}
 
 def _runs(log) -> list[list[dict]]:
     "The runs behind one curve, each as its rows with rewards."
@@ -1046,7 +1067,8 @@ def curves(logs: dict[str, str | Path | list],  # name of a run, and the log.jso
     """Training curves of one or several runs, one panel for each quantity. Of several seeds: the mean, and its 95 % interval by
     Student's t, which three seeds leave wide."""
     rows = -(-len(keys) // 3)
-    fig = make_subplots(rows=rows, cols=min(3, len(keys)), subplot_titles=[CURVES[k] for k in keys], horizontal_spacing=0.08, vertical_spacing=0.36 / rows)
+    places = [[{} if 3 * r + c < len(keys) else None for c in range(min(3, len(keys)))] for r in range(rows)]
+    fig = make_subplots(rows=rows, cols=min(3, len(keys)), specs=places, subplot_titles=[CURVES[k] for k in keys], horizontal_spacing=0.08, vertical_spacing=0.36 / rows)
     colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
     for colour, (name, runs) in zip(itertools.cycle(colours), ((n, _runs(log)) for n, log in logs.items())):
         steps = [r["step"] for r in min(runs, key=len)]
@@ -1058,5 +1080,5 @@ def curves(logs: dict[str, str | Path | list],  # name of a run, and the log.jso
                 half = student_t.ppf(0.975, len(runs) - 1) * y.std(0, ddof=1) / len(runs) ** 0.5
                 fig.add_scatter(x=steps + steps[::-1], y=np.concatenate([y.mean(0) + half, (y.mean(0) - half)[::-1]]), fill="toself", hoverinfo="skip",
                                 showlegend=False, mode="none", fillcolor=_rgba(colour, 0.15), **group, **place)
-    fig.update_xaxes(title="update", row=rows)
+    for i in range(max(0, len(keys) - 3), len(keys)): fig.update_xaxes(title="update", row=i // 3 + 1, col=i % 3 + 1)     # the lowest of each column
     return fig.update_layout(template="plotly_white", height=100 + 180 * rows, margin=dict(t=40, b=40), legend=dict(orientation="h", y=1 + 0.54 / rows))
