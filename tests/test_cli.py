@@ -1,8 +1,9 @@
 "Command line: what a user can mend is one sentence on standard error and exit code 2; no folder is mixed or lost."
-import json, subprocess, sys
+import json, subprocess, sys, time
 from types import SimpleNamespace
 import nbformat, pytest
-from toolrl_lit import cli
+from transformers import AutoModelForCausalLM
+from toolrl_lit import cli, train
 from toolrl_lit.cli import find_notebook, main, open_run, parse_parameters, timed
 from toolrl_lit.schema import Environment, OnDisk, Trajectory, UserError, read_jsonl, write_jsonl
 
@@ -96,7 +97,8 @@ def test_the_size_of_questions_is_a_parameter_of_building(toolrl, tmp_path):
     done = toolrl("build", "-o", out, "-n", 2, "-p", "hops=[5, 5]", "-p", "calls=5", "-p", "scenarios=[multi-hop]", "--audit")
     assert done.code == 0 and (tmp_path / "long.v2.audit.html").exists()
     assert [len(e.scenario.sub_questions) for e in OnDisk(out, Environment)] == [5, 5]
-    assert refused(toolrl("build", "-o", tmp_path / "b.jsonl", "-p", "hops=[5, 5]"), "calls=4 is less than")
+    assert refused(toolrl("build", "-o", tmp_path / "b.jsonl", "-p", "hops=[5, 5]"), "error: calls=4 is less than")
+    assert refused(toolrl("build", "-o", tmp_path / "b.jsonl", "-p", "calls=0"), "error: calls: ", "greater than or equal to 1, got 0")
     assert refused(toolrl("build", "-o", tmp_path / "b.jsonl", "-p", "hop=3"), "Did you mean 'hops'")
     assert "steps of a chain" in toolrl("parameters", "build").out
 
@@ -142,6 +144,19 @@ def test_a_start_that_came_to_nothing_binds_nobody(toolrl, envs, tmp_path, tiny_
     assert toolrl("train", "-e", envs, *pairs).code == 0
     release()
     assert refused(toolrl("train", "-e", envs, *pairs, "-p", "seed=1"), "seed: 0 there, 1 now", "-p out=")
+
+def test_too_little_memory_is_said_before_anything_is_loaded_or_warmed(toolrl, envs, tmp_path, tiny_folder, monkeypatch):
+    out, pairs = tmp_path / "run", ["-p", f"model={tiny_folder}", "-p", f"out={tmp_path / 'run'}", "-p", "lora_rank=1000000000", "-p", "warm_steps=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *args, **kwargs: pytest.fail("must not load a model"))
+        begun = time.monotonic()
+        assert refused(toolrl("train", "-e", envs, *pairs), "training needs about", "GB are free", "smaller model")
+        assert time.monotonic() - begun < 30 and not (out / "warm").exists()
+    release()
+    (out / "rl" / "model").mkdir(parents=True)                       # finished: nothing will be trained that could not fit
+    (out / "rl" / "model" / "config.json").write_text("{}")
+    monkeypatch.setattr(train, "warm_start", lambda config, environments: pytest.fail("the warm start has begun"))
+    with pytest.raises(pytest.fail.Exception, match="has begun"): toolrl("train", "-e", envs, *pairs)
 
 def test_two_processes_cannot_work_in_one_folder(tmp_path):
     open_run(tmp_path / "run", {}, free_gb=0)

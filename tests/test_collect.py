@@ -1,10 +1,10 @@
 "Collect: rollouts that can be resumed, and generation that says what transformers says, only sooner."
-import errno, random, re
+import errno, json, random, re
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 from toolrl_lit import collect as module
-from toolrl_lit.collect import (OraclePolicy, PrefixMemory, TransformersPolicy, call_text, collect, generate_tokens, load_model,
+from toolrl_lit.collect import (OraclePolicy, PrefixMemory, TransformersPolicy, call_text, collect, find_model, generate_tokens, load_model,
                                 packaged_warm_model, save_model, wrong_calls)
 from toolrl_lit.reward import parse_qwen
 from toolrl_lit.schema import Trajectory, UserError, read_jsonl
@@ -316,8 +316,18 @@ def test_trajectories_with_and_without_reasoning_are_not_mixed(thinking_folder, 
 def test_a_model_that_is_not_there_is_named(tmp_path, path):
     where = tmp_path / path
     if path == "empty folder": where.mkdir()
-    with pytest.raises(UserError, match=str(where)): load_model(str(where))
-    with pytest.raises(UserError, match=str(where)): load_model(where)
+    for load in (load_model, find_model):
+        with pytest.raises(UserError, match=str(where)): load(str(where))
+        with pytest.raises(UserError, match=str(where)): load(where)
+
+def test_a_model_is_found_without_its_weights_and_its_tokenizer_can_pad(tiny_folder, tmp_path):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"): (tmp_path / name).write_text((tiny_folder / name).read_text())
+    told = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    told.pop("pad_token")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(told))
+    where, config, tokenizer = find_model(tmp_path)
+    assert where == tmp_path and config.hidden_size == 32 and tokenizer.pad_token == tokenizer.eos_token == "<|im_end|>"
+    with pytest.raises(UserError, match="no model could be loaded: expected 'smollm2'"): load_model(tmp_path)
 
 def test_a_model_is_saved_and_loaded(policy, tmp_path):
     folder = save_model(policy.model, policy.tokenizer, tmp_path / "a" / "model")

@@ -45,7 +45,8 @@ def test_every_token_of_the_policy_has_the_advantage_computed_by_hand(tiny_folde
     monkeypatch.setattr(StepTrainer, "_compute_loss", watched)
     train(config, environments)
     several = moved = differ = 0
-    for inputs in (i for parts in batches.values() for i in parts):                      # a group each
+    said_by_batch = {step: [] for step in batches}
+    for step, inputs in ((step, i) for step, parts in batches.items() for i in parts):   # a group each
         episodes = []
         for row in range(4):
             real = inputs["completion_mask"][row].bool()
@@ -57,6 +58,7 @@ def test_every_token_of_the_policy_has_the_advantage_computed_by_hand(tiny_folde
             assert "".join(t.replace("<|im_end|>", "") for t in texts) == policy.tokenizer.decode(ids[said]).replace("<|im_end|>", "")
             episodes.append((texts, env, said, by_hand(texts, env, kind)))
             several += len(texts) > 1
+            said_by_batch[step] += [score_turn(t, env.start()).case for t in texts]
         whole = units([outcome for *_, (outcome, _) in episodes])
         for row, (texts, env, said, (_, rewards)) in enumerate(episodes):
             starts = said & ~torch.cat([torch.tensor([False]), said[:-1]])
@@ -74,6 +76,19 @@ def test_every_token_of_the_policy_has_the_advantage_computed_by_hand(tiny_folde
     assert several and moved and differ == (credit == "turn"), "the test shows nothing"
     log = [r for r in json.loads((tmp_path / "rl" / "log.json").read_text()) if "reward" in r]
     assert len(log) == 3 and all(0 <= r["solve_precision"] <= 1 and 0 <= r["solve_recall"] <= 1 for r in log)
+    for row, cases in zip(log, said_by_batch.values(), strict=True):
+        for case in ("malformed", "empty"): assert row[f"{case}_share"] == pytest.approx(cases.count(case) / len(cases))
+        assert row["tokens_per_second"] > 0 and 0.1 < row["memory_gb"] < 100
+    assert any(row["empty_share"] for row in log)
+
+def test_malformed_and_empty_turns_of_episodes_are_counted(tiny_folder, environments, tmp_path, monkeypatch):
+    said = iter(["<tool_call>\n{broken\n</tool_call>", "", "An answer.", '<tool_call>\n{"name": "none", "arguments": {}}\n</tool_call>',
+                 "<tool_call>", *["Another."] * 100])                                             # the fourth goes on, and so the fifth is its next turn
+    policy = TransformersPolicy(tiny_folder)
+    monkeypatch.setattr(module, "generate_tokens", lambda model, prompts, **rest: [policy.ids(next(said) + "<|im_end|>") for _ in prompts])
+    train(config_for(tiny_folder, tmp_path, prompts=1, updates=1), environments)
+    row = next(r for r in json.loads((tmp_path / "rl" / "log.json").read_text()) if "reward" in r)
+    assert row["malformed_share"] == pytest.approx(2 / 5) and row["empty_share"] == pytest.approx(1 / 5)
 
 def test_turns_are_rewarded_as_the_collector_rewards_them(environments):
     trajs = collect(OraclePolicy(environments, slips=0.5), environments, temperature=0)

@@ -307,8 +307,9 @@ def test_proposals_are_different_take_scenarios_in_turn_and_are_asked_once(setup
 
 # -- refusals, and the command line
 
-@pytest.mark.parametrize("values, said", [(dict(), "model"), (dict(model="m", budget=1), "price_in"), (dict(model="m", concurency=1), "concurrency"),
-                                          (dict(model="m", retries=-1), "retries"), (dict(model="m", timeout="soon"), "timeout")])
+@pytest.mark.parametrize("values, said", [(dict(), "^model: Field required$"), (dict(model="m", budget=1), "price_in"),
+                                          (dict(model="m", concurency=1), "^concurency: .*; there are: .*concurrency"),
+                                          (dict(model="m", retries=-1), "^retries: .*, got -1$"), (dict(model="m", timeout="soon"), "^timeout: .*, got 'soon'$")])
 def test_a_config_that_makes_no_sense_is_refused(values, said):
     with pytest.raises(UserError, match=said): llm_config(**values)
 

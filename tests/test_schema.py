@@ -2,11 +2,11 @@
 import errno, json, os
 import pytest
 from hypothesis import given, settings, strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from toolrl_lit import schema as module
 from toolrl_lit.collect import OraclePolicy, collect
 from toolrl_lit.schema import (Environment, Scenario, SubQuestion, Tool, ToolCall, ToolDoc, Trajectory, Turn, UserError,
-                               from_ftrl, read_jsonl, refuse_other, reserve, to_ftrl, write_jsonl, write_text)
+                               explain, from_ftrl, read_jsonl, refuse_other, reserve, to_ftrl, write_jsonl, write_text)
 
 few = settings(max_examples=40, deadline=None)
 # everything that can stand in a file, with the characters that Python takes for ends of lines and JSON does not escape
@@ -35,13 +35,42 @@ def test_environments_are_read_back(environments, tmp_path):
     assert read_jsonl(path, Environment) == environments
 
 @pytest.mark.parametrize("line, said", [
-    ("{", "the line: Invalid JSON"), ("[]", "the line: .*object"), ('{"name": "a", "arguments": 3}', "arguments: .*object, got '3'"),
+    ("{", "the line: Invalid JSON"), ("[]", "the line: .*object"), ('{"name": "a", "arguments": 3}', "arguments: .*object, got 3 "),
     ('{"arguments": {}}', "name: Field required"), ("\ufffd", "the line: Invalid JSON")])
 def test_a_broken_line_is_named(tmp_path, line, said):
     path = tmp_path / "calls.jsonl"
     path.write_text('{"name": "fine"}\n\n' + line + "\n", "utf-8")
     with pytest.raises(UserError, match=f"{path}, line 3: {said}.*expected one ToolCall") as caught: read_jsonl(path, ToolCall)
     assert "\n" not in str(caught.value)
+
+class Settings(BaseModel):
+    "Settings as those of training, of questions and of a language model are declared."
+    model_config = ConfigDict(extra="forbid")
+    size: int = Field(3, ge=1)
+    name: str = "n"
+    parts: list[SubQuestion] = []
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if len(self.name) > self.size: raise ValueError(f"name={self.name} has more than size={self.size} letters")
+        return self
+
+@pytest.mark.parametrize("values, said", [
+    (dict(size=0), "size: Input should be greater than or equal to 1, got 0"),
+    (dict(size="many"), "size: Input should be a valid integer, unable to parse string as an integer, got 'many'"),
+    (dict(sise=2), "sise: Extra inputs are not permitted; there are: size, name, parts"),
+    (dict(name="long"), "name=long has more than size=3 letters"),
+    (dict(size=["x" * 90]), "size: Input should be a valid integer, got ['" + "x" * 58 + "…"),
+    (dict(parts=[dict(id="q", question="?", answer="!", of=1)]), "parts.0.of: Extra inputs are not permitted, got 1"),
+    (dict(parts=[dict(id="q", question="?")]), "parts.0.answer: Field required")])
+def test_the_first_problem_of_settings_is_one_sentence(values, said):
+    with pytest.raises(ValidationError) as caught: Settings(**values)
+    assert explain(caught.value, Settings) == said
+
+def test_what_an_environment_says_of_itself_is_said_of_its_line(environments, tmp_path):
+    row = environments[0].model_dump()
+    (tmp_path / "e.jsonl").write_text(json.dumps(row | dict(tools=row["tools"] * 2)) + "\n")
+    with pytest.raises(UserError, match=r"line 1: [^{]*repeat[^{]*\(expected one Environment\)$"): read_jsonl(tmp_path / "e.jsonl", Environment)
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes(b'{"name": "caf\xe9"}\n')

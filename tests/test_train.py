@@ -1,5 +1,5 @@
 "Train: the same numbers as TRL's own, rewards from the environment, and runs that survive being killed."
-import contextlib, itertools, json, os, signal, subprocess, sys, textwrap
+import contextlib, itertools, json, os, re, signal, subprocess, sys, textwrap, warnings
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,19 +27,41 @@ few = settings(max_examples=25, deadline=None)
     (dict(group=1), "group: .*greater than or equal to 2, got 1"),
     (dict(kind="f2"), "kind: .*'f1', 'p', 'r' or 'pr', got 'f2'"),
     (dict(temperature=0), "temperature: .*greater than 0"),
-    (dict(prompts=6, micro_prompts=4), "parameters: .*prompts=6 must be a multiple of micro_prompts=4"),
-    (dict(prompts=6, mini_batches=4), "parameters: .*prompts=6 must be a multiple of mini_batches=4"),
-    (dict(prompts=8, mini_batches=4, micro_prompts=4), "parameters: .*prompts=8 / mini_batches=4 must be a multiple of micro_prompts=4"),
-    (dict(group=8, split_group=3), "parameters: .*group=8 must be a multiple of split_group=3"),
-    (dict(split_group=2, micro_prompts=2), "parameters: .*split_group=2 .*micro_prompts=2"),
+    (dict(prompts=6, micro_prompts=4), "^prompts=6 must be a multiple of micro_prompts=4"),
+    (dict(prompts=6, mini_batches=4), "^prompts=6 must be a multiple of mini_batches=4"),
+    (dict(prompts=8, mini_batches=4, micro_prompts=4), "^prompts=8 / mini_batches=4 must be a multiple of micro_prompts=4"),
+    (dict(group=8, split_group=3), "^group=8 must be a multiple of split_group=3"),
+    (dict(split_group=2, micro_prompts=2), "^split_group=2 .*micro_prompts=2"),
     (dict(preset="papers"), "preset: expected one of laptop, consumer-24gb, paper, got 'papers'"),
-    (dict(preset="paper", prompts=500), "parameters: .*prompts=500 must be a multiple of mini_batches=16"),
-    (dict(epochs="many"), "epochs: .*integer")])
+    (dict(preset="paper", prompts=500), "^prompts=500 must be a multiple of mini_batches=16"),
+    (dict(epochs="many"), "epochs: .*integer"),
+    (dict(seed=-1), "seed: .*greater than or equal to 0, got -1"),
+    (dict(seed=2**32), "seed: .*less than 4294967296"),
+    *((dict([(name, float(value))]), f"{name}: .*finite number, got {value}")
+      for name in ("learning_rate", "warm_learning_rate", "kl", "entropy", "temperature") for value in ("inf", "nan")),
+    (dict(algorithm="dapo", oversample=1), "^algorithm=dapo: its dynamic sampling .*set oversample=2"),
+    (dict(preset="paper", algorithm="dapo"), "^algorithm=dapo: its dynamic sampling .*set oversample=2")])
 def test_a_wrong_parameter_is_named_with_what_was_expected(values, said):
     with pytest.raises(UserError, match=said): make_config(**values)
 
 def test_every_parameter_is_explained():
     assert all(field.description for field in TrainConfig.model_fields.values())
+    papers = TrainConfig.model_fields["algorithm"].description
+    assert all(n in papers for n in ("2402.03300", "2503.14476", "2503.20783", "2501.03262", "DAPO"))
+
+@pytest.mark.parametrize("values, said", [
+    (dict(lora_rank=0), "learning_rate=0.0007 .*LoRA.*set learning_rate=1e-6"),
+    (dict(lora_rank=0, learning_rate=1e-6), "warm_learning_rate=0.0007 .*set warm_learning_rate=1e-6"),
+    (dict(lora_rank=0, learning_rate=1e-6, warm_steps=0), None), (dict(lora_rank=1, learning_rate=0.01), None),
+    (dict(reasoning=True), "reasoning: max_new_tokens=96 .*thoughts.*set max_new_tokens=1024"),
+    (dict(reasoning=True, max_new_tokens=256), None), (dict(preset="paper", reasoning=True), None),
+    (dict(algorithm="dapo", credit="turn"), "algorithm=dapo: credit=turn .*dynamic sampling is left out"), (dict(algorithm="dapo"), None),
+    (dict(preset="paper"), None), (dict(preset="consumer-24gb"), None), (dict(), None)])
+def test_what_is_seldom_meant_is_warned_of_and_nothing_else_is(values, said):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make_config(**values)
+    assert bool(caught) == bool(said) and (not said or re.search(said, str(caught[0].message)))
 
 def test_the_paper_preset_has_the_values_that_the_paper_names():
     paper = make_config("paper")
@@ -49,7 +71,7 @@ def test_the_paper_preset_has_the_values_that_the_paper_names():
     assert (named | ours).items() <= paper.model_dump().items() and paper.prompts / paper.mini_batches == 32
     thinking = make_config("paper", reasoning=True)
     assert thinking.model_dump() == paper.model_dump() | dict(reasoning=True, max_new_tokens=8192)
-    assert make_config("paper", reasoning=True, max_new_tokens=99).max_new_tokens == 99
+    assert make_config("paper", reasoning=True, max_new_tokens=999).max_new_tokens == 999
 
 def test_the_laptop_preset_is_the_defaults():
     assert make_config() == make_config("laptop") == make_config(preset="laptop") == TrainConfig()
@@ -480,7 +502,38 @@ def test_a_run_trains_and_keeps_what_it_did(run, tiny_folder, environments):
         assert len({t.environment for t in known}) == len(known) == 4
     row = next(r for r in json.loads((run / "log.json").read_text()) if "reward" in r)
     assert {"kl", "entropy", "solve_precision", "solve_recall", "malformed_share", "empty_share"} <= row.keys()
-    assert len(curves({"a": run / "log.json"}).data) == len(module.CURVES)
+    drawn = curves({"a": run / "log.json"})
+    assert len(drawn.data) == len(module.CURVES) and all(len(d.y) == 4 and all(y == y for y in d.y) for d in drawn.data)     # no panel is empty
+    assert {"malformed_share", "empty_share", "tokens_per_second", "memory_gb"} <= module.CURVES.keys()
+    axes = [a for a in drawn.layout if a.startswith("xaxis")]
+    assert len(axes) == len(module.CURVES) and sum(bool(drawn.layout[a].title.text) for a in axes) == 3       # no blank panel; each column is labelled
+
+LIVE = """
+from toolrl_lit.schema import Environment, read_jsonl
+from toolrl_lit.train import make_config, train
+train(make_config(**{told}), read_jsonl({file!r}, Environment), live=True);
+"""
+
+def test_live_curves_grow_in_a_notebook_with_no_network(tiny_folder, environments, tmp_path):
+    import nbclient, nbformat
+    file = write_jsonl(tmp_path / "train.jsonl", environments)
+    told = config_for(tiny_folder, tmp_path / "out", updates=3, epochs=1).model_dump()
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(LIVE.format(told=told, file=str(file)))])
+    seen = []
+    class Client(nbclient.NotebookClient):
+        def process_message(self, message, cell, index):
+            data = message["content"].get("data", {})
+            if message["msg_type"] in ("display_data", "update_display_data"): seen.append((message["msg_type"], data["text/html"]))
+            return super().process_message(message, cell, index)
+    Client(book, timeout=300, resources={"metadata": {"path": str(Path(module.__file__).parent.parent)}}).execute()
+    script, first, *later = seen
+    assert script[1].startswith("<script>") and len(script[1]) > 1e6 and first[0] == "display_data"
+    assert [kind for kind, _ in later] == ["update_display_data"] * 2
+    points = [json.JSONDecoder().raw_decode(html, html.index('[{"')) [0][0]["x"] for _, html in [first, *later]]
+    assert points == [[1], [1, 2], [1, 2, 3]]
+    assert not any("cdn" in html or "<script src" in html for _, html in [first, *later])
+    kept = [o.data["text/html"] for o in book.cells[0].outputs if o.output_type == "display_data"]
+    assert kept == [script[1], later[-1][1]]                                          # what is saved is the last state, with what draws it
 
 def test_curves_of_several_seeds_are_their_mean_and_its_interval():
     seeds = [[{"step": i, "reward": r * i} for i in (1, 2, 3)] for r in (1, 2, 6)]

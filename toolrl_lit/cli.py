@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 import filelock, typer, yaml
 from pydantic import ValidationError
-from .schema import Environment, OnDisk, UserError, holds_work, is_ftrl, read_ftrl, read_jsonl, refuse_other, reserve, write_text
+from .schema import Environment, OnDisk, UserError, explain, holds_work, is_ftrl, read_ftrl, read_jsonl, refuse_other, reserve, write_text
 
 # %% ../nbs/14_cli.ipynb #c2a880c8
 class _Yaml(yaml.SafeLoader):
@@ -170,9 +170,7 @@ def _difficulty(param: list[str], llm: bool) -> tuple[dict, list[str]]:
     kinds = values.pop("scenarios", None)
     more = {"scenarios": (kinds,) if isinstance(kinds, str) else tuple(kinds)} if kinds else {}
     try: return more | {"difficulty": Difficulty(**values)}, [p for p in param if p not in mine]
-    except ValidationError as e:
-        first = e.errors()[0]
-        raise UserError(": ".join([*map(str, first["loc"]), first["msg"].removeprefix("Value error, ")])) from e
+    except ValidationError as e: raise UserError(explain(e, Difficulty)) from e
 
 def _author(out: Path, n: int | None, model: str | None, base_url: str | None, questions: Path | None, topic: list[str] | None,
             param: list[str] | None, workers: int | None, executor: str):
@@ -250,11 +248,12 @@ def collect(environments: Environments, out: Out, model: Model = "smollm2", samp
 def train(environments: Environments, param: Pairs = None, reasoning: Reasoning = False,
           preset: Annotated[str, typer.Option(help="'laptop', 'consumer-24gb' or 'paper'; parameters are put on top.")] = "laptop"):
     "Warm start and reinforcement learning. Parameters are the fields of TrainConfig; `toolrl parameters` explains them."
-    from toolrl_lit.train import TrainConfig, make_config, train, warm_start
+    from toolrl_lit.train import TrainConfig, check_room, make_config, train, warm_start
     values = parse_parameters(param or [], list(TrainConfig.model_fields))
     config = make_config(preset, **({"reasoning": True} if reasoning else {}) | values)
     envs = read_jsonl(environments, Environment)
     if _leads(): open_run(config.out, config.model_dump(exclude={"out"}), mend="choose another folder with -p out=..., or remove this one")
+    if config.warm_steps and not (Path(config.out) / "rl" / "model" / "config.json").exists(): check_room(config)
     start = warm_start(config, envs) if config.warm_steps else None
     folder = train(config, envs, start=start)
     if _leads(): print(f"the trained policy is in {folder}")

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Prompt', 'CHAT_TEMPLATE', 'WARM_ADAPTER', 'PACKAGED', 'Policy', 'call_text', 'wrong_calls', 'OraclePolicy', 'collect',
            'grouped_attention', 'grouped_mask', 'PrefixMemory', 'generate_tokens', 'packaged_model',
-           'packaged_warm_model', 'save_model', 'load_model', 'TransformersPolicy', 'wire_messages', 'reply_text',
-           'EndpointPolicy']
+           'packaged_warm_model', 'save_model', 'find_model', 'load_model', 'TransformersPolicy', 'wire_messages',
+           'reply_text', 'EndpointPolicy']
 
 # %% ../nbs/09_collect.ipynb #d5ab5ef4
 import bisect, hashlib, importlib.util, json, os, random, shutil, tempfile, time
@@ -18,8 +18,8 @@ import numpy as np, torch
 import torch.nn.functional as F
 from peft import PeftModel
 from tqdm import tqdm
-from transformers import (AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel,
-                          StaticCache)
+from transformers import (AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig,
+                          PreTrainedModel, StaticCache)
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging as hf_logging
 from .reward import Parser, parser_for, score_batch
@@ -422,20 +422,28 @@ def save_model(model, tokenizer, folder: str | Path) -> Path:
 # %% ../nbs/09_collect.ipynb #fa163090
 PACKAGED = {"smollm2": packaged_model, "smollm2-warm": packaged_warm_model}
 
-def load_model(path: str | Path = "smollm2",  # "smollm2" (packaged), "smollm2-warm" (after a warm start), a local folder, or a hub name
-               ) -> tuple[PreTrainedModel, "AutoTokenizer"]:
-    "Model (bfloat16, evaluation mode) and tokenizer. Raises `UserError` if there is no such model."
+def _no_model(path: str | Path, e: Exception) -> UserError:
+    return UserError(f"{path}: no model could be loaded: expected {' or '.join(map(repr, PACKAGED))}, a folder with config.json, or a hub name "
+                     f"({str(e).splitlines()[0]})")
+
+def find_model(path: str | Path = "smollm2",  # "smollm2" (packaged), "smollm2-warm" (after a warm start), a local folder, or a hub name
+               ) -> tuple[str | Path, PretrainedConfig, "AutoTokenizer"]:
+    "Where a model is, its configuration and its tokenizer, which can pad; no weights. Raises `UserError` if there is no such model."
     path = PACKAGED[str(path)]() if str(path) in PACKAGED else path
-    hf_logging.disable_progress_bar()           # weights load in a second; bars would only hide the ones that matter
     local = isinstance(path, Path) or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1 or Path(path).exists()
     if local and not (Path(path) / "config.json").exists(): raise UserError(f"{path}: no model here (config.json is missing)")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path}: no model could be loaded: expected {' or '.join(map(repr, PACKAGED))}, a folder with config.json, or a hub name "
-                        f"({str(e).splitlines()[0]})") from e
+    try: config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as e: raise _no_model(path, e) from e
     if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token
+    return path, config, tokenizer
+
+def load_model(path: str | Path = "smollm2",  # as `find_model` takes it
+               ) -> tuple[PreTrainedModel, "AutoTokenizer"]:
+    "Model (bfloat16, evaluation mode) and tokenizer. Raises `UserError` if there is no such model."
+    path, _, tokenizer = find_model(path)
+    hf_logging.disable_progress_bar()           # weights load in a second; bars would only hide the ones that matter
+    try: model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+    except (OSError, ValueError) as e: raise _no_model(path, e) from e
     if torch.cuda.is_available(): model = model.cuda()
     else: model.set_attn_implementation("grouped")
     return model.eval(), tokenizer

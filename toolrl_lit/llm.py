@@ -22,7 +22,7 @@ from random import Random
 from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .schema import (SCENARIOS, STRATEGIES, Environment, Scenario, ScenarioKind, Strategy, SubQuestion, Tool, ToolDoc,
-                               UserError, _explain, read_jsonl, reserve, write_text)
+                               UserError, _explain, explain, read_jsonl, reserve, write_text)
 from .scenario import Difficulty, faults, plain
 from .integrate import Embed, overlapping, sentence_embedder
 from .deploy import check, check_documents, embedded
@@ -77,9 +77,7 @@ class LLMConfig(BaseModel):
 def llm_config(**values) -> LLMConfig:
     "An `LLMConfig`; raises `UserError` with field, value and what was expected."
     try: config = LLMConfig(**values)
-    except ValidationError as e:
-        known = f"; there are: {', '.join(LLMConfig.model_fields)}" if e.errors()[0]["type"] == "extra_forbidden" else ""
-        raise UserError(_explain(e, LLMConfig) + known) from e
+    except ValidationError as e: raise UserError(explain(e, LLMConfig)) from e
     if config.budget and not (config.price_in or config.price_out):
         raise UserError("budget: needs price_in and price_out, the prices of a million tokens; or give budget_tokens")
     return config

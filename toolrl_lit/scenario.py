@@ -224,13 +224,13 @@ _relation("country", "number", "country_density", "the number of people per squa
           "population_density | density population_density", measure="population density",
           units=(("people per square kilometre", 1.0), ("people per square mile", 2.589988)))
 _relation("city", "number", "city_capital_distance",
-          "the distance in kilometres from {} to its national capital; the kilometres between {} and the capital of its country",
+          "the distance in kilometres from {} to its national capital; the number of kilometres between {} and the capital of its country",
           "distance_to_capital | capital_distance", units=(("kilometres", 1.0), ("miles", 0.621371)))
 _relation("airport", "number", "airport_capital_distance",
-          "the distance in kilometres from {} to its national capital; the kilometres between {} and the capital of its country",
+          "the distance in kilometres from {} to its national capital; the number of kilometres between {} and the capital of its country",
           "distance_to_capital | capital_distance", rare=True, units=(("kilometres", 1.0), ("miles", 0.621371)))
 _relation("element", "number", "element_molar_volume",
-          "the molar volume in cm3 of {}; the cubic centimetres that a mole of {} takes",
+          "the molar volume in cm3 of {}; the number of cubic centimetres that a mole of {} takes",
           "molar_volume | volume_per_mole", measure="molar volume", rare=True)
 
 # %% ../nbs/02_scenario.ipynb #5eb87f23

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ScenarioKind', 'SCENARIOS', 'Strategy', 'STRATEGIES', 'M', 'GROUP', 'UserError', 'SubQuestion', 'Scenario', 'ToolDoc',
            'Tool', 'ToolCall', 'Environment', 'StepRecord', 'Turn', 'Trajectory', 'replacing', 'write_text', 'reserve',
-           'refuse_other', 'holds_work', 'write_jsonl', 'Shard', 'Manifest', 'sha256', 'verified', 'read_manifest',
-           'rows_of', 'OnDisk', 'read_jsonl', 'from_ftrl', 'to_ftrl', 'read_ftrl', 'is_ftrl', 'show']
+           'refuse_other', 'holds_work', 'write_jsonl', 'explain', 'Shard', 'Manifest', 'sha256', 'verified',
+           'read_manifest', 'rows_of', 'OnDisk', 'read_jsonl', 'from_ftrl', 'to_ftrl', 'read_ftrl', 'is_ftrl', 'show']
 
 # %% ../nbs/00_schema.ipynb #4da06f13
 import hashlib, json, os, tempfile
@@ -295,12 +295,25 @@ def write_jsonl(path: str | Path,             # file to write
         for m in items: f.write(f"{m.model_dump_json(exclude_defaults=True)}\n".encode())
     return Path(path)
 
-def _explain(e: ValidationError, model: type[BaseModel]) -> str:
-    "The first problem of a validation error in one sentence."
+def explain(e: ValidationError,               # what pydantic raised
+            model: type[BaseModel],           # what was to be made
+            whole: str = "",                  # what to call the input, where it is wrong as a whole
+            ) -> str:
+    "The first problem in one sentence: field, what was expected, and what was there. What a model itself says of its fields is left as it is."
     first = e.errors()[0]
-    field = ".".join(map(str, first["loc"])) or "the line"
-    got = "" if first["type"] in ("missing", "json_invalid") else f", got {str(first['input'])[:60]!r}"
-    return f"{field}: {first['msg']}{got} (expected one {model.__name__})"
+    kind, field = first["type"], ".".join(map(str, first["loc"]))
+    if kind == "value_error": return ": ".join(filter(None, [field, str(first["ctx"]["error"])]))
+    got = "" if kind in ("missing", "json_invalid") else f", got {_short(first['input'])}"
+    if kind == "extra_forbidden" and field in first["loc"]: got = f"; there are: {', '.join(model.model_fields)}"
+    return f"{field or whole}: {first['msg']}{got}"
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+def _explain(e: ValidationError, model: type[BaseModel]) -> str:
+    "The same of a line of data, with what it was to be."
+    return f"{explain(e, model, 'the line')} (expected one {model.__name__})"
 
 # %% ../nbs/00_schema.ipynb #d808df86
 class Shard(BaseModel):

@@ -6,11 +6,12 @@
 __all__ = ['ALGORITHMS', 'PRESETS', 'CURVES', 'TrainConfig', 'make_config', 'demonstrations', 'lora', 'without_adapters',
            'trainable', 'processes', 'sharded', 'gathered', 'merge_into', 'warm_start', 'pack_groups', 'group_mask',
            'token_scores', 'StepTrainer', 'StepRewards', 'EnginePolicy', 'informative', 'situation', 'choose_steps',
-           'kept_bytes', 'memory_needed', 'train', 'choose_backend', 'load_unsloth', 'UnslothPolicy', 'unsloth_trainer',
-           'merge_adapter', 'ServerPolicy', 'curves']
+           'kept_bytes', 'memory_needed', 'check_room', 'train', 'choose_backend', 'load_unsloth', 'UnslothPolicy',
+           'unsloth_trainer', 'merge_adapter', 'ServerPolicy', 'curves']
 
 # %% ../nbs/10_train.ipynb #2a00af23
 import contextlib, hashlib, importlib.util, itertools, json, math, os, random, re, sys, time, urllib.request, warnings
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +23,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 import numpy as np, psutil, torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
+from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
@@ -33,15 +35,15 @@ from torch.utils.checkpoint import checkpoint
 from accelerate.state import DistributedType, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin, gather_object
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PrinterCallback, TrainerCallback, set_seed
+from transformers import AutoModelForCausalLM, PretrainedConfig, PrinterCallback, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from trl.chat_template_utils import qwen3_template
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import nanstd, split_tensor_dict
-from .collect import PACKAGED, OraclePolicy, TransformersPolicy, collect, generate_tokens, load_model, save_model
+from .collect import OraclePolicy, TransformersPolicy, collect, find_model, generate_tokens, load_model, save_model
 from .episode import trl_environment, turn_advantages, turn_rewards
 from .reward import PARSERS, score_batch
-from .schema import Environment, StepRecord, Trajectory, UserError, holds_work, refuse_other, show, write_text
+from .schema import Environment, StepRecord, Trajectory, UserError, explain, holds_work, refuse_other, show, write_text
 
 # %% ../nbs/10_train.ipynb #cdf7b7e5
 ALGORITHMS = {
@@ -54,10 +56,10 @@ ALGORITHMS = {
 # %% ../nbs/10_train.ipynb #7bb5985c
 class TrainConfig(BaseModel):
     "Parameters of a training run. The paper's values are in METHOD section 3.3; the defaults suit a laptop's CPU."
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     model: str = Field("smollm2", description="start policy: 'smollm2' (packaged), 'smollm2-warm' (after a warm start), a local folder, or a hub name")
     out: str = Field("runs/out/train", description="folder for checkpoints, trajectories, curves and the trained policy")
-    seed: int = Field(0, description="of sampling, shuffling and initialisation")
+    seed: int = Field(0, ge=0, lt=2**32, description="of sampling, shuffling and initialisation")
     reasoning: bool = Field(False,
         description="let the model think before it speaks: the chat template's enable_thinking; give it max_new_tokens (paper: 8192)")
     # warm start
@@ -68,7 +70,9 @@ class TrainConfig(BaseModel):
     warm_learning_rate: float = Field(7e-4, gt=0, description="peak learning rate of the warm start")
     # reinforcement learning
     algorithm: Literal["grpo", "dapo", "dr_grpo", "reinforce++", "reinforce++-baseline"] = Field("grpo",
-        description="over what rewards are normalised (the group; dr_grpo: not; reinforce++: the batch) and the loss averaged (grpo: turns; else tokens)")
+        description="over what rewards are normalised (the group; dr_grpo: not; reinforce++: the batch) and the loss averaged (grpo: turns; else tokens): "
+                    "GRPO, arXiv 2402.03300; DAPO, 2503.14476, whose dynamic sampling is oversample; Dr. GRPO, 2503.20783; REINFORCE++ and, with the group's "
+                    "mean, its baseline, 2501.03262")
     credit: Literal["step", "episode", "turn"] = Field("step",
         description="what is sampled and rewarded: step, one turn after a step record (paper); episode, whole episodes, by their Solve-F1 (TRL's "
                     "environment_factory); turn, the same, and each of their turns beside (MT-GRPO, arXiv 2505.11821)")
@@ -125,7 +129,10 @@ class TrainConfig(BaseModel):
         if self.load_in == "4bit" and not self.lora_rank:
             raise ValueError("load_in=4bit: weights of 4 bits cannot be trained themselves; set lora_rank=16, or load_in=16bit")
         if self.vllm_server and self.backend == "unsloth": raise ValueError("vllm_server: Unsloth samples for itself; set backend=plain, or leave vllm_server out")
-        if self.credit == "step": return self
+        if self.credit == "step":
+            if self.algorithm == "dapo" and self.oversample == 1:
+                raise ValueError("algorithm=dapo: its dynamic sampling needs more step records than are kept; set oversample=2 or more")
+            return self
         if self.oversample > 1: raise ValueError(f"credit={self.credit}: whole episodes are sampled once; set oversample=1")
         if self.shuffle_rewards: raise ValueError(f"credit={self.credit}: shuffle_rewards is a control for credit=step")
         if self.credit == "episode" and self.kind != "f1": raise ValueError(f"credit=episode: an episode is rewarded by its Solve-F1, not by kind={self.kind}")
@@ -137,6 +144,18 @@ class TrainConfig(BaseModel):
     def completion_tokens(self) -> int:
         "Tokens after a prompt at most: of a turn, or of an episode."
         return self.max_new_tokens if self.credit == "step" else self.max_episode_tokens
+
+    def doubts(self) -> list[str]:
+        "What can be trained, but is seldom meant."
+        fast = [n for n, used in (("learning_rate", True), ("warm_learning_rate", self.warm_steps)) if used and getattr(self, n) > 1e-4]
+        found = [f"{n}={getattr(self, n):g} is a rate for LoRA adapters, and lora_rank=0 trains all weights; set {n}=1e-6, the paper's, to 1e-5"
+                 for n in fast if not self.lora_rank]
+        if self.reasoning and self.max_new_tokens < 256:
+            found.append(f"reasoning: max_new_tokens={self.max_new_tokens} cuts most turns off in their thoughts, before a call; "
+                         "set max_new_tokens=1024 or more (paper: 8192)")
+        if self.algorithm == "dapo" and self.credit != "step":
+            found.append(f"algorithm=dapo: credit={self.credit} samples each group once, so DAPO's dynamic sampling is left out; its clipping and its loss are used")
+        return found
 
 # %% ../nbs/10_train.ipynb #6e726c95
 PRESETS: dict[str, dict] = {
@@ -151,16 +170,14 @@ PRESETS: dict[str, dict] = {
 def make_config(preset: str = "laptop", # what `values` are put on top of, a name in `PRESETS`
                 **values,               # fields of `TrainConfig`
                 ) -> TrainConfig:
-    "A `TrainConfig`; raises `UserError` with field, value and what was expected."
+    "A `TrainConfig`; raises `UserError` with field, value and what was expected, and warns of what is seldom meant."
     if preset not in PRESETS: raise UserError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
     follows = {"max_new_tokens": 8192} if preset == "paper" and values.get("reasoning") else {}
     if values.get("credit", "step") != "step": follows["oversample"] = 1
-    try: return TrainConfig(**PRESETS[preset] | follows | values)
-    except ValidationError as e:
-        first = e.errors()[0]
-        name = ".".join(map(str, first["loc"])) or "parameters"
-        known = f"; there are: {', '.join(TrainConfig.model_fields)}" if first["type"] == "extra_forbidden" else f", got {first['input']!r}"
-        raise UserError(f"{name}: {first['msg']}{known}") from e
+    try: config = TrainConfig(**PRESETS[preset] | follows | values)
+    except ValidationError as e: raise UserError(explain(e, TrainConfig)) from e
+    for doubt in config.doubts(): warnings.warn(doubt, stacklevel=2)
+    return config
 
 # %% ../nbs/10_train.ipynb #67c7517b
 def demonstrations(policy: TransformersPolicy,  # renders the conversation
@@ -221,6 +238,10 @@ def _trainer_arguments(config: TrainConfig, out: Path) -> dict:
                 lr_scheduler_type="linear", max_grad_norm=1.0, disable_tqdm=True,
                 **({"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}} if sharded() else {}))    # no whole gradients
 
+def _memory_gb() -> float:
+    "Memory in use: of the GPU at its peak, or of this process now."
+    return (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss) / 1e9
+
 class _Bar(TrainerCallback):
     "One progress bar with the numbers that matter, in a terminal and in a notebook."
     def __init__(self, desc: str): self.desc, self.bar = desc, None
@@ -245,9 +266,10 @@ class _Live(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "reward" not in logs: return
         from IPython.display import HTML, display
-        drawn = HTML(curves({"so far": state.log_history}).to_html(include_plotlyjs="cdn", full_html=False, div_id="live"))
-        if self.handle: self.handle.update(drawn)
-        else: self.handle = display(drawn, display_id=True)
+        drawn = HTML(curves({"so far": state.log_history}).to_html(include_plotlyjs=False, full_html=False))
+        if self.handle: return self.handle.update(drawn)
+        display(HTML(f"<script>{get_plotlyjs()}</script>"))        # once, and from no network
+        self.handle = display(drawn, display_id=True)
 
 def _report(config: TrainConfig, out: Path):
     "Tell the chosen tracker where to write, and refuse one that is not installed."
@@ -448,6 +470,7 @@ class StepTrainer(_Sharded, GRPOTrainer):
     whole_rows = False                          # TRL's own layout, prompt and completion in each row, for a model that drops our mask
     speak = None                                # whole episodes: writes the next turns after these token ids, with log-probabilities or None
     worth = None                                # credit=turn: rewards of the turns, from their token ids by episode, and the episodes' rows
+    heard: Counter                              # whole episodes: turns of a batch, malformed and empty ones, their tokens and seconds
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
         "A turn of each episode by our batched decoder, where there is one."
@@ -472,11 +495,15 @@ class StepTrainer(_Sharded, GRPOTrainer):
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
     def _log_episodes(self):
-        "Solve precision and recall of this batch of episodes, of all processes."
+        "What is logged of step records too, of this batch of episodes of all processes."
         counts = torch.tensor([[e._calls, e._solved, len(e._env.scenario.sub_questions)] for e in self.environments], device=self.accelerator.device)
         calls, solved, asked = self.accelerator.gather(counts).sum(0).tolist()
-        self._metrics["train"]["solve_precision"].append(solved / calls if calls else 1.0)
-        self._metrics["train"]["solve_recall"].append(solved / asked)
+        heard, self.heard = self.heard, Counter()
+        here = [heard["turns"], heard["malformed"], heard["empty"], heard["tokens"] / heard["seconds"], _memory_gb(), 1]
+        turns, malformed, empty, speed, memory, n = self.accelerator.gather(torch.tensor([here], device=self.accelerator.device)).sum(0).tolist()
+        for name, value in dict(solve_precision=solved / calls if calls else 1.0, solve_recall=solved / asked, malformed_share=malformed / turns,
+                                empty_share=empty / turns, tokens_per_second=speed / n, memory_gb=memory / n).items():
+            self._metrics["train"][name].append(value)
 
     def _turn_credit(self, batch, inputs) -> torch.Tensor:
         "(rows, C): at each token that the policy wrote, the advantage of its turn among the turns at its place in its group."
@@ -557,7 +584,7 @@ class StepRewards:
             log_metric("malformed_share", sum(s.case == "malformed" for s in scores) / len(scores))
             log_metric("empty_share", sum(s.case == "empty" for s in scores) / len(scores))
             log_metric("tokens_per_second", self.speed)
-            log_metric("memory_gb", (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss) / 1e9)
+            log_metric("memory_gb", _memory_gb())
         if self.config.shuffle_rewards:
             random.Random(self.config.seed * 100_003 + trainer_state.global_step).shuffle(rewards)
         return rewards
@@ -716,8 +743,8 @@ def memory_needed(config: TrainConfig,        # of the run
     return {k: n / 1e9 for k, n in parts.items()}
 
 # %% ../nbs/10_train.ipynb #c37686a4
-def _check_room(config: TrainConfig, model: PretrainedConfig, loaded: int = 0) -> None:
-    "Raise `UserError` if a run cannot fit the positions of its model, of which so many bytes are loaded, or this machine's memory."
+def _check_room(config: TrainConfig, model: PretrainedConfig) -> None:
+    "Raise `UserError` if a run cannot fit the positions of its model, or this machine's memory."
     longest, what = config.max_prompt_tokens + config.completion_tokens, "max_new_tokens" if config.credit == "step" else "max_episode_tokens"
     room = getattr(model.get_text_config(), "max_position_embeddings", longest)
     if longest > room:
@@ -725,7 +752,7 @@ def _check_room(config: TrainConfig, model: PretrainedConfig, loaded: int = 0) -
                         f"{room} positions of the model; lower one of them")
     need = memory_needed(config, model, shards=processes() if sharded() else 1)
     free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))    # processes of a machine share it
-    have = (torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else free) + loaded
+    have = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else free
     if need["peak"] * 1e9 <= have: return
     rollouts = need["rollouts"] > need["activations"] + need["logits"]
     moving = max(need["rollouts"], need["activations"] + need["logits"])
@@ -736,6 +763,11 @@ def _check_room(config: TrainConfig, model: PretrainedConfig, loaded: int = 0) -
         "" if config.gradient_checkpointing else ", or set gradient_checkpointing=true")
     parts = ", ".join(f"{k} {n:.1f}" for k, n in need.items() if k != "peak" and n >= 0.05)
     raise UserError(f"training needs about {need['peak']:.1f} GB of memory, {have / 1e9:.1f} GB are free: {what} (GB: {parts})")
+
+def check_room(config: TrainConfig) -> None:
+    "Raise `UserError` if `train` cannot fit its model or this machine, which a warm start would only tell when it is done. Loads no weights."
+    how = config.model_copy(update=dict(backend=choose_backend(config, says=False)))
+    _check_room(how, find_model(config.model)[1])
 
 # %% ../nbs/10_train.ipynb #aae162a5
 @_explained("training")
@@ -756,10 +788,10 @@ def train(config: TrainConfig,                 # what to train, and how
     _check_sharding()
     if choose_backend(config, alone=sandbox is None and not live) == "unsloth": return _train_apart(config, environments, name, start)
     if config.vllm_server: _check_server(config.vllm_server)
+    _check_room(config, find_model(start or config.model)[1])
     set_seed(config.seed)
     _report(config, out)
     base, tokenizer = load_model(start or config.model)
-    _check_room(config, base.config, sum(p.nbytes for p in base.parameters()))
     copy = base if config.vllm_server else load_model(start or config.model)[0]
     policy = (ServerPolicy if config.vllm_server else TransformersPolicy)(
         copy, tokenizer, max_prompt_tokens=config.max_prompt_tokens, batch=config.rollout_rows, reasoning=config.reasoning)
@@ -822,9 +854,11 @@ def _trainer(config, out, policy, tuned, **what) -> StepTrainer:
     return trainer
 
 # %% ../nbs/10_train.ipynb #0acc8f40
+def _parse(policy: TransformersPolicy) -> Callable: return policy.parser if callable(policy.parser) else PARSERS[policy.parser]
+
 def _reader(policy: TransformersPolicy):
     "Its tokenizer, which TRL asks for the calls of a turn: it reads them as the rest of the library does, malformed ones and all."
-    tokenizer, parse = deepcopy(policy.tokenizer), policy.parser if callable(policy.parser) else PARSERS[policy.parser]
+    tokenizer, parse = deepcopy(policy.tokenizer), _parse(policy)
     def parse_response(ids: list[int], prefix: list[int] | None = None) -> dict:
         said = parse(policy.decode(ids))
         calls = [{"type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in said.calls]
@@ -843,6 +877,7 @@ def _episode_trainer(config, out, policy, tuned, environments, sandbox) -> StepT
     chosen = {e.id: e for e in random.Random(config.seed).sample(short, min(need, len(short)))}
     factories, rows = trl_environment(list(chosen.values()), config.match, sandbox)
     spoken = [-1, 0]                            # the batch of rollouts, and its turns so far
+    parse, anywhere = _parse(policy), environments[0].start()
     def speak(ids: list[list[int]]) -> tuple[list[list[int]], list[list[float]] | None]:
         batch = trainer.state.global_step // config.mini_batches
         if batch != spoken[0]:
@@ -851,8 +886,13 @@ def _episode_trainer(config, out, policy, tuned, environments, sandbox) -> StepT
         spoken[1] += 1
         if spoken[1] > config.max_turns:                                      # the last turn's calls have run; nothing follows
             return [[] for _ in ids], [[] for _ in ids] if config.vllm_server else None
-        return _turns(policy, ids, config, seed=(config.seed * 1_000_003 + batch) * 64 + spoken[1], memory=policy.memory,
-                      first=trainer.accelerator.process_index * 1_000_003)
+        begun = time.perf_counter()
+        said, logprobs = _turns(policy, ids, config, seed=(config.seed * 1_000_003 + batch) * 64 + spoken[1], memory=policy.memory,
+                                first=trainer.accelerator.process_index * 1_000_003)
+        took, silent = time.perf_counter() - begun, [text for text in map(policy.decode, said) if not parse(text).calls]
+        cases = [s.case for s in score_batch([(text, anywhere) for text in silent], parser=policy.parser, sandbox=sandbox)]     # without calls, nothing runs
+        trainer.heard.update(cases, turns=len(said), tokens=sum(map(len, said)), seconds=took)
+        return said, logprobs
 
     def worth(turns: list[list[list[int]]], rows: list[dict]) -> list[list[float]]:
         episodes = [([policy.decode(ids) for ids in said], chosen[row["environment"]]) for said, row in zip(turns, rows)]
@@ -860,13 +900,14 @@ def _episode_trainer(config, out, policy, tuned, environments, sandbox) -> StepT
 
     trainer = _trainer(config, out, policy, tuned, processing_class=_reader(policy), environment_factory=factories,
                        train_dataset=rows.select([i % len(rows) for i in range(need)]))
-    trainer.speak, trainer.worth = speak, worth if config.credit == "turn" else None
+    trainer.speak, trainer.worth, trainer.heard = speak, worth if config.credit == "turn" else None, Counter()
     trainer._env_tools = {e.id: e.documents() for e in chosen.values()}       # to the letter, as in evaluation; TRL would read the methods
     return trainer
 
 # %% ../nbs/10_train.ipynb #8f1291bd
 def choose_backend(config: TrainConfig,  # of the run
                    alone: bool = True,   # whether another process can do it: no sandbox to share, no curves to draw
+                   says: bool = True,    # whether `auto` says what it took
                    ) -> Literal["plain", "unsloth"]:
     "What trains this; `auto` says so in one line. Raises `UserError` where Unsloth is asked for and cannot be had."
     if "unsloth" in sys.modules:
@@ -879,19 +920,11 @@ def choose_backend(config: TrainConfig,  # of the run
         (lambda: config.vllm_server, "a vLLM server samples", "leave vllm_server out"),
         (lambda: not alone, "a sandbox or live curves are of this process only", "leave sandbox and live out")) if hindered()), ("", ""))
     if config.backend == "unsloth" and without: raise UserError(f"backend=unsloth: {without}; {advice}, or set backend=plain")
-    if config.backend == "auto" and os.environ.get("RANK", "0") == "0":
+    if says and config.backend == "auto" and os.environ.get("RANK", "0") == "0":
         print("backend: " + (f"plain transformers and PEFT, not Unsloth: {without}" if without else "Unsloth: a GPU and the package are here"))
     return "plain" if without or config.backend == "plain" else "unsloth"
 
 # %% ../nbs/10_train.ipynb #eb92bdbf
-def _local(model: str | Path) -> tuple[str, "AutoTokenizer"]:
-    "Where a start policy is, and its tokenizer as the rest of the library reads it."
-    path = str(PACKAGED[str(model)]() if str(model) in PACKAGED else model)
-    try: tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as e: raise UserError(f"{path}: no model could be loaded ({str(e).splitlines()[0]})") from e
-    if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token
-    return path, tokenizer
-
 def load_unsloth(config: TrainConfig, model: str | Path):
     "Model and tokenizer as Unsloth trains them; the tokenizer is ours, since Unsloth may pad with another token."
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
@@ -899,14 +932,13 @@ def load_unsloth(config: TrainConfig, model: str | Path):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "WARNING: Unsloth should be imported before")
         from unsloth import FastLanguageModel
-    path, tokenizer = _local(model)
-    settings = AutoConfig.from_pretrained(path)
+    path, settings, tokenizer = find_model(model)
     _check_room(config, settings)               # before Unsloth stretches the positions of a model that has too few
     length = config.max_prompt_tokens + config.completion_tokens + (0 if config.credit == "step" else config.max_new_tokens)
     length = min(length, getattr(settings.get_text_config(), "max_position_embeddings", length))
     bits = dict(load_in_4bit=config.load_in == "4bit", load_in_16bit=config.load_in == "16bit") if config.lora_rank else \
         dict(load_in_4bit=False, full_finetuning=True, float32_mixed_precision=True)
-    loaded, _ = FastLanguageModel.from_pretrained(path, max_seq_length=length, dtype=torch.bfloat16, **bits,
+    loaded, _ = FastLanguageModel.from_pretrained(str(path), max_seq_length=length, dtype=torch.bfloat16, **bits,
                                                   use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False)
     return loaded, tokenizer
 
@@ -973,7 +1005,7 @@ def merge_adapter(model: str | Path,    # a start policy
                   out: str | Path,      # where the merged model goes
                   ) -> Path:
     "The model in 16 bits with the adapter merged into it. On the CPU: what was trained in 4 bits may not fit a GPU in 16."
-    path, tokenizer = _local(model)
+    path, _, tokenizer = find_model(model)
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16), str(adapter))
     return save_model(tuned.merge_and_unload(), tokenizer, out)
 
@@ -1018,7 +1050,8 @@ def _check_server(url: str) -> None:
 # %% ../nbs/10_train.ipynb #c9696564
 CURVES = {"reward": "mean reward of a turn", "solve_precision": "solve precision", "kl": "KL to the start policy (nats)",
           "entropy": "entropy (nats)", "completions/mean_length": "tokens of a turn", "solve_recall": "solve recall of a turn",
-          "malformed_share": "malformed share", "empty_share": "empty share", "tokens_per_second": "tokens sampled in a second"}
+          "malformed_share": "malformed share", "empty_share": "empty share", "tokens_per_second": "tokens sampled in a second",
+          "memory_gb": "memory (GB)"}
 
 def _runs(log) -> list[list[dict]]:
     "The runs behind one curve, each as its rows with rewards."
@@ -1034,7 +1067,8 @@ def curves(logs: dict[str, str | Path | list],  # name of a run, and the log.jso
     """Training curves of one or several runs, one panel for each quantity. Of several seeds: the mean, and its 95 % interval by
     Student's t, which three seeds leave wide."""
     rows = -(-len(keys) // 3)
-    fig = make_subplots(rows=rows, cols=min(3, len(keys)), subplot_titles=[CURVES[k] for k in keys], horizontal_spacing=0.08, vertical_spacing=0.36 / rows)
+    places = [[{} if 3 * r + c < len(keys) else None for c in range(min(3, len(keys)))] for r in range(rows)]
+    fig = make_subplots(rows=rows, cols=min(3, len(keys)), specs=places, subplot_titles=[CURVES[k] for k in keys], horizontal_spacing=0.08, vertical_spacing=0.36 / rows)
     colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
     for colour, (name, runs) in zip(itertools.cycle(colours), ((n, _runs(log)) for n, log in logs.items())):
         steps = [r["step"] for r in min(runs, key=len)]
@@ -1046,5 +1080,5 @@ def curves(logs: dict[str, str | Path | list],  # name of a run, and the log.jso
                 half = student_t.ppf(0.975, len(runs) - 1) * y.std(0, ddof=1) / len(runs) ** 0.5
                 fig.add_scatter(x=steps + steps[::-1], y=np.concatenate([y.mean(0) + half, (y.mean(0) - half)[::-1]]), fill="toself", hoverinfo="skip",
                                 showlegend=False, mode="none", fillcolor=_rgba(colour, 0.15), **group, **place)
-    fig.update_xaxes(title="update", row=rows)
+    for i in range(max(0, len(keys) - 3), len(keys)): fig.update_xaxes(title="update", row=i // 3 + 1, col=i % 3 + 1)     # the lowest of each column
     return fig.update_layout(template="plotly_white", height=100 + 180 * rows, margin=dict(t=40, b=40), legend=dict(orientation="h", y=1 + 0.54 / rows))
