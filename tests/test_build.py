@@ -60,18 +60,21 @@ def test_facts_are_the_packages_facts(train):
     asked = [q for e in train for q in e.scenario.sub_questions if q.relation == "country_capital"]
     assert asked and all(q.answer == capital[q.entities[0]] for q in asked)
 
-def test_parallel_answers_are_joined_in_order_or_one_of_the_compared():
-    envs = build_environments(GENERATOR, 64, seed=5, scenarios=["parallel multi-hop"], progress=False)
-    compared = 0
-    for env in envs:
+def test_parallel_answers_are_joined_in_order_or_come_from_a_comparison():
+    kinds = Counter()
+    for env in build_environments(GENERATOR, 150, seed=5, scenarios=["parallel multi-hop"], progress=False):
         subs = env.scenario.sub_questions
         needed = {d for q in subs for d in q.depends_on}
         last = [q for q in subs if q.id not in needed]
-        if env.answer != ", ".join(q.answer for q in last):
-            compared += 1
-            best = max(last, key=lambda q: float(q.answer))
-            assert env.answer == best.entities[0] and "great" in env.question
-    assert compared
+        if env.answer == ", ".join(q.answer for q in last): kinds["list"] += 1; continue
+        values = [float(q.answer) for q in last]
+        if "how much is it" in env.question:
+            best = last[values.index(min(values) if "small" in env.question else max(values))]
+            assert env.answer == f"{best.entities[0]}, {best.answer}"; kinds["which"] += 1
+        else:
+            kind = "sum" if "the sum of" in env.question else "difference"
+            assert float(env.answer) == pytest.approx(sum(values) if kind == "sum" else max(values) - min(values), abs=1e-3); kinds[kind] += 1
+    assert set(kinds) == {"list", "which", "sum", "difference"}
 
 def test_splits_share_nothing(train, test):
     assert overlaps(train, test) == {"tool names": [], "entities": [], "questions": []}
