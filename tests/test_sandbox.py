@@ -143,6 +143,24 @@ def test_workers_killed_in_the_middle_of_a_batch_lose_no_call(box):
     assert len(lost) <= 6 and all(results[i].error == "crashed" for i in lost)   # unlucky three times over
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("kills, text", [(1, "42"), (2, "42"), (3, "crashed")])
+def test_a_call_whose_process_is_killed_from_outside_is_made_again(kills, text):
+    with ToolSandbox(workers=1, timeout=5) as box:
+        box.call("add", {"a": 1, "b": 2}, ADD)
+        keeper, killed = box._pool[0].process.pid, set()
+        children = lambda: {p for p in map(int, filter(str.isdigit, os.listdir("/proc"))) if parent(p) == keeper}
+        runner = children()                                    # the call's own process comes and goes beside it
+        def killer():
+            while len(killed) < kills:
+                for pid in children() - runner - killed: os.kill(pid, signal.SIGKILL); killed.add(pid)
+                time.sleep(0.01)
+        thread = threading.Thread(target=killer, daemon=True)
+        thread.start()
+        result = box.call("f", {"x": 41}, "import time\ndef f(x):\n    time.sleep(0.5)\n    return x + len(x.__class__.__name__) - 2")   # not vouched for
+        assert len(runner) == 1 and len(killed) == kills and text in (result.text if result.ok else result.error)
+
+
 def test_many_large_results_do_not_sink_the_batch():
     with ToolSandbox(workers=1, memory_mb=64) as box:
         results = box.call_many([("f", {"n": i}, "def f(n): return 'x' * 1000000") for i in range(60)])
@@ -170,6 +188,11 @@ def test_starts_lazily_and_ends_with_close():
     assert box.call("add", {"a": 1, "b": 2}, ADD).ok
     box.close()
     assert shared() is shared()
+
+
+def parent(pid: int) -> int:
+    try: return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[1])
+    except (FileNotFoundError, ProcessLookupError): return 0
 
 
 def alive(pid: int) -> bool:

@@ -323,7 +323,7 @@ def keeper_client(request, answer, status, limits):
             while part := os.read(answer, 1 << 16):
                 if len(into) < 8 * limits["output_bytes"] + (1 << 26): into += part
         except BlockingIOError: pass
-    def ask(call):
+    def ask(call, tries=3):
         nonce, reply, ended = os.urandom(8).hex(), bytearray(), None
         send(request, [nonce, *call])
         while ended is None:
@@ -336,7 +336,9 @@ def keeper_client(request, answer, status, limits):
             (size,), body = struct.unpack("I", reply[:4]), json.loads(reply[4:])
             if len(reply) == 4 + size and body[0] == nonce and body[2] in (None, "raised", "timeout", "output"): return body[1:]
         except (ValueError, struct.error, IndexError, TypeError, KeyError): pass
-        cpu = os.WIFSIGNALED(code) and os.WTERMSIG(code) == signal.SIGXCPU
+        killed = os.WTERMSIG(code) if os.WIFSIGNALED(code) else 0
+        if killed == signal.SIGKILL and not expired and tries > 1: return ask(call, tries - 1)    # by somebody else, such as a machine short of memory
+        cpu = killed == signal.SIGXCPU
         return ["", "timeout"] if expired or cpu else [f"the tool's process ended early (status {code})", "crashed"]
     return ask
 
