@@ -1,5 +1,6 @@
 "Command line: what a user can mend is one sentence on standard error and exit code 2; no folder is mixed or lost."
 import json, subprocess, sys
+from pathlib import Path
 from types import SimpleNamespace
 import nbformat, pytest
 from toolrl_lit import cli
@@ -222,7 +223,26 @@ def test_collect_and_evaluate_leave_what_they_promise(toolrl, envs, tmp_path, ti
         done = toolrl("evaluate", "-e", envs, "-o", tmp_path / f"{name}.json", "-m", tiny_folder, "--name", name, "--max-turns", 2)
         assert done.code == 0 and "solve_f1" in done.out
     done = toolrl("report", tmp_path / "before.json", tmp_path / "after.json", "-o", tmp_path / "report.html")
-    assert done.code == 0 and "after against before" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert done.code == 0 and all(x in page for x in ("after against before", "examination of stage 5 failed", "Balance and difficulty"))
+
+def test_a_report_audits_the_environments_that_were_evaluated_if_it_finds_them(toolrl, environments, tmp_path, tiny_folder):
+    write_jsonl(tmp_path / "all.jsonl", environments)
+    write_jsonl(tmp_path / "there.jsonl", environments[:2])
+    assert toolrl("evaluate", "-e", tmp_path / "there.jsonl", "-o", tmp_path / "a.json", "-m", tiny_folder, "--max-turns", 1).code == 0
+    report = ("report", tmp_path / "a.json", "-o", tmp_path / "r.html")
+    assert toolrl(*report).code == 0 and "<td class='num'>2</td>" in (tmp_path / "r.html").read_text()      # of the two that were evaluated
+    (tmp_path / "there.jsonl").rename(tmp_path / "moved.jsonl")
+    done = toolrl(*report)
+    assert done.code == 0 and "no audit" in done.out and "Balance" not in (tmp_path / "r.html").read_text()
+    for given in ("moved.jsonl", "all.jsonl"):
+        assert toolrl(*report, "-e", tmp_path / given).code == 0
+        page = (tmp_path / "r.html").read_text()
+        assert "examination of stage 5 failed" in page and "<td class='num'>2</td>" in page
+    write_jsonl(tmp_path / "other.jsonl", environments[2:4])
+    assert refused(toolrl(*report, "-e", tmp_path / "other.jsonl"), "other.jsonl", repr(min(e.id for e in environments[:2])))
+    (tmp_path / "other.jsonl").rename(tmp_path / "there.jsonl")                                             # another file in its place
+    assert "no audit" in toolrl(*report).out
 
 @pytest.mark.parametrize("kind", ["ftrl", "verl", "hf"])
 def test_export_writes_every_environment(toolrl, envs, tmp_path, kind):
@@ -272,3 +292,17 @@ def test_the_authors_records_are_audited_by_the_same_command(toolrl, envs, tmp_p
     lines = (tmp_path / "records.jsonl").read_text().splitlines()
     (tmp_path / "broken.jsonl").write_text(lines[0] + '\n{"tools": "[]"}\n')
     assert refused(toolrl("audit", tmp_path / "broken.jsonl"), "broken.jsonl, line 2", "codes")
+    page = (tmp_path / "a.html").read_text()
+    assert "Balance and difficulty" in page and "turns taken" in page
+
+def test_environments_and_records_are_not_audited_against_each_other(toolrl, envs, tmp_path):
+    records = tmp_path / "records.jsonl"
+    assert toolrl("export", "ftrl", "-e", envs, "-o", records).code == 0
+    assert refused(toolrl("audit", envs, "--against", records), "against: expected environments", f"{records} holds records of the authors")
+    assert refused(toolrl("audit", records, "--against", envs), "against: expected records", f"{envs} holds environments")
+    assert refused(toolrl("build", "-n", 2, "-o", tmp_path / "x.jsonl", "--audit", "--against", records), "against: expected environments")
+    assert not (tmp_path / "x.jsonl").exists(), "refused before it is built"
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder in which nobody can make a file")
+def test_a_place_where_nothing_can_be_written_is_not_called_busy(toolrl):
+    assert refused(toolrl("build", "-n", 1, "-o", "/proc/x.jsonl"), "/proc: cannot be written to")
