@@ -3,10 +3,12 @@ import json, os, random, signal, subprocess, sys, threading, time
 from collections import Counter
 import pytest
 from hypothesis import given, settings, strategies as st
-from toolrl_lit.build import (BATCH, SIMILAR, Asked, Made, audit, audit_figure, audit_records, audit_sections, audit_table, build_environments,
+from toolrl_lit.build import (BATCH, SIMILAR, Asked, Made, attempt, audit, audit_figure, audit_records, audit_sections, audit_table, build_environments,
                               examples_table, exploits, findings_figure, leaves, match_any, near_duplicates, overlaps, phrasing, rarity, repeats,
                               settle, similarity, words)
 from toolrl_lit.collect import OraclePolicy, collect
+from toolrl_lit.document import document
+from toolrl_lit.integrate import integrate, overlapping
 from toolrl_lit.deploy import check, check_many, deploy, embedded, probes
 from toolrl_lit.sandbox import shared
 from toolrl_lit.reward import match_paper, match_strict
@@ -426,6 +428,19 @@ def test_every_check_is_in_the_figure_of_the_findings(train, test):
     findings = audit(train, test)
     drawn = {(check, text): share for bars in findings_figure(findings).data for check, text, share in zip(bars.y, bars.text, bars.x)}
     assert drawn == {(f.check, f"{f.count} of {f.of}"): pytest.approx(100 * f.count / max(1, f.of)) for f in findings}
+
+def test_pairs_of_documents_that_overlap_are_counted_before_and_after_merging():
+    told, seen = Counter(), Counter()
+    for i in range(60):
+        kind, rng = SCENARIOS[i % 4], random.Random(i)
+        told += attempt(GENERATOR, str(i), kind, "train", Difficulty(), {}, random.Random(i))[1]
+        scenario, _ = decompose(GENERATOR, str(i), kind, "train", Difficulty(), rng)
+        if not scenario: continue
+        written = document(scenario, GENERATOR, Difficulty(), rng)
+        seen["before"] += len(overlapping(written.documents()))
+        seen["after"] += len(overlapping(integrate(written, rng).documents()))
+    assert {k: told[f"stage 3, pairs that overlap {k} merging"] for k in ("before", "after")} == {k: seen[k] for k in ("before", "after")}
+    assert seen["before"] > 10 > seen["after"]
 
 def panels(figure):
     "What each histogram counts: value -> number, by the title above it."

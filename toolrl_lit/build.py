@@ -31,7 +31,7 @@ from .schema import (GROUP, SCENARIOS, STRATEGIES, Environment, Manifest, OnDisk
                                replacing, reserve, rows_of, sha256, show, verified, write_text)
 from .scenario import RELATIONS, Difficulty, Generator, KnowledgeGenerator, decompose, gives_away, match_paper, plain
 from .document import document
-from .integrate import integrate
+from .integrate import integrate, overlapping
 from .scale import RATES, scale
 from .deploy import check, check_documents, check_many, deploy, embedded, probes
 from .llm import PARSING
@@ -50,9 +50,14 @@ def attempt(generator: Generator,              # where content comes from
     if scenario is None: return None, Counter({"attempts": 1, f"dropped in stage 1: {why[0]}": 1})
     written = document(scenario, generator, difficulty, rng)
     merged = integrate(written, rng)
+    alike = lambda draft: len(overlapping(draft.documents())) if len(draft.tools) > 1 else 0
+    before = alike(written)
+    after = alike(merged) if len(merged.tools) < len(written.tools) else before
     scaled = scale(merged, generator, difficulty, rng, rates)
     return deploy(scaled), Counter({"attempts": 1, "stage 1, scenarios": 1, "stage 2, documents": len(written.tools),
                                     "stage 3, documents after merging": len(merged.tools),
+                                    "stage 3, pairs that overlap before merging": before,
+                                    "stage 3, pairs that overlap after merging": after,
                                     "stage 4, documents after scaling": len(scaled.tools), "stage 5, environments": 1})
 
 # %% ../nbs/07_build.ipynb #3ca194fe
