@@ -3,8 +3,12 @@ import json, os, random, re, signal, subprocess, sys, threading, time
 from collections import Counter
 import pytest
 from hypothesis import given, settings, strategies as st
-from toolrl_lit.build import (BATCH, SIMILAR, Asked, Made, audit, audit_records, build_environments, exploits, findings_figure, leaves, match_any,
-                              near_duplicates, overlaps, phrasing, rarity, repeats, settle, similarity, words)
+from toolrl_lit.build import (BATCH, SIMILAR, Asked, Made, attempt, audit, audit_figure, audit_records, audit_sections, audit_table, build_environments,
+                              examples_table, exploits, findings_figure, leaves, match_any, near_duplicates, overlaps, phrasing, rarity, repeats,
+                              settle, similarity, words)
+from toolrl_lit.collect import OraclePolicy, collect
+from toolrl_lit.document import document
+from toolrl_lit.integrate import integrate, overlapping
 from toolrl_lit.deploy import check, check_many, deploy, embedded, probes
 from toolrl_lit.sandbox import ToolSandbox, shared
 from toolrl_lit.reward import match_paper, match_strict, score_batch
@@ -501,6 +505,62 @@ def test_every_check_is_in_the_figure_of_the_findings(train, test):
     findings = audit(train, test)
     drawn = {(check, text): share for bars in findings_figure(findings).data for check, text, share in zip(bars.y, bars.text, bars.x)}
     assert drawn == {(f.check, f"{f.count} of {f.of}"): pytest.approx(100 * f.count / max(1, f.of)) for f in findings}
+
+def test_pairs_of_documents_that_overlap_are_counted_before_and_after_merging():
+    told, seen = Counter(), Counter()
+    for i in range(60):
+        kind, rng = SCENARIOS[i % 4], random.Random(i)
+        told += attempt(GENERATOR, str(i), kind, "train", Difficulty(), {}, random.Random(i))[1]
+        scenario, _ = decompose(GENERATOR, str(i), kind, "train", Difficulty(), rng)
+        if not scenario: continue
+        written = document(scenario, GENERATOR, Difficulty(), rng)
+        seen["before"] += len(overlapping(written.documents()))
+        seen["after"] += len(overlapping(integrate(written, rng).documents()))
+    assert {k: told[f"stage 3, pairs that overlap {k} merging"] for k in ("before", "after")} == {k: seen[k] for k in ("before", "after")}
+    assert seen["before"] > 10 > seen["after"]
+
+def panels(figure):
+    "What each histogram counts: value -> number, by the title above it."
+    titles = [a.text for a in figure.layout.annotations][2:]
+    counted = {title: Counter() for title in titles}
+    for bars in figure.data:
+        if bars.type == "bar" and bars.orientation != "h":
+            counted[titles[int(bars.xaxis[1:]) - 3]].update({x: y for x, y in zip(bars.x, bars.y) if y})
+    return counted
+
+def test_the_figure_of_difficulty_counts_hops_branches_distractors_and_parameters(train):
+    figure, waves = audit_figure(train), [e.scenario.waves() for e in train]
+    assert panels(figure) == {"hops": Counter(map(len, waves)), "branches": Counter(len(w[0]) for w in waves),
+                              "distractors": Counter(sum(t.distractor for t in e.tools) for e in train),
+                              "parameters of a tool": Counter(len(t.doc.parameters["properties"]) for e in train for t in e.tools)}
+    balance = Counter()
+    for bars in figure.data:
+        if bars.type == "bar" and bars.orientation == "h": balance[bars.name] += sum(bars.x)
+    assert balance == Counter(e.kind for e in train)
+    table = next(d for d in figure.data if d.type == "heatmap")
+    assert sum(n or 0 for row in table.z for n in row) == 120 and "null" not in str(table.text) + str(table.texttemplate)
+
+def test_the_figure_of_records_shows_what_records_know(train):
+    some = list(train)[:20]
+    by_id = {e.id: e for e in some}
+    steps = [s for t in collect(OraclePolicy(some), some) for s in t.step_records(by_id[t.environment])]
+    records = [from_ftrl(to_ftrl(s), s.id) for s in steps]
+    assert counts(audit_records(records)) == {}, "records of later turns, some of whose tools have no answer left"
+    shown = panels(audit_figure(records))
+    assert shown["turns taken"] == Counter(s.turn for s in steps) and shown["solved before, %"] == Counter(round(100 * s.solve_rate) for s in steps)
+    assert shown["tools with no answer left"] == Counter(len(s.tools) - sum(map(bool, s.unsolved.values())) for s in steps)
+    left = next(d for d in audit_figure(records).data if d.type == "heatmap")
+    assert left.x[0] == 0 and sum(row[0] or 0 for row in left.z) == sum(s.open() == 0 for s in steps)
+
+def test_sections_of_an_audit_show_every_check_and_examples_whole(train):
+    e = train[0].model_copy(deep=True)
+    e.scenario.question = "Well, " + "please, " * 60 + f"is it {e.answer}?"
+    findings = audit([e])
+    (_, shown), (_, figures) = audit_sections(findings, [e])
+    tables = [x for x in shown if hasattr(x, "columns")]
+    assert list(tables[0]["check"]) == [f.check for f in findings] and {"found", "of", "a defect"} < set(tables[0])
+    assert e.question in tables[1][tables[1].check == "golden answer in question"].example.iloc[0]
+    assert len(figures) == 1 and tables[0].equals(audit_table(findings)) and tables[1].equals(examples_table(findings))
 
 def test_nothing_is_not_audited():
     with pytest.raises(UserError, match="there is no environment"): audit([])

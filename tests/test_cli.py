@@ -1,5 +1,6 @@
 "Command line: what a user can mend is one sentence on standard error and exit code 2; no folder is mixed or lost."
 import json, subprocess, sys, time
+from pathlib import Path
 from types import SimpleNamespace
 import nbformat, pytest
 from transformers import AutoModelForCausalLM
@@ -228,6 +229,19 @@ def test_notebooks_are_found_beside_the_library(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_notebook("quickstart").name == "quickstart.ipynb"
 
+def test_the_run_of_difficulty_writes_the_tables_that_its_metrics_say(toolrl, tiny_folder, tmp_path):
+    given = dict(environments=4, sized=1, distractors=[1, 3], hops=[1, 5], branches=[3], model=tiny_folder)
+    done = toolrl("run", "difficulty", *(x for k, v in given.items() for x in ("-p", f"{k}={v}")), "--out", tmp_path / "run")
+    assert done.code == 0, done.err[-2000:]
+    numbers = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    more = {name: c["tools"]["mean"] for name, c in numbers["changes"].items()}
+    assert (more["1 distractors"], more["3 distractors"], more["all, 1 distractors"], more["parameter expansion"]) == (1, 3, 1, 0)
+    assert numbers["changes"]["parameter expansion"]["parameters"]["mean"] == 1 and list(numbers["sizes"]) == ["1 hop", "3 branches", "5 hops"]
+    assert all(v["oracle's Solve-F1"]["mean"] == 1 for v in (numbers["strategies"] | numbers["sizes"]).values())
+    assert numbers["sizes"]["1 hop"]["tools"]["mean"] < numbers["sizes"]["5 hops"]["tools"]["mean"]
+    told = (tmp_path / "run" / "tables.md").read_text()
+    assert "| 3 distractors | +3.0 | " in told and (tmp_path / "run" / "report.html").exists()
+
 # -- commands that do something
 
 def test_collect_and_evaluate_leave_what_they_promise(toolrl, envs, tmp_path, tiny_folder):
@@ -237,7 +251,26 @@ def test_collect_and_evaluate_leave_what_they_promise(toolrl, envs, tmp_path, ti
         done = toolrl("evaluate", "-e", envs, "-o", tmp_path / f"{name}.json", "-m", tiny_folder, "--name", name, "--max-turns", 2)
         assert done.code == 0 and "solve_f1" in done.out
     done = toolrl("report", tmp_path / "before.json", tmp_path / "after.json", "-o", tmp_path / "report.html")
-    assert done.code == 0 and "after against before" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert done.code == 0 and all(x in page for x in ("after against before", "examination of stage 5 failed", "Balance and difficulty"))
+
+def test_a_report_audits_the_environments_that_were_evaluated_if_it_finds_them(toolrl, environments, tmp_path, tiny_folder):
+    write_jsonl(tmp_path / "all.jsonl", environments)
+    write_jsonl(tmp_path / "there.jsonl", environments[:2])
+    assert toolrl("evaluate", "-e", tmp_path / "there.jsonl", "-o", tmp_path / "a.json", "-m", tiny_folder, "--max-turns", 1).code == 0
+    report = ("report", tmp_path / "a.json", "-o", tmp_path / "r.html")
+    assert toolrl(*report).code == 0 and "<td class='num'>2</td>" in (tmp_path / "r.html").read_text()      # of the two that were evaluated
+    (tmp_path / "there.jsonl").rename(tmp_path / "moved.jsonl")
+    done = toolrl(*report)
+    assert done.code == 0 and "no audit" in done.out and "Balance" not in (tmp_path / "r.html").read_text()
+    for given in ("moved.jsonl", "all.jsonl"):
+        assert toolrl(*report, "-e", tmp_path / given).code == 0
+        page = (tmp_path / "r.html").read_text()
+        assert "examination of stage 5 failed" in page and "<td class='num'>2</td>" in page
+    write_jsonl(tmp_path / "other.jsonl", environments[2:4])
+    assert refused(toolrl(*report, "-e", tmp_path / "other.jsonl"), "other.jsonl", repr(min(e.id for e in environments[:2])))
+    (tmp_path / "other.jsonl").rename(tmp_path / "there.jsonl")                                             # another file in its place
+    assert "no audit" in toolrl(*report).out
 
 @pytest.mark.parametrize("kind", ["ftrl", "verl", "hf"])
 def test_export_writes_every_environment(toolrl, envs, tmp_path, kind):
@@ -287,3 +320,17 @@ def test_the_authors_records_are_audited_by_the_same_command(toolrl, envs, tmp_p
     lines = (tmp_path / "records.jsonl").read_text().splitlines()
     (tmp_path / "broken.jsonl").write_text(lines[0] + '\n{"tools": "[]"}\n')
     assert refused(toolrl("audit", tmp_path / "broken.jsonl"), "broken.jsonl, line 2", "codes")
+    page = (tmp_path / "a.html").read_text()
+    assert "Balance and difficulty" in page and "turns taken" in page
+
+def test_environments_and_records_are_not_audited_against_each_other(toolrl, envs, tmp_path):
+    records = tmp_path / "records.jsonl"
+    assert toolrl("export", "ftrl", "-e", envs, "-o", records).code == 0
+    assert refused(toolrl("audit", envs, "--against", records), "against: expected environments", f"{records} holds records of the authors")
+    assert refused(toolrl("audit", records, "--against", envs), "against: expected records", f"{envs} holds environments")
+    assert refused(toolrl("build", "-n", 2, "-o", tmp_path / "x.jsonl", "--audit", "--against", records), "against: expected environments")
+    assert not (tmp_path / "x.jsonl").exists(), "refused before it is built"
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder in which nobody can make a file")
+def test_a_place_where_nothing_can_be_written_is_not_called_busy(toolrl):
+    assert refused(toolrl("build", "-n", 1, "-o", "/proc/x.jsonl"), "/proc: cannot be written to")

@@ -343,6 +343,19 @@ def test_the_command_builds_from_questions_and_from_topics_and_says_what_it_cost
     code, said, _ = toolrl(monkeypatch, capsys, "parameters", "llm")
     assert code == 0 and "concurrency" in said
 
+def test_the_command_limits_sub_questions(serve, tmp_path, monkeypatch, capsys):
+    server = serve(8)
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    (tmp_path / "q.csv").write_text("question\n" + "".join(f'"{q}"\n' for q in server.questions))
+    build = ["build", "--generator", "llm", "--model", "played", "--base-url", server.url, "-p", "calls=2", "-p", "concurrency=2"]
+    code, _, error = toolrl(monkeypatch, capsys, *build, "--questions", tmp_path / "q.csv", "-o", tmp_path / "e.jsonl")
+    fit = [q for q in server.questions if len(server.known[q].sub_questions) <= 2]
+    assert code == 0 and 0 < len(fit) < 8, error
+    assert [e.question for e in read_jsonl(tmp_path / "e.jsonl", Environment)] == fit
+    toolrl(monkeypatch, capsys, *build, "--topic", "countries", "-n", 1, "-o", tmp_path / "t.jsonl")
+    told = [json.loads(json.loads(p)[1]["content"]) for stage, _, _, p in server.log if stage in ("propose", "decompose")]
+    assert {f.get("look-ups at most", f.get("sub-questions at most")) for f in told} == {2}
+
 @pytest.mark.parametrize("words, said", [
     (["--model", "m"], "needs --generator llm"), (["--generator", "llm"], "--model"),
     (["--generator", "llm", "-m", "m", "--workers", "2"], "one process keeps the budget"),

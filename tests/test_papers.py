@@ -1,5 +1,5 @@
 "What papers/ says can be read, adds up and points at things that exist."
-import re
+import json, re
 from pathlib import Path
 import pandas as pd
 
@@ -31,3 +31,16 @@ def test_references_are_whole():
     for kind, key, body in entries:
         assert body.count("{") == body.count("}"), key
         for field in ("title", "author", "year"): assert re.search(rf"^\s+{field}\s+=", body, re.M), (key, field)
+
+def test_the_run_of_difficulty_shows_what_was_measured():
+    cells = ["".join(c["source"]) for c in json.loads((ROOT / "runs" / "difficulty.ipynb").read_text("utf-8"))["cells"]]
+    (told,), kept = [c for c in cells if c.startswith("## Measured")], PAPERS / "difficulty.json"
+    rows = [[x.strip() for x in line.strip("| ").split(" | ")] for line in told.splitlines() if line.startswith("| ")]
+    rows = [r for r in rows if r[0] not in ("form", "---")]
+    assert kept.exists() == bool(rows) != ("not been measured yet" in told)
+    numbers = json.loads(kept.read_text()) if kept.exists() else {"changes": {}, "sizes": {}}
+    known = numbers["changes"] | numbers["sizes"]
+    assert {r[0] for r in rows} == known.keys()
+    for name, tools, *_, score, n in rows:
+        assert tools.split()[0].lstrip("+") == f"{known[name]['tools']['mean']:.1f}" and int(n) == known[name]["tools"]["n"], name
+        assert score.split()[0].lstrip("+") == format(known[name]["policy's Solve-F1"]["mean"], ".2f"), name

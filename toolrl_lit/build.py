@@ -6,7 +6,8 @@
 __all__ = ['BATCH', 'ATTEMPTS', 'FORMATS', 'SIMILAR', 'LATE', 'EXPLOITS', 'attempt', 'Plan', 'Made', 'make', 'settle', 'Progress',
            'write_shard', 'BuildResult', 'Author', 'build_environments', 'entities', 'overlaps', 'Finding', 'found',
            'leaves', 'repeats', 'facts', 'words', 'similarity', 'rarity', 'Asked', 'near_duplicates', 'match_any',
-           'exploits', 'phrasing', 'domain', 'audit', 'audit_table', 'findings_figure', 'audit_records', 'audit_figure']
+           'exploits', 'phrasing', 'domain', 'audit', 'audit_table', 'examples_table', 'findings_figure',
+           'audit_records', 'audit_figure', 'audit_sections']
 
 # %% ../nbs/07_build.ipynb #16fe300d
 import heapq, itertools, json, os, platform, random, re, socket
@@ -30,7 +31,7 @@ from .schema import (GROUP, SCENARIOS, STRATEGIES, Environment, Manifest, OnDisk
                                replacing, reserve, rows_of, sha256, show, verified, write_text)
 from .scenario import RELATIONS, Difficulty, Generator, KnowledgeGenerator, convert, decompose, gives_away, match_paper, plain
 from .document import document
-from .integrate import integrate
+from .integrate import integrate, overlapping
 from .scale import RATES, scale
 from .deploy import check, check_documents, check_many, deploy, embedded, factors, probes
 from .llm import PARSING
@@ -49,9 +50,14 @@ def attempt(generator: Generator,              # where content comes from
     if scenario is None: return None, Counter({"attempts": 1, f"dropped in stage 1: {why[0]}": 1})
     written = document(scenario, generator, difficulty, rng)
     merged = integrate(written, rng)
+    alike = lambda draft: len(overlapping(draft.documents())) if len(draft.tools) > 1 else 0
+    before = alike(written)
+    after = alike(merged) if len(merged.tools) < len(written.tools) else before
     scaled = scale(merged, generator, difficulty, rng, rates)
     return deploy(scaled), Counter({"attempts": 1, "stage 1, scenarios": 1, "stage 2, documents": len(written.tools),
                                     "stage 3, documents after merging": len(merged.tools),
+                                    "stage 3, pairs that overlap before merging": before,
+                                    "stage 3, pairs that overlap after merging": after,
                                     "stage 4, documents after scaling": len(scaled.tools), "stage 5, environments": 1})
 
 # %% ../nbs/07_build.ipynb #3ca194fe
@@ -657,8 +663,12 @@ def _alike(asked: Sequence[Asked]) -> list[Finding]:
 def audit_table(findings: Sequence[Finding]):
     "What an audit found, as a data frame."
     import pandas as pd
-    return pd.DataFrame([{"check": f.check, "found": f.count, "of": f.of, "a defect": "yes" if f.defect else "no",
-                          "example": f.examples[0][:90] if f.count and f.examples else ""} for f in findings])
+    return pd.DataFrame([{"check": f.check, "found": f.count, "of": f.of, "a defect": "yes" if f.defect else "no"} for f in findings])
+
+def examples_table(findings: Sequence[Finding]):
+    "The examples of an audit, whole, as a data frame."
+    import pandas as pd
+    return pd.DataFrame([(f.check, e) for f in findings for e in f.examples], columns=["check", "example"])
 
 # %% ../nbs/07_build.ipynb #524e679d
 def findings_figure(findings: Sequence[Finding]):
@@ -724,7 +734,7 @@ def audit_records(records: Sequence[StepRecord],                 # a data set in
         calls = [] if problems else _lazy_calls(env)
         results = (sandbox or sandboxes.shared()).call_many([(tool, arguments, codes[tool]) for tool, arguments, _ in calls])
         lazy += [f"{step.id}: {tool}({arguments}), {why}, gave {r.text[:80]!r}"
-                 for (tool, arguments, why), r in zip(calls, results) if any(match(r.text, g) for g in golden[tool])][:1]
+                 for (tool, arguments, why), r in zip(calls, results) if any(match(r.text, g) for g in golden.get(tool, []))][:1]
         for why, example in exploits(env, match): hits[why].append(example)
         flat = [a for some in golden.values() for a in some]
         answers.update(flat)
@@ -738,22 +748,55 @@ def audit_records(records: Sequence[StepRecord],                 # a data set in
             Finding("most frequent golden answer", most, steps, False, [answer])]
 
 # %% ../nbs/07_build.ipynb #a26e4eb9
-def audit_figure(environments: Iterable[Environment],  # a data set
+def _described(item: Environment | StepRecord) -> tuple[str, str, int, int, dict[str, list[int]]]:
+    "Where it starts from, its scenario, how many golden answers and tools it has, and what else makes it hard, by name."
+    env = item if isinstance(item, Environment) else _unchecked(item)
+    golden = env.scenario.sub_questions
+    idle = len({t.name for t in env.tools} - {q.tool for q in golden})
+    if env is item:
+        waves, start = env.scenario.waves(), domain(env)
+        sizes = {"hops": [len(waves)], "branches": [len(waves[0])], "distractors": [idle]}
+    else:
+        start, turns = item.data_source or "source not given", sum(m.get("role") == "assistant" for m in item.messages)
+        sizes = {"turns taken": [turns], "solved before, %": [round(100 * item.solve_rate)], "tools with no answer left": [idle]}
+    sizes["parameters of a tool"] = [len(t.doc.parameters.get("properties") or {}) for t in env.tools]
+    return start, env.kind or "scenario not given", len(golden), len(env.tools), sizes
+
+# %% ../nbs/07_build.ipynb #8c2f81cc
+def audit_figure(data: Iterable[Environment | StepRecord],  # a data set, as environments or as step records
                  ):
-    "Plotly figure: environments by domain and scenario, and by golden calls and tools."
+    "Plotly figure: what there is by origin and scenario, by golden answers and tools, and a histogram of each size."
     import plotly.graph_objects as go
+    from plotly.colors import qualitative
     from plotly.subplots import make_subplots
-    fig = make_subplots(1, 2, subplot_titles=("balance", "difficulty"), horizontal_spacing=.12)
-    start, size = Counter(), Counter()
-    for e in environments: start[domain(e), e.kind] += 1; size[len(e.scenario.sub_questions), len(e.tools)] += 1
-    domains = sorted({d for d, _ in start}, key=lambda d: -sum(start[d, kind] for kind in SCENARIOS))
-    for kind in SCENARIOS:
-        fig.add_trace(go.Bar(y=domains, x=[start[d, kind] for d in domains], name=kind, orientation="h"), 1, 1)
-    calls, tools = (list(range(1, max(x) + 1)) for x in zip(*size))
-    table = [[size[c, t] or None for c in calls] for t in tools]
-    fig.add_trace(go.Heatmap(x=calls, y=tools, z=table, text=table, texttemplate="%{text}", colorscale="Blues",
-                             showscale=False), 1, 2)
-    fig.update_xaxes(title_text="environments", row=1, col=1).update_xaxes(title_text="golden calls", dtick=1, row=1, col=2)
-    fig.update_yaxes(autorange="reversed", row=1, col=1).update_yaxes(title_text="tools", dtick=1, row=1, col=2)
-    return fig.update_layout(barmode="stack", height=400, margin=dict(l=10, r=10, t=30, b=10),
-                             legend=dict(orientation="h", y=-.2))
+    start, number, sizes = Counter(), Counter(), defaultdict(Counter)
+    for origin, kind, golden, tools, more in map(_described, data):
+        start[origin, kind] += 1; number[golden, tools] += 1
+        for name, values in more.items(): sizes[name].update((kind, v) for v in values)
+    origins = sorted({o for o, _ in start}, key=lambda o: -sum(n for (p, _), n in start.items() if p == o))
+    kinds = sorted({k for _, k in start}, key=lambda k: SCENARIOS.index(k) if k in SCENARIOS else len(SCENARIOS))
+    fig = make_subplots(2, 4, specs=[[{"colspan": 2}, None, {"colspan": 2}, None], [{}, {}, {}, {}]], row_heights=[.6, .4],
+                        subplot_titles=("balance", "difficulty", *sizes), vertical_spacing=.18, horizontal_spacing=.07)
+    for kind, colour in zip(kinds, itertools.cycle(qualitative.Safe)):
+        fig.add_bar(y=origins, x=[start[o, kind] for o in origins], name=kind, orientation="h", marker_color=colour, row=1, col=1)
+        for col, count in enumerate(sizes.values(), 1):
+            seen = sorted({v for _, v in count})
+            fig.update_xaxes(dtick=1 if seen[-1] - seen[0] < 8 else None, row=2, col=col)
+            fig.add_bar(x=seen, y=[count[kind, v] for v in seen], name=kind, marker_color=colour, showlegend=False, row=2, col=col)
+    golden, tools = (list(range(min(1, *x), max(x) + 1)) for x in zip(*number))
+    table = [[number[g, t] or None for g in golden] for t in tools]
+    fig.add_heatmap(x=golden, y=tools, z=table, text=[[n or "" for n in row] for row in table], texttemplate="%{text}", colorscale="Blues", showscale=False, row=1, col=3)
+    fig.update_xaxes(title_text="number", row=1, col=1).update_xaxes(title_text="golden answers", row=1, col=3)
+    fig.update_yaxes(autorange="reversed", row=1, col=1).update_yaxes(title_text="tools", row=1, col=3)
+    fig.update_yaxes(title_text="number", row=2, col=1)
+    return fig.update_layout(template="plotly_white", barmode="stack", height=640, margin=dict(l=10, r=10, t=30, b=10), legend=dict(orientation="h", y=-.08, traceorder="normal"))
+
+# %% ../nbs/07_build.ipynb #3624f193
+def audit_sections(findings: Sequence[Finding],                  # what an audit found
+                   data: Iterable[Environment | StepRecord],     # where
+                   ) -> list[tuple[str, list]]:
+    "An audit as sections of `write_report`: every check, examples whole, balance and difficulty."
+    examples = examples_table(findings)
+    told = ["Examples, whole; at most three of each check.", examples] if len(examples) else []
+    return [("Audit", ["What was looked for, and how often it was found. A sound data set has no defect.", audit_table(findings),
+                       findings_figure(findings), *told]), ("Balance and difficulty", [audit_figure(data)])]

@@ -9,7 +9,7 @@ __all__ = ['app', 'Pairs', 'Out', 'Environments', 'Model', 'Seed', 'Reasoning', 
 
 # %% ../nbs/14_cli.ipynb #f33a51cb
 import contextlib, difflib, gc, itertools, json, os, re, shutil, sys, time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 import filelock, typer, yaml
@@ -145,10 +145,11 @@ def build(out: Annotated[Path, typer.Option("--out", "-o", help="A .jsonl file, 
     from toolrl_lit.build import build_environments
     from toolrl_lit.scenario import KnowledgeGenerator
     if against and not audit: raise UserError("against: needs --audit")
+    other = _split(against) if against else None                            # before anything is built
     if generator not in ("knowledge", "llm"): raise UserError(f"generator {generator!r}: expected 'knowledge' or 'llm'")
     given = dict(model=model, base_url=base_url, questions=questions, topic=topic)
     size, rest = _difficulty(param or [], llm=generator == "llm")
-    if generator == "llm": source = _author(out, n, **given, param=rest, workers=workers, executor=executor)
+    if generator == "llm": source = _author(out, n, **given, param=rest, workers=workers, executor=executor, **size)
     elif wrong := [k for k, v in given.items() if v]: raise UserError(f"{wrong[0].replace('_', '-')}: needs --generator llm")
     else: source = KnowledgeGenerator()
     if n is None: n = len(source.questions) if generator == "llm" else 400
@@ -159,7 +160,7 @@ def build(out: Annotated[Path, typer.Option("--out", "-o", help="A .jsonl file, 
     print(f"{len(result)} environments in {out}")
     for what, count in result.counts.items(): print(f"  {what}: {count}")
     if audit and len(result):
-        _audit(result, OnDisk(against, Environment) if against else None, "strict", out.with_name(out.name.removesuffix(".jsonl") + ".audit.html"))
+        _audit(result, other, "strict", out.with_name(out.name.removesuffix(".jsonl") + ".audit.html"))
 
 # %% ../nbs/14_cli.ipynb #ef00508d
 def _difficulty(param: list[str], llm: bool) -> tuple[dict, list[str]]:
@@ -173,7 +174,7 @@ def _difficulty(param: list[str], llm: bool) -> tuple[dict, list[str]]:
     except ValidationError as e: raise UserError(explain(e, Difficulty)) from e
 
 def _author(out: Path, n: int | None, model: str | None, base_url: str | None, questions: Path | None, topic: list[str] | None,
-            param: list[str] | None, workers: int | None, executor: str):
+            param: list[str] | None, workers: int | None, executor: str, difficulty):
     "The `LLMGenerator` that the options of `toolrl build` describe."
     from toolrl_lit.llm import Endpoint, LLMConfig, LLMGenerator, llm_config, propose, read_questions
     if executor != "local" or (workers or 1) > 1:                           # before anything is paid for
@@ -184,31 +185,33 @@ def _author(out: Path, n: int | None, model: str | None, base_url: str | None, q
     found = read_questions(questions) if questions else []
     values = parse_parameters(param or [], [k for k in LLMConfig.model_fields if k not in ("model", "base_url")])
     endpoint = Endpoint(llm_config(model=model, base_url=base_url, **{"cache": f"{out}.answers"} | values))
-    return LLMGenerator(endpoint, found or propose(endpoint, topic, n))
+    return LLMGenerator(endpoint, found or propose(endpoint, topic, n, difficulty=difficulty))
 
 # %% ../nbs/14_cli.ipynb #0bc648a2
 def _check_match(match: str):
     "Raise `UserError` if there is no such matching rule."
     if match not in ("strict", "paper"): raise UserError(f"match {match!r}: expected 'strict' or 'paper'")
 
+def _split(path: Path, records: bool = False) -> Sequence:
+    "The environments in a file or folder, or the authors' records. Raises `UserError` if they are of the other kind."
+    if is_ftrl(path) == records: return read_ftrl(path) if records else OnDisk(path, Environment)
+    kinds = ("environments, as `toolrl build` writes them", "records of the authors")
+    raise UserError(f"against: expected {kinds[records]}, since that is what is audited; {path} holds {kinds[not records]}")
+
 def _audit(train: Sequence[Environment], test: Sequence[Environment] | None, match: str, out: Path):
     "Print and write what an audit of environments finds."
-    from toolrl_lit.build import audit, audit_figure
+    from toolrl_lit.build import audit
     from toolrl_lit.reward import MATCHERS
-    _tell(audit(train, test, match=MATCHERS[match]), out, [("Balance and difficulty", [audit_figure(itertools.chain(train, test or []))])])
+    _tell(audit(train, test, match=MATCHERS[match]), itertools.chain(train, test or []), out)
 
-def _tell(findings: list, out: Path, sections: list):
-    "Print and write findings; end with code 1 if there are defects."
-    from toolrl_lit.build import audit_table, findings_figure
-    import pandas as pd
+def _tell(findings: list, data: Iterable, out: Path):
+    "Print and write what was found in some data; end with code 1 if there are defects."
+    from toolrl_lit.build import audit_sections
     from toolrl_lit.evaluate import write_report
     for f in findings:
         print(f"{'DEFECT' if f.failed else '':>7} {f.check}: {f.count} of {f.of}")
         if f.defect: [print(f"{'':>10}{e}") for e in f.examples]
-    examples = pd.DataFrame([(f.check, e) for f in findings for e in f.examples], columns=["check", "example"])
-    write_report(out, "Audit", [("Findings", [findings_figure(findings), audit_table(findings)]),
-                                *([("Examples", [examples])] if len(examples) else []), *sections])
-    print(f"written: {out}")
+    print(f"written: {write_report(out, 'Audit', audit_sections(findings, data))}")
     if any(f.failed for f in findings): raise typer.Exit(1)
 
 @app.command()
@@ -218,10 +221,13 @@ def audit(environments: Annotated[Path, typer.Argument(help="JSONL or folder of 
           out: Out = Path("audit.html")):
     "Look for duplicates, leaks, shortcuts, false positives and imbalance; exit code 1 if there is a defect."
     _check_match(match)
-    if not is_ftrl(environments): return _audit(OnDisk(environments, Environment), OnDisk(against, Environment) if against else None, match, out)
+    records = is_ftrl(environments)
+    data, other = _split(environments, records), _split(against, records) if against else None
+    if not records: return _audit(data, other, match, out)
     from toolrl_lit.build import audit_records
     from toolrl_lit.reward import MATCHERS
-    _tell(audit_records(read_ftrl(environments) + (read_ftrl(against) if against else []), match=MATCHERS[match]), out, [])
+    data += other or []
+    _tell(audit_records(data, match=MATCHERS[match]), data, out)
 
 # %% ../nbs/14_cli.ipynb #113a9d71
 def _policy(model: str, base_url: str | None, reasoning: bool):
@@ -283,6 +289,7 @@ def evaluate(environments: Environments, out: Out, model: Model = "smollm2", nam
     from toolrl_lit.evaluate import evaluate
     result = evaluate(_policy(model, base_url, reasoning), read_jsonl(environments, Environment), name=name, max_turns=max_turns,
                       max_new_tokens=max_new_tokens, seed=seed, out=out.with_suffix(".trajectories.jsonl"))
+    result.settings["environments"] = str(environments)                     # where `toolrl report` looks for them
     result.save(out)
     print(result.summary(by="kind").to_string(index=False))
 
@@ -297,13 +304,27 @@ def layers(base: Annotated[str, typer.Argument(help="Model folder before.")], tu
 
 @app.command()
 def report(evaluations: Annotated[list[Path], typer.Argument(help="Files of `toolrl evaluate`, the earlier policy first.")],
+           environments: Annotated[Path | None, typer.Option("--environments", "-e", help="Where they were made; default: as the first file says.")] = None,
            out: Out = Path("report.html")):
-    "One HTML page that compares evaluations on the same items."
+    "One HTML page that compares evaluations on the same items, and audits these."
+    from toolrl_lit.build import audit, audit_sections
     from toolrl_lit.evaluate import Evaluation, compare, figure, results_table, write_report
     known = [Evaluation.load(p) for p in evaluations]
     sections = [("Scores", [results_table(known), figure(known)])]
     for e in known[1:]: sections.append((f"{e.name} against {known[0].name}", [compare(known[0], e)]))
+    envs = _evaluated(known[0], environments)
+    if envs: sections += audit_sections(audit(envs), envs)
+    else: print("no audit: the environments that were evaluated are not at hand; name their file with --environments")
     print(f"written: {write_report(out, 'Evaluation', sections)}")
+
+def _evaluated(evaluation, given: Path | None) -> list[Environment]:
+    "The environments of an evaluation, in a file that is given, or where it says that they were; empty if they are not there any more."
+    sizes, path = {r.environment: r.sub_questions for r in evaluation.rows}, given or Path(evaluation.settings.get("environments", ""))
+    if not given and (path == Path() or not path.exists()): return []
+    envs = [e for e in OnDisk(path, Environment) if sizes.get(e.id) == len(e.scenario.sub_questions)]
+    missing = sorted(sizes.keys() - {e.id for e in envs})
+    if missing and given: raise UserError(f"{path}: expected the environments of {evaluation.name!r}; {missing[0]!r} is not there, or has other sub-questions")
+    return [] if missing else envs
 
 # %% ../nbs/14_cli.ipynb #39be015d
 @app.command()

@@ -260,11 +260,13 @@ def reserve(folder: str | Path,    # made if it is not there
             ) -> filelock.AcquireReturnProxy:
     """A lock on a folder, a context: until it ends, nobody else works there.
 
-    Raises `UserError` if somebody does, or if the folder cannot be made."""
+    Raises `UserError` if somebody does, or if the folder cannot be made or written to."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         return filelock.FileLock(Path(folder) / name).acquire(timeout=0)
-    except filelock.Timeout as e: raise UserError(f"{folder}: another process is working in this folder") from e
+    except filelock.Timeout as e:                                    # also where no file can be made, as in /proc
+        there = (Path(folder) / name).exists()
+        raise UserError(f"{folder}: " + ("another process is working in this folder" if there else "cannot be written to")) from e
     except OSError as e: raise UserError(f"{folder}: cannot be made: {e.strerror}") from e
 
 def refuse_other(where: str | Path,      # what holds earlier work
