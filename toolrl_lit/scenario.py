@@ -546,14 +546,20 @@ class Generator(Protocol):
 def find_path(hops: int,            # how many relations
               usable: set[str],     # names of relations to choose from
               rng: random.Random,
-              path: list[Relation] = [],  # relations chosen so far
+              path: list[Relation] = [],     # relations chosen so far
+              failed: set | None = None,     # situations that are known to lead nowhere
               ) -> list[Relation]:
     "A random sequence of relations, each starting where the one before ended; empty if there is none of that length."
     if len(path) == hops: return path
+    failed = set() if failed is None else failed
     seen = {path[0].subject, *(r.value for r in path)} - {"city", "number"} if path else set()
+    here = (len(path), path[-1].value if path else "", frozenset(seen), frozenset(r.name for r in path if r.subject == "city"))
+    if hops > 4 and here in failed: return []
     steps = [r for n, r in RELATIONS.items() if n in usable and r.value not in seen and (not path or r.subject == path[-1].value)]
     for r in rng.sample(steps, len(steps)):
-        if (r.far or not path or r.subject != r.value) and r not in path and (found := find_path(hops, usable, rng, [*path, r])): return found
+        allowed = (r.far or not path or r.subject != r.value) and r not in path
+        if allowed and (found := find_path(hops, usable, rng, [*path, r], failed)): return found
+    failed.add(here)
     return []
 
 # %% ../nbs/02_scenario.ipynb #fc654e90
@@ -658,10 +664,20 @@ def _weights(relation: str, split: str) -> tuple[list[str], list[float]]:
     city = {"city": lambda s: s, "airport": lambda s: _airports()[s]["city"]}.get(kind)
     return subjects, [_cities()[city(s)]["population"] ** .5 if city else 1.0 for s in subjects]
 
+# %% ../nbs/02_scenario.ipynb #b9c3c4c7
 def _in_some_unit(path: list[Relation], rng: random.Random) -> list[Relation]:
     "The path, and in a third of the cases where it ends in a quantity, in another unit than that of the facts."
     if not path or not path[-1].units or rng.random() > 1 / 3: return path
     return [*path[:-1], path[-1].asked_in(rng.choice(path[-1].units[1:])[0])]
+
+def _chain(path: list[Relation], split: str, rng: random.Random) -> Chain:
+    "The facts along a path from a random subject; empty if they end. A long path begins where they do not: most subjects lead nowhere."
+    table, (subjects, weights) = _facts()[split].__getitem__, _weights(path[0].name, split)
+    if len(path) > 4:
+        fit = [(s, w) for s, w in zip(subjects, weights) if follow(path, table, s)]
+        if not fit: return []
+        subjects, weights = zip(*fit)
+    return follow(path, table, rng.choices(subjects, weights)[0])
 
 def walk(n: int,              # how many branches
          hops: int,           # how long each is
@@ -675,7 +691,7 @@ def walk(n: int,              # how many branches
     for _ in range(30 * n):
         if len(branches) == n: break
         if not path or not same: path = _in_some_unit(find_path(hops, usable, rng), rng)
-        chain = path and follow(path, table, rng.choices(*_weights(path[0].name, split))[0])
+        chain = path and _chain(path, split, rng)
         if chain: branches.append(chain)
         elif not branches: path = []
     return branches
