@@ -242,7 +242,7 @@ def test_memory_does_not_grow_with_what_is_on_disk(tmp_path):
             "g = KnowledgeGenerator(); build_environments(g, 64, 1, progress=False)\n"
             "import toolrl_lit.build as b\n"
             "b.check_many = lambda envs, sandbox=None: [[]] * len(envs)\n"
-            "tracemalloc.start(); r = build_environments(g, 1200, 1, out=sys.argv[1], shard=300, progress=False)\n"
+            "tracemalloc.start(); r = build_environments(g, 1800, 1, out=sys.argv[1], shard=300, progress=False)\n"
             "n = sum(len(e.question) for e in r); print(tracemalloc.get_traced_memory()[1], n)")
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path/"s")], check=True, capture_output=True, text=True)
     peak = int(done.stdout.split()[0])

@@ -143,6 +143,8 @@ def test_an_interrupted_collection_goes_on_as_if_it_had_not_been(environments, t
     collect(whole, environments, out=tmp_path / "whole.jsonl", **options)
     assert told(collect(Chance(environments), environments, **options), json=True) == told(read_jsonl(tmp_path / "whole.jsonl", Trajectory), json=True)
     assert any(re.search(r'"odd": ?null', t.model_dump_json()) for t in read_jsonl(tmp_path / "whole.jsonl", Trajectory))
+    assert len(whole.asked) > 16
+    at = at * len(whole.asked) // 26                                       # from the first call to the last
     broken.fails_at = at
     with pytest.raises(KeyboardInterrupt): collect(broken, environments, out=out, **options)
     assert not out.exists() and (at < 10 or (tmp_path / "t.unfinished.jsonl").exists())

@@ -69,7 +69,7 @@ def integrate(draft: Draft,        # stage 2's result, one document for each sub
 _FILLERS = frozenset("a an and are as at by call fetch find for from function get give given in into is it its look lookup of on or "
                      "query read retrieve return search show tell that the this to tool up what which with".split())
 
-@lru_cache(10_000)                                        # names and phrases come again and again
+@lru_cache(2_000)                                         # names and phrases come again and again
 def stems(text: str,  # a name in snake or camel case, or a sentence
           ) -> frozenset[str]:
     "The words that carry meaning, in lower case and without the s of a plural."

@@ -453,8 +453,8 @@ def bind(scenario: Scenario,            # stage 1's result
     for q in scenario.sub_questions:
         c = calls.get(q.id)
         if not c or c.tool not in docs: found.append(f"no call: {q.id} needs one, to one of the tools")
-        elif not c.arguments or set(c.arguments) != set(docs[c.tool].parameters.get("required", [])):
-            found.append(f"not the required arguments: {q.id} must give every required parameter of {c.tool}, at least one")
+        elif not c.arguments or not set(docs[c.tool].parameters.get("required", [])) <= set(c.arguments) <= set(docs[c.tool].parameters.get("properties", {})):
+            found.append(f"not the required arguments: {q.id} must give every required parameter of {c.tool}, at least one, and none that it does not have")
         elif any(plain(d.answer) not in as_text(c.arguments) for d in scenario.sub_questions if d.id in q.depends_on):
             found.append(f"dependency not used: no argument of {q.id} holds what it depends on")
     if len(docs) < len(answer.tools): found.append("given twice: a tool")
