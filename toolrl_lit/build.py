@@ -33,7 +33,7 @@ from .scenario import RELATIONS, Difficulty, Generator, KnowledgeGenerator, conv
 from .document import document
 from .integrate import integrate, overlapping
 from .scale import RATES, scale
-from .deploy import check, check_documents, check_many, deploy, embedded, factors, probes
+from .deploy import check, check_documents, check_many, deploy, embedded, factors, is_number, probes
 from .llm import PARSING
 
 # %% ../nbs/07_build.ipynb #50ca3c14
@@ -555,7 +555,7 @@ def _pairs(tool) -> list[tuple[str, str]]:
     "Facts written in a tool's code, in every unit it knows; none if it does not parse, which the examination reports."
     try: known, units = embedded(tool.code), factors(tool.code)
     except SyntaxError: return []
-    return [*known, *((s, convert(v, f)) for f in units for s, v in known if re.fullmatch(r"-?\d+(\.\d+)?", v))]
+    return [*known, *((s, convert(v, f)) for f in units for s, v in known if is_number(v))]
 
 def _said(thing: str, text: str) -> bool:
     "Whether a text names a thing, as words of its own: `W` is not named by `What`."

