@@ -868,6 +868,20 @@ def test_a_tracker_gets_the_curves(tmp_path, tiny_folder, environments):
     assert {f"train/{name}" for name in seen} <= set(events.Tags()["scalars"])
     assert len(events.Scalars("train/reward")) == 2
 
+def test_trackio_gets_the_curves_of_a_run_in_the_project_of_the_library(tmp_path, tiny_folder, environments):
+    write_jsonl(tmp_path / "train.jsonl", environments[:4])
+    values = dict(model=tiny_folder, out=tmp_path / "first", warm_steps=0, prompts=2, group=2, oversample=1, updates=2, epochs=1, environments=4,
+                  max_new_tokens=16, max_prompt_tokens=2000, report_to="trackio")
+    env = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "PYTHONPATH": str(Path(module.__file__).parent.parent)}
+    python = lambda *args: subprocess.run([sys.executable, *args], env=env, capture_output=True, text=True)
+    done = python("-c", "from toolrl_lit.cli import main; main()", "train", "-e", tmp_path / "train.jsonl", *(x for k, v in values.items() for x in ("-p", f"{k}={v}")))
+    assert done.returncode == 0, done.stderr[-2000:]
+    done = python("-c", "import json; from trackio.sqlite_storage import SQLiteStorage as s\n"
+                        "print(json.dumps({p: {r: s.get_logs(p, r) for r in s.get_runs(p)} for p in s.get_projects()}))")
+    logs = [r for r in json.loads(done.stdout)["toolrl_lit"]["first/rl"] if "train/reward" in r]        # others are TRL's own timings
+    assert {"train/solve_precision", "train/kl", "train/malformed_share", "train/memory_gb"} <= logs[0].keys()
+    assert [r["train/reward"] for r in logs] == [reward for _, _, reward in losses(tmp_path / "first" / "rl")]
+
 def test_a_tracker_that_is_not_installed_is_named(tmp_path, tiny_folder, environments, monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"report_to: trackio is not installed; pip install 'toolrl_lit\[trackio\]'"):

@@ -234,6 +234,7 @@ def _trainer_arguments(config: TrainConfig, out: Path) -> dict:
     "What both trainers share."
     cpu = not torch.cuda.is_available()
     return dict(output_dir=str(out), seed=config.seed, bf16=True, use_cpu=cpu, gradient_checkpointing=config.gradient_checkpointing, report_to=config.report_to,
+                project="toolrl_lit", run_name=f"{out.resolve().parent.name}/{out.name}",      # of trackio
                 logging_steps=1, save_total_limit=1, dataloader_pin_memory=not cpu, remove_unused_columns=False,
                 lr_scheduler_type="linear", max_grad_norm=1.0, disable_tqdm=True,
                 **({"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}} if sharded() else {}))    # no whole gradients
@@ -277,7 +278,6 @@ def _report(config: TrainConfig, out: Path):
     if importlib.util.find_spec(config.report_to) is None:
         raise UserError(f"report_to: {config.report_to} is not installed; pip install 'toolrl_lit[{config.report_to}]'")
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(out / "tensorboard")
-    os.environ.setdefault("TRACKIO_PROJECT", "toolrl_lit")
 
 def _begin(out: Path, environments: list[Environment], settings: dict):
     "Note what is trained in a folder. Raise `UserError` if something else was, before it is taken for this, or if there is nothing to train in."
