@@ -610,27 +610,36 @@ def test_a_run_interrupted_between_mini_batches_goes_on_to_the_same_weights(tiny
     a, b = tmp_path / "whole" / "rl", tmp_path / "broken" / "rl"
     assert same_trajectories(a, b) and losses(a) == losses(b) and len(losses(a)) == 4 and same(a, b)
 
-def test_a_killed_run_goes_on_to_the_same_weights(run, tiny_folder, environments, tmp_path):
+@pytest.mark.parametrize("where, count, written", [
+    ("toolrl_lit.train.score_batch", 3, "checkpoint-1/trainer_state.json"),            # turns of an update have been sampled
+    ("torch.save", 7, "checkpoint-2/optimizer.pt"),                                    # a checkpoint is being written
+    ("toolrl_lit.collect._rollouts", 2, "checkpoint-2/trainer_state.json"),            # the second epoch is being collected
+    ("toolrl_lit.train.save_model", 1, "log.json")])                                   # everything has been learnt
+def test_a_killed_run_goes_on_to_the_same_weights(run, tiny_folder, environments, tmp_path, where, count, written):
     write_jsonl(tmp_path / "environments.jsonl", environments)
     config = config_for(tiny_folder, tmp_path)
     program = textwrap.dedent("""
-        import json, os, signal, sys
-        from toolrl_lit import train as module
+        import importlib, json, os, signal, sys
+        from toolrl_lit import train
         from toolrl_lit.schema import Environment, read_jsonl
         if __name__ == "__main__":
-            calls, scored = iter(range(1, 100)), module.score_batch
+            config, environments, where, count = sys.argv[1:]
+            module, name = where.rsplit(".", 1)
+            calls, module = iter(range(1, 100)), importlib.import_module(module)
+            plain = getattr(module, name)
             def killed(*args, **kwargs):
-                if next(calls) == 3: os.kill(os.getpid(), signal.SIGKILL)
-                return scored(*args, **kwargs)
-            module.score_batch = killed
-            module.train(module.make_config(**json.loads(sys.argv[1])), read_jsonl(sys.argv[2], Environment))
+                if next(calls) == int(count): os.kill(os.getpid(), signal.SIGKILL)
+                return plain(*args, **kwargs)
+            setattr(module, name, killed)
+            train.train(train.make_config(**json.loads(config)), read_jsonl(environments, Environment))
         """)
     (tmp_path / "killed.py").write_text(program)
-    done = subprocess.run([sys.executable, tmp_path / "killed.py", config.model_dump_json(), tmp_path / "environments.jsonl"],
+    done = subprocess.run([sys.executable, tmp_path / "killed.py", config.model_dump_json(), tmp_path / "environments.jsonl", where, str(count)],
                           cwd=Path(module.__file__).parent.parent, capture_output=True, text=True,
                           env=os.environ | {"PYTHONPATH": str(Path(module.__file__).parent.parent)})
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
-    assert list((tmp_path / "rl").glob("checkpoint-*"))
+    assert (tmp_path / "rl" / written).exists() and not (tmp_path / "rl" / "model" / "config.json").exists()
+    assert where != "torch.save" or not (tmp_path / "rl" / "checkpoint-2" / "trainer_state.json").exists()       # half a checkpoint
     train(config, environments)
     assert same_trajectories(run, tmp_path / "rl") and losses(tmp_path / "rl") == losses(run) and same(run, tmp_path / "rl")
 
