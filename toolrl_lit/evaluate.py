@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'RESAMPLES', 'OKABE_ITO', 'HATCHES', 'ending', 'Score', 'score', 'bootstrap', 'Evaluation',
-           'score_trajectories', 'evaluate', 'compare', 'results_table', 'figure', 'trajectory_html', 'write_report']
+           'score_trajectories', 'evaluate', 'compare', 'results_table', 'figure', 'trajectory_html', 'write_report',
+           'markdown_table']
 
 # %% ../nbs/11_evaluate.ipynb #236cacdc
 import html, json, math
@@ -408,3 +409,13 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict): return {str(k): _finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [_finite(v) for v in value]
     return None if isinstance(value, (float, np.floating)) and not math.isfinite(value) else value
+
+# %% ../nbs/11_evaluate.ipynb #f1dc313d
+def markdown_table(frame: pd.DataFrame,  # cells are written as they are
+                   ) -> str:
+    "A table in Markdown, for a README or a notebook's text; its index is left out where it is only a count of rows."
+    if isinstance(frame.index, pd.RangeIndex): lines = [list(frame.columns), *frame.to_numpy().tolist()]
+    else: lines = [[frame.index.name or "", *frame.columns], *([name, *row] for name, row in zip(frame.index, frame.to_numpy().tolist()))]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(str(x).replace("|", "\\|") for x in line) + " |" for line in lines)
+
