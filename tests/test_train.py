@@ -331,17 +331,19 @@ def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environment
     monkeypatch.setattr(StepRewards, "__call__", rewards)
     train(config, environments)
     assert [s for s, *_ in seen] == [0, 0, 1, 1, 2, 2] and len(scored) == 3
-    moved = False
+    moved = apart = False
     for update in range(3):
         rows = scored[update]
         assert len(rows) == 16
         groups = [[v for _, _, v in rows[g:g + 4]] for g in range(0, 16, 4)]
         values = torch.tensor([v for _, _, v in rows])
+        centred = torch.tensor([v - sum(group) / 4 for group in groups for v in group])
+        apart |= abs(values.std() - centred.std()) > 0.01
         wanted = []
         for g, group in enumerate(groups):
             assert len({tuple(p) for p, _, _ in rows[4 * g:4 * g + 4]}) == 1          # a group shares its prompt
             mean = values.mean() if algorithm == "reinforce++" else sum(group) / 4
-            spread = {"dr_grpo": torch.tensor(1 - 1e-4), "reinforce++": values.std(), "reinforce++-baseline": values.std()}.get(algorithm, torch.tensor(group).std())
+            spread = {"dr_grpo": torch.tensor(1 - 1e-4), "reinforce++": values.std(), "reinforce++-baseline": centred.std()}.get(algorithm, torch.tensor(group).std())
             wanted += [(tuple(p), tuple(c), round(float((v - mean) / (spread + 1e-4)), 3)) for p, c, v in rows[4 * g:4 * g + 4]]
         got = []
         for _, inputs, loss, mine in [s for s in seen if s[0] == update]:
@@ -351,7 +353,7 @@ def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environment
                 got.append((real("prompt"), real("completion"), round(float(inputs["advantages"][i]), 3)))
         assert Counter(got) == Counter(wanted)
         moved |= any(a for *_, a in got)
-    assert moved, "all groups were alike; the test shows nothing"
+    assert moved and apart, "all groups were alike; the test shows nothing"
     log = [r for r in json.loads((tmp_path / "rl" / "log.json").read_text()) if "reward" in r]
     assert log[-1]["kl"] > 0                                                          # or its term were not tested
     for update, row in enumerate(log):

@@ -466,7 +466,7 @@ def token_scores(hidden: torch.Tensor,      # (N, H) states from which the token
 # %% ../nbs/10_train.ipynb #8d4bfb4b
 class StepTrainer(_Sharded, GRPOTrainer):
     "TRL's GRPOTrainer, with the prompt of a group read once, Reinforce++, and whole episodes told apart by turns."
-    global_baseline = False                     # Reinforce++: the mean reward of the batch is subtracted, not the group's
+    over_batch = None                           # Reinforce++: whose mean reward is subtracted ("batch" or "group") before the batch's standard deviation
     whole_rows = False                          # TRL's own layout, prompt and completion in each row, for a model that drops our mask
     speak = None                                # whole episodes: writes the next turns after these token ids, with log-probabilities or None
     worth = None                                # credit=turn: rewards of the turns, from their token ids by episode, and the episodes' rows
@@ -477,11 +477,14 @@ class StepTrainer(_Sharded, GRPOTrainer):
         return self.speak(prompt_ids) if self.speak else super()._generate_single_turn(prompt_ids, *args, **kwargs)
 
     def _generate_and_score_completions(self, inputs):
-        "TRL always subtracts a group's mean; with `global_baseline`, advantages are computed anew from the same rewards."
+        """TRL always subtracts a group's mean, and divides by the standard deviation of what it was before; with `over_batch`, advantages
+        are computed anew from the same rewards."""
         batch = super()._generate_and_score_completions(inputs)
-        if self.global_baseline:
+        if self.over_batch:
             rewards = torch.tensor(list(self._logs["rewards"][self.reward_func_names[0]])[-len(inputs) * self.accelerator.num_processes:])
-            advantages = torch.nan_to_num((rewards - rewards.nanmean()) / (nanstd(rewards) + 1e-4))
+            rewards = rewards.view(-1, self.num_generations if self.over_batch == "group" else len(rewards))
+            centred = (rewards - rewards.nanmean(1, keepdim=True)).flatten()
+            advantages = torch.nan_to_num(centred / (nanstd(centred) + 1e-4))
             mine = self.accelerator.process_index * len(inputs)
             batch["advantages"] = advantages[mine:mine + len(inputs)].to(batch["advantages"])
         if self.environments: self._log_episodes()
@@ -847,7 +850,7 @@ def _step_trainer(config, out, policy, tuned, environments, sandbox) -> StepTrai
 def _trainer(config, out, policy, tuned, **what) -> StepTrainer:
     "TRL's trainer of this model, whatever it samples."
     trainer = StepTrainer(model=tuned, args=_grpo_arguments(config, out), **{"processing_class": policy.tokenizer} | what)
-    trainer.global_baseline = config.algorithm == "reinforce++"
+    trainer.over_batch = {"reinforce++": "batch", "reinforce++-baseline": "group"}.get(config.algorithm)
     # TRL keeps a frozen copy of fresh adapters as the reference, which is the model without adapters; and a checkpoint
     # of two adapters would be resumed with neither of the trained weights
     if "ref" in getattr(tuned, "peft_config", {}): tuned.delete_adapter("ref")
