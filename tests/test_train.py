@@ -290,6 +290,29 @@ def test_shuffled_rewards_are_the_same_rewards_in_another_order(tiny_folder, env
     assert sorted(shuffled) == sorted(plain) and shuffled != plain
     assert shuffled == rewards(shuffle_rewards=True) != rewards(step=1, shuffle_rewards=True)
 
+def test_what_is_logged_is_of_all_turns_that_were_sampled_and_not_of_those_that_were_kept(tiny_folder, environments, tmp_path, monkeypatch):
+    scored, plain = [], StepRewards.score
+    def score(self, completion_ids, slot):
+        scores = plain(self, completion_ids, slot)
+        scored.append([(s, self.steps[i].open()) for s, i in zip(scores, slot)])
+        return scores
+    monkeypatch.setattr(StepRewards, "score", score)
+    train(config_for(tiny_folder, tmp_path, oversample=3, epochs=1), environments)
+    log = [r for r in json.loads((tmp_path / "rl" / "log.json").read_text()) if "reward" in r]
+    for row, turns, kept in zip(log, scored[::2], scored[1::2], strict=True):
+        assert (len(turns), len(kept)) == (24, 8)
+        scores, calls = [s for s, _ in turns], [c for s, _ in turns for c in s.calls]
+        solved = sum(c.solved is not None for c in calls)
+        told = dict(mean_reward=sum(s.reward for s in scores) / 24, solve_precision=solved / len(calls), solve_recall=solved / sum(n for _, n in turns),
+                    malformed_share=sum(s.case == "malformed" for s in scores) / 24, empty_share=sum(s.case == "empty" for s in scores) / 24)
+        assert {k: row[k] for k in told} == pytest.approx(told)
+        assert row["reward"] == pytest.approx(sum(s.reward for s, _ in kept) / 8, abs=1e-6)
+        shown, bar = [], module._Bar("train")
+        bar.bar = SimpleNamespace(set_postfix=shown.append)
+        bar.on_log(None, None, None, logs=row)
+        assert shown[0]["mean_reward"] == f"{row['mean_reward']:.3g}" and "reward" not in shown[0]
+    assert any(abs(row["reward"] - row["mean_reward"]) > 0.05 for row in log), "the kept ones are like the others; the test shows nothing"
+
 # -- one update, by hand
 
 @pytest.mark.parametrize("algorithm, rank", [("grpo", 4), ("dapo", 4), ("dr_grpo", 4), ("reinforce++", 4), ("reinforce++-baseline", 4), ("grpo", 0)])
@@ -503,7 +526,7 @@ def test_a_run_trains_and_keeps_what_it_did(run, tiny_folder, environments):
         known = read_jsonl(run / f"trajectories-{epoch}.jsonl", Trajectory)
         assert len({t.environment for t in known}) == len(known) == 4
     row = next(r for r in json.loads((run / "log.json").read_text()) if "reward" in r)
-    assert {"kl", "entropy", "solve_precision", "solve_recall", "malformed_share", "empty_share"} <= row.keys()
+    assert {"kl", "entropy", "mean_reward", "solve_precision", "solve_recall", "malformed_share", "empty_share"} <= row.keys()
     drawn = curves({"a": run / "log.json"})
     assert len(drawn.data) == len(module.CURVES) and all(len(d.y) == 4 and all(y == y for y in d.y) for d in drawn.data)     # no panel is empty
     assert {"malformed_share", "empty_share", "tokens_per_second", "memory_gb"} <= module.CURVES.keys()
@@ -538,12 +561,16 @@ def test_live_curves_grow_in_a_notebook_with_no_network(tiny_folder, environment
     assert kept == [script[1], later[-1][1]]                                          # what is saved is the last state, with what draws it
 
 def test_curves_of_several_seeds_are_their_mean_and_its_interval():
-    seeds = [[{"step": i, "reward": r * i} for i in (1, 2, 3)] for r in (1, 2, 6)]
-    mean, band = curves({"a": seeds}, keys=["reward"]).data
+    seeds = [[{"step": i, "reward": 9, "mean_reward": r * i} for i in (1, 2, 3)] for r in (1, 2, 6)]
+    mean, band = curves({"a": seeds}, keys=["mean_reward"]).data
     assert list(mean.x) == [1, 2, 3] and list(mean.y) == pytest.approx([3, 6, 9])
     half = 4.302653 * 7 ** 0.5 / 3 ** 0.5                                             # Student's t, 2 degrees of freedom
     assert list(band.y) == pytest.approx([3 + half, 6 + 2 * half, 9 + 3 * half, 9 - 3 * half, 6 - 2 * half, 3 - half], rel=1e-5)
-    assert len(curves({"a": seeds[0], "b": seeds[1]}, keys=["reward"]).data) == 2     # one seed has no interval
+    assert len(curves({"a": seeds[0], "b": seeds[1]}, keys=["mean_reward"]).data) == 2                        # one seed has no interval
+
+def test_a_log_without_the_mean_over_all_turns_is_drawn_by_the_mean_that_it_has():
+    drawn = curves({"old": [{"step": 1, "reward": 0.2}, {"step": 2, "loss": 0.1}, {"step": 3, "reward": 0.4}]}).data
+    assert len(drawn) == len(module.CURVES) and list(drawn[0].x) == [1, 3] and list(drawn[0].y) == [0.2, 0.4]
 
 def test_the_trained_policy_can_be_used(run, environments):
     trajs = collect(TransformersPolicy(run / "model"), environments[:2], temperature=0, max_turns=2, max_new_tokens=6)
@@ -753,7 +780,7 @@ def test_two_processes_train_as_one_does(stage, values, tmp_path, tiny_folder, e
     a, b = ([r for r in json.loads((out / "log.json").read_text()) if "loss" in r] for out in (one, two))
     assert [r["step"] for r in a] == [r["step"] for r in b] == list(range(1, 4 if stage == "warm" else 2))
     for x, y in zip(a, b):
-        for key in {"loss", "grad_norm", "num_tokens", "reward", "kl", "entropy"} & x.keys():
+        for key in {"loss", "grad_norm", "num_tokens", "reward", "mean_reward", "solve_precision", "solve_recall", "kl", "entropy"} & x.keys():
             assert x[key] == pytest.approx(y[key], rel=2e-2, abs=2e-4), (key, x, y)
     if stage == "rl": assert (one / "trajectories-0.jsonl").read_bytes() == (two / "trajectories-0.jsonl").read_bytes()
 
@@ -875,7 +902,7 @@ def test_a_tracker_gets_the_curves(tmp_path, tiny_folder, environments):
                          max_new_tokens=16, max_prompt_tokens=2000, report_to="tensorboard")
     train(config, environments)
     events = EventAccumulator(str(tmp_path / "rl" / "tensorboard")).Reload()
-    seen = {"reward", "solve_precision", "solve_recall", "kl", "entropy", "malformed_share", "empty_share", "tokens_per_second", "memory_gb"}
+    seen = {"reward", "mean_reward", "solve_precision", "solve_recall", "kl", "entropy", "malformed_share", "empty_share", "tokens_per_second", "memory_gb"}
     assert {f"train/{name}" for name in seen} <= set(events.Tags()["scalars"])
     assert len(events.Scalars("train/reward")) == 2
 

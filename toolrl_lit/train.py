@@ -250,7 +250,7 @@ class _Bar(TrainerCallback):
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.desc, unit="update", disable=not state.is_world_process_zero)
     def on_step_end(self, args, state, control, **kwargs): self.bar.update()
     def on_log(self, args, state, control, logs=None, **kwargs):
-        self.bar.set_postfix({k: f"{float(logs[k]):.3g}" for k in ("loss", "reward", "solve_precision", "kl") if k in logs})
+        self.bar.set_postfix({k: f"{float(logs[k]):.3g}" for k in ("loss", "mean_reward", "solve_precision", "kl") if k in logs})
     def on_train_end(self, args, state, control, **kwargs): self.bar.close()
 
 class _Finite(TrainerCallback):
@@ -504,7 +504,8 @@ class StepTrainer(_Sharded, GRPOTrainer):
         heard, self.heard = self.heard, Counter()
         here = [heard["turns"], heard["malformed"], heard["empty"], heard["tokens"] / heard["seconds"], _memory_gb(), 1]
         turns, malformed, empty, speed, memory, n = self.accelerator.gather(torch.tensor([here], device=self.accelerator.device)).sum(0).tolist()
-        for name, value in dict(solve_precision=solved / calls if calls else 1.0, solve_recall=solved / asked, malformed_share=malformed / turns,
+        reward = self._metrics["train"]["reward"][-1]          # each episode that was sampled is kept
+        for name, value in dict(mean_reward=reward, solve_precision=solved / calls if calls else 1.0, solve_recall=solved / asked, malformed_share=malformed / turns,
                                 empty_share=empty / turns, tokens_per_second=speed / n, memory_gb=memory / n).items():
             self._metrics["train"][name].append(value)
 
@@ -571,21 +572,26 @@ class StepRewards:
         self.config, self.policy, self.sandbox = config, policy, sandbox
         self.steps: list[StepRecord] = []     # the epoch's training prompts; a dataset row is an index into it
         self.speed = 0.0                      # tokens sampled in a second, in this process
+        self.tried: list[tuple] = []          # `told` of all turns that were sampled for a batch, where only some are kept
 
     def score(self, completion_ids: list[list[int]], slot: list[int]) -> list:
         "A `TurnScore` for each turn, given as token ids and the place of its step record."
         turns = [(self.policy.decode(ids), self.steps[i]) for ids, i in zip(completion_ids, slot)]
         return score_batch(turns, kind=self.config.kind, match=self.config.match, parser=self.policy.parser, sandbox=self.sandbox)
 
+    def told(self, scores: list, slot: list[int]) -> list[tuple]:
+        "Of each turn what is logged: reward, calls, those that solved something, sub-questions that were open, malformed or not, empty or not."
+        return [(s.reward, len(s.calls), sum(c.solved is not None for c in s.calls), self.steps[i].open(), s.case == "malformed", s.case == "empty")
+                for s, i in zip(scores, slot)]
+
     def __call__(self, prompts, completions, completion_ids, slot, trainer_state=None, log_metric=None, **unused) -> list[float]:
         scores = self.score(completion_ids, slot)
         rewards = [s.reward for s in scores]
         if log_metric:
-            calls, solved = sum(len(s.calls) for s in scores), sum(c.solved is not None for s in scores for c in s.calls)
-            log_metric("solve_precision", solved / calls if calls else 1.0)
-            log_metric("solve_recall", solved / max(1, sum(self.steps[i].open() for i in slot)))
-            log_metric("malformed_share", sum(s.case == "malformed" for s in scores) / len(scores))
-            log_metric("empty_share", sum(s.case == "empty" for s in scores) / len(scores))
+            turns = self.tried or gather_object(self.told(scores, slot))
+            reward, calls, solved, asked, malformed, empty = map(sum, zip(*turns))
+            for name, value in dict(mean_reward=reward / len(turns), solve_precision=solved / calls if calls else 1.0, solve_recall=solved / max(1, asked),
+                                    malformed_share=malformed / len(turns), empty_share=empty / len(turns)).items(): log_metric(name, value)
             log_metric("tokens_per_second", self.speed)
             log_metric("memory_gb", _memory_gb())
         if self.config.shuffle_rewards:
@@ -835,8 +841,9 @@ def _step_trainer(config, out, policy, tuned, environments, sandbox) -> StepTrai
         rewards.speed = sum(map(len, rows)) / (time.perf_counter() - begun)
         turns = list(zip(ids, rows, slots, said or itertools.repeat(None)))
         if config.oversample > 1:                          # the best of all processes, dealt out again
-            scored = gather_object(list(zip(turns, (s.reward for s in rewards.score(rows, slots)))))
-            kept = informative([r for _, r in scored], config.group, wanted * world)[me * wanted * config.group:][:wanted * config.group]
+            scored = gather_object(list(zip(turns, rewards.told(rewards.score(rows, slots), slots))))
+            rewards.tried = [told for _, told in scored]
+            kept = informative([reward for reward, *_ in rewards.tried], config.group, wanted * world)[me * wanted * config.group:][:wanted * config.group]
             turns = [scored[k][0] for k in kept]
         ids, rows, slots, logprobs = map(list, zip(*turns))
         return {"prompt_ids": ids, "completion_ids": rows, "logprobs": logprobs if said else None, "slot": slots}
@@ -1051,16 +1058,16 @@ def _check_server(url: str) -> None:
     if not torch.cuda.is_available(): raise UserError("vllm_server: weights travel from GPU to GPU, and there is none here; leave vllm_server out")
 
 # %% ../nbs/10_train.ipynb #c9696564
-CURVES = {"reward": "mean reward of a turn", "solve_precision": "solve precision", "kl": "KL to the start policy (nats)",
-          "entropy": "entropy (nats)", "completions/mean_length": "tokens of a turn", "solve_recall": "solve recall of a turn",
-          "malformed_share": "malformed share", "empty_share": "empty share", "tokens_per_second": "tokens sampled in a second",
-          "memory_gb": "memory (GB)"}
+CURVES = {"mean_reward": "mean reward", "solve_precision": "solve precision", "kl": "KL to the start policy (nats)",
+          "entropy": "entropy (nats)", "completions/mean_length": "tokens of a turn or episode", "solve_recall": "solve recall",
+          "malformed_share": "malformed share", "empty_share": "empty share", "tokens_per_second": "tokens a second, per process",
+          "memory_gb": "memory (GB), per process"}
 
 def _runs(log) -> list[list[dict]]:
-    "The runs behind one curve, each as its rows with rewards."
+    "The runs behind one curve, each as its rows with rewards. A log of old has no mean over all turns, only over those that were kept."
     several = isinstance(log, list) and log and not isinstance(log[0], dict)
     rows = [one if isinstance(one, list) else json.loads(Path(one).read_text()) for one in (log if several else [log])]
-    return [[r for r in run if "reward" in r] for run in rows]
+    return [[{"mean_reward": r.get("reward")} | r for r in run if {"reward", "mean_reward"} & r.keys()] for run in rows]
 
 def _rgba(colour: str, opacity: float) -> str: return f"rgba({', '.join(str(int(colour[i:i + 2], 16)) for i in (1, 3, 5))}, {opacity})"
 
