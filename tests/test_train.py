@@ -733,8 +733,8 @@ def test_a_full_disk_ends_training_with_one_sentence_and_it_goes_on_later(tiny_f
     assert same(run, tmp_path / "out" / "rl")
 
 @pytest.mark.parametrize("error, said", [
-    (MemoryError("no room"), "ran out of memory: lower"), (torch.OutOfMemoryError("CUDA out of memory"), "ran out of memory: lower"),
-    (RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), "ran out of memory: lower"),
+    (MemoryError("no room"), "ran out of memory: (lower|set)"), (torch.OutOfMemoryError("CUDA out of memory"), "ran out of memory: (lower|set)"),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), "ran out of memory: (lower|set)"),
     (OSError(28, "No space left on device"), "No space left.*start the same command again")])
 def test_lack_of_memory_or_disk_is_one_sentence_wherever_it_happens(tiny_folder, environments, tmp_path, monkeypatch, error, said):
     def fails(*args, **kwargs): raise error
@@ -743,6 +743,27 @@ def test_lack_of_memory_or_disk_is_one_sentence_wherever_it_happens(tiny_folder,
         with pytest.raises(UserError, match=said): start(config_for(tiny_folder, tmp_path), environments)
     monkeypatch.setattr(module, "load_model", lambda *a: (_ for _ in ()).throw(RuntimeError("a mistake of ours")))
     with pytest.raises(RuntimeError, match="a mistake of ours"): train(config_for(tiny_folder, tmp_path), environments)
+
+@pytest.mark.parametrize("changed", [dict(split_group=2), dict(micro_prompts=2), dict(gradient_checkpointing=True), dict(rollout_rows=3),
+                                     dict(save_updates=2, report_to="tensorboard")])
+def test_a_run_that_ran_out_of_memory_goes_on_as_it_is_told_to(run, tiny_folder, environments, tmp_path, monkeypatch, capsys, changed):
+    plain = StepTrainer._compute_loss
+    def full(self, model, inputs):
+        if self.state.global_step == 2: raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, model, inputs)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="lower micro_prompts or rollout_rows, raise split_group, or set gradient_checkpointing=true, "
+                                                                        "and start the same command again"):
+        patch.setattr(StepTrainer, "_compute_loss", full)
+        train(config_for(tiny_folder, tmp_path), environments)
+    assert (tmp_path / "rl" / "checkpoint-2").exists()
+    capsys.readouterr()
+    train(config_for(tiny_folder, tmp_path, **changed), environments)
+    got, wanted = losses(tmp_path / "rl"), losses(run)
+    assert got[:2] == wanted[:2] and [s for s, *_ in got] == [1, 2, 3, 4]              # it went on, and did not begin again
+    assert ("rollout_rows: 128 before, 3 from here on" in capsys.readouterr().out) == ("rollout_rows" in changed)
+    if "save_updates" in changed: assert got == wanted and same(run, tmp_path / "rl")
+    elif "rollout_rows" not in changed: assert got[2][2] == wanted[2][2] and got[2][1] == pytest.approx(wanted[2][1], rel=0.03, abs=1e-3)
+    with pytest.raises(UserError, match="holds another training .*kl"): train(config_for(tiny_folder, tmp_path, **changed, kl=0.5), environments)
 
 def test_another_training_is_not_taken_for_this_one(run, tiny_folder, environments):
     for changed, where in ((dict(algorithm="reinforce++"), environments), (dict(), environments[:-1])):
@@ -891,10 +912,13 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(tmp_path
         loss = compute(self, model, inputs)
         return loss * float("nan") if self.state.global_step == 2 else loss
     monkeypatch.setattr(StepTrainer, "_compute_loss", spoilt)
-    with pytest.raises(UserError, match="update 3: .* is nan.*lower learning_rate"): train(config, environments)
+    with pytest.raises(UserError, match="update 3: .* is nan.*lower learning_rate.*merge_adapter"): train(config, environments)
     kept, = (tmp_path / "rl").glob("checkpoint-*")
     assert kept.name == "checkpoint-2" and all(torch.isfinite(v).all() for v in load_file(kept / "adapter_model.safetensors").values())
     assert not (tmp_path / "rl" / "model").exists()
+    held = load_file(module.merge_adapter(tiny_folder, kept, tmp_path / "merged") / "model.safetensors")       # as the sentence says
+    assert any(not torch.equal(v, load_file(tiny_folder / "model.safetensors")[k]) for k, v in held.items())
+    assert TransformersPolicy(tmp_path / "merged").generate([([{"role": "user", "content": "?"}], [])], max_new_tokens=2)
 
 def test_a_tracker_gets_the_curves(tmp_path, tiny_folder, environments):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
