@@ -1,11 +1,11 @@
 "Train: the same numbers as TRL's own, rewards from the environment, and runs that survive being killed."
-import contextlib, itertools, json, os, re, signal, subprocess, sys, textwrap, warnings
+import contextlib, itertools, json, os, re, shutil, signal, subprocess, sys, textwrap, warnings
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 import pytest, torch
 from hypothesis import given, settings, strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -770,6 +770,27 @@ def test_another_training_is_not_taken_for_this_one(run, tiny_folder, environmen
         with pytest.raises(UserError, match="holds another training .*(algorithm: 'grpo' there|environments_sha256)"):
             train(config_for(tiny_folder, run.parent, **changed), where)
     with pytest.raises(UserError, match="at least one"): train(config_for(tiny_folder, run.parent), [])
+
+@pytest.mark.parametrize("state", ["finished", "half done"])
+def test_a_training_from_another_start_policy_is_not_taken_for_this_one(tiny_folder, environments, tmp_path, monkeypatch, state):
+    start = tmp_path / "start"
+    shutil.copytree(tiny_folder, start)
+    def other():
+        "The start policy with one weight changed, in the same place."
+        held = load_file(start / "model.safetensors")
+        held["model.layers.1.mlp.up_proj.weight"][0, 0] += 1
+        save_file(held, start / "model.safetensors", metadata={"format": "pt"})
+    for training, name in ((lambda: train(config_for(tiny_folder, tmp_path, epochs=1), environments, start=start), "rl"),
+                           (lambda: warm_start(config_for(start, tmp_path, warm_steps=2), environments), "warm")):
+        with monkeypatch.context() as patch:
+            if state == "half done": patch.setattr(module, "_finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt) if state == "half done" else contextlib.nullcontext(): training()
+        assert (tmp_path / name / "model").exists() == (state == "finished")
+        kept = (start / "model.safetensors").read_bytes()
+        other()
+        with pytest.raises(UserError, match=f"{name}: holds another training .*start_sha256"): training()
+        (start / "model.safetensors").write_bytes(kept)
+        assert training() == tmp_path / name / "model"
 
 def test_the_warm_start_learns_and_resumes(tiny_folder, environments, tmp_path):
     config = config_for(tiny_folder, tmp_path, warm_steps=12, warm_batch=4, warm_learning_rate=0.005)

@@ -285,12 +285,23 @@ CHANGEABLE = ("micro_prompts", "split_group", "gradient_checkpointing", "rollout
 LESS_MEMORY = ("lower micro_prompts or rollout_rows, raise split_group, or set gradient_checkpointing=true, and start the same command again, which goes on "
                "from the last whole checkpoint; a lower max_prompt_tokens needs another folder")
 
-def _begin(out: Path, environments: list[Environment], settings: dict):
-    "Note what is trained in a folder. Raise `UserError` if something else was, before it is taken for this, or if there is nothing to train in."
+def _digest_of(model: str | Path) -> str:
+    "Identifies a start policy before it is loaded: a local folder by its weights (of large files 256 pieces, evenly spread), one of the hub by its name."
+    folder, digest = Path(find_model(model)[0]), hashlib.sha256()
+    for file in sorted(p for p in folder.glob("*") if p.suffix in (".safetensors", ".bin")):
+        digest.update(f"{file.name} {(size := file.stat().st_size)}".encode())
+        with file.open("rb") as f:
+            for at in range(0, size, max(2**16, size // 256)):
+                f.seek(at)
+                digest.update(f.read(2**16))
+    return digest.hexdigest()[:16] if folder.is_dir() else str(model)
+
+def _begin(out: Path, environments: list[Environment], settings: dict, start: str | Path):
+    "Note what is trained in a folder, from which start policy. Raise `UserError` if something else was, before it is taken for this, or if there is nothing to train in."
     if not len(environments): raise UserError("environments: expected at least one to train in, got none")
     digest = hashlib.sha256()
     for e in environments: digest.update(e.model_dump_json().encode())
-    note, now, leads = out / "settings.json", settings | dict(environments_sha256=digest.hexdigest()[:16]), int(os.environ.get("RANK", 0)) == 0
+    note, now, leads = out / "settings.json", settings | dict(environments_sha256=digest.hexdigest()[:16], start_sha256=_digest_of(start)), int(os.environ.get("RANK", 0)) == 0
     if note.exists() and holds_work(out):
         before = json.loads(note.read_text())
         refuse_other(out, "another training", *({k: v for k, v in s.items() if k not in CHANGEABLE} for s in (before, now)), "choose another folder, or remove this one")
@@ -393,7 +404,7 @@ def warm_start(config: TrainConfig,            # `warm_*`, `model`, `lora_rank`,
     "Teach the call format on oracle trajectories with TRL's SFTTrainer; the folder of the resulting model."
     out, steps = Path(config.out) / name, config.warm_steps if steps is None else steps
     used = {"model", "lora_rank", "reasoning", "seed", *(k for k in TrainConfig.model_fields if k.startswith("warm_"))}
-    _begin(out, environments, config.model_dump(include=used) | dict(warm_steps=steps))
+    _begin(out, environments, config.model_dump(include=used) | dict(warm_steps=steps), config.model)
     if (out / "model" / "config.json").exists(): return out / "model"
     _check_sharding()
     set_seed(config.seed)
@@ -802,7 +813,7 @@ def train(config: TrainConfig,                 # what to train, and how
     A second call with the same arguments goes on from the newest checkpoint, or returns what is finished; those in `CHANGEABLE` may differ. Raises
     `UserError` where the user can help (no memory, no disk, prompts too long)."""
     out = Path(config.out) / name
-    _begin(out, environments, config.model_dump(exclude={"out", "report_to"}))
+    _begin(out, environments, config.model_dump(exclude={"out"}), start or config.model)
     if (out / "model" / "config.json").exists(): return out / "model"
     _check_sharding()
     if choose_backend(config, alone=sandbox is None and not live) == "unsloth": return _train_apart(config, environments, name, start)
