@@ -40,7 +40,9 @@ few = settings(max_examples=25, deadline=None)
     *((dict([(name, float(value))]), f"{name}: .*finite number, got {value}")
       for name in ("learning_rate", "warm_learning_rate", "kl", "entropy", "temperature") for value in ("inf", "nan")),
     (dict(algorithm="dapo", oversample=1), "^algorithm=dapo: its dynamic sampling .*set oversample=2"),
-    (dict(preset="paper", algorithm="dapo"), "^algorithm=dapo: its dynamic sampling .*set oversample=2")])
+    (dict(preset="paper", algorithm="dapo"), "^algorithm=dapo: its dynamic sampling .*set oversample=2"),
+    *((dict(credit="turn", algorithm=a), f"^credit=turn: .*algorithm={re.escape(a)} does otherwise; set algorithm=grpo or dapo")
+      for a in ("dr_grpo", "reinforce++", "reinforce++-baseline"))])
 def test_a_wrong_parameter_is_named_with_what_was_expected(values, said):
     with pytest.raises(UserError, match=said): make_config(**values)
 

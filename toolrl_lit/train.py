@@ -136,6 +136,9 @@ class TrainConfig(BaseModel):
         if self.oversample > 1: raise ValueError(f"credit={self.credit}: whole episodes are sampled once; set oversample=1")
         if self.shuffle_rewards: raise ValueError(f"credit={self.credit}: shuffle_rewards is a control for credit=step")
         if self.credit == "episode" and self.kind != "f1": raise ValueError(f"credit=episode: an episode is rewarded by its Solve-F1, not by kind={self.kind}")
+        if self.credit == "turn" and self.algorithm not in ("grpo", "dapo"):
+            raise ValueError(f"credit=turn: a turn's reward is taken relative to its group, less the mean and in units of the standard deviation, which "
+                             f"algorithm={self.algorithm} does otherwise; set algorithm=grpo or dapo, or credit=episode")
         if self.max_episode_tokens < self.max_new_tokens:
             raise ValueError(f"max_episode_tokens={self.max_episode_tokens} must be at least max_new_tokens={self.max_new_tokens}")
         return self
