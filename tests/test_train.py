@@ -58,6 +58,8 @@ def test_every_parameter_is_explained():
     (dict(reasoning=True), "reasoning: max_new_tokens=96 .*thoughts.*set max_new_tokens=1024"),
     (dict(reasoning=True, max_new_tokens=256), None), (dict(preset="paper", reasoning=True), None),
     (dict(algorithm="dapo", credit="turn"), "algorithm=dapo: credit=turn .*dynamic sampling is left out"), (dict(algorithm="dapo"), None),
+    (dict(algorithm="reinforce++"), "algorithm=reinforce\\+\\+: oversample=2 leaves out .*set oversample=1"), (dict(algorithm="reinforce++", oversample=1), None),
+    (dict(algorithm="reinforce++", credit="episode"), None), (dict(algorithm="reinforce++-baseline"), None), (dict(credit="turn"), None),
     (dict(preset="paper"), None), (dict(preset="consumer-24gb"), None), (dict(), None)])
 def test_what_is_seldom_meant_is_warned_of_and_nothing_else_is(values, said):
     with warnings.catch_warnings(record=True) as caught:

@@ -156,6 +156,9 @@ class TrainConfig(BaseModel):
         if self.reasoning and self.max_new_tokens < 256:
             found.append(f"reasoning: max_new_tokens={self.max_new_tokens} cuts most turns off in their thoughts, before a call; "
                          "set max_new_tokens=1024 or more (paper: 8192)")
+        if self.algorithm == "reinforce++" and self.oversample > 1:
+            found.append(f"algorithm=reinforce++: oversample={self.oversample} leaves out step records whose turns are rewarded alike, which have advantages "
+                         "too here, and mean and standard deviation are of what is kept; set oversample=1 for those of all turns")
         if self.algorithm == "dapo" and self.credit != "step":
             found.append(f"algorithm=dapo: credit={self.credit} samples each group once, so DAPO's dynamic sampling is left out; its clipping and its loss are used")
         return found
