@@ -922,6 +922,9 @@ def test_cut_up_weights_need_less_memory(tiny_folder):
     for cut in ("weights", "gradients and optimizer"): assert four[cut] == one[cut] / 4
     assert four["copy for rollouts"] == one["copy for rollouts"] and four["peak"] < one["peak"]
 
+def test_processes_wait_a_day_for_the_one_that_collects(tmp_path):
+    assert module._grpo_arguments(make_config(), tmp_path).ddp_timeout_delta.days == 1
+
 def test_processes_that_cannot_share_the_work_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="prompts .*expected a multiple of the 3 processes, got 4"):

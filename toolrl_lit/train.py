@@ -242,7 +242,7 @@ def _trainer_arguments(config: TrainConfig, out: Path) -> dict:
     return dict(output_dir=str(out), seed=config.seed, bf16=True, use_cpu=cpu, gradient_checkpointing=config.gradient_checkpointing, report_to=config.report_to,
                 project="toolrl_lit", run_name=f"{out.resolve().parent.name}/{out.name}",      # of trackio
                 logging_steps=1, save_total_limit=1, dataloader_pin_memory=not cpu, remove_unused_columns=False,
-                lr_scheduler_type="linear", max_grad_norm=1.0, disable_tqdm=True,
+                lr_scheduler_type="linear", max_grad_norm=1.0, disable_tqdm=True, ddp_timeout=86_400,   # seconds that others wait while one collects
                 **({"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}} if sharded() else {}))    # no whole gradients
 
 def _memory_gb() -> float:
