@@ -136,6 +136,20 @@ def test_a_folder_of_another_run_is_refused_and_kept(tmp_path):
     assert (folder / "parameters.json").read_bytes() == before
     assert open_run(folder, {"kl": 0.1, "seed": 0}, free_gb=0) == folder
 
+def test_a_training_goes_on_with_what_needs_less_memory_and_with_nothing_else(toolrl, envs, tmp_path, monkeypatch):
+    began = []
+    def begins(config, environments, start):
+        (Path(config.out) / "log.json").write_text("[]")
+        began.append(config)
+        return Path(config.out)
+    monkeypatch.setattr(train, "train", begins)
+    for changes, said in (([], None), (["rollout_rows=8", "split_group=2", "gradient_checkpointing=true", "save_updates=1"], None),
+                          (["rollout_rows=4", "report_to=tensorboard"], None), (["kl=0.5", "rollout_rows=4"], "kl: 0.001 there, 0.5 now")):
+        done = toolrl("train", "-e", envs, *(a for p in (f"out={tmp_path / 'run'}", "warm_steps=0", *changes) for a in ("-p", p)))
+        assert (done.code == 0) if not said else refused(done, said) and "rollout_rows" not in done.err
+        release()
+    assert [c.rollout_rows for c in began] == [128, 8, 4] and json.loads((tmp_path / "run" / "parameters.json").read_text())["rollout_rows"] == 4
+
 def test_a_start_that_came_to_nothing_binds_nobody(toolrl, envs, tmp_path, tiny_folder):
     out = tmp_path / "run"
     assert refused(toolrl("train", "-e", envs, "-p", f"model={tmp_path / 'typo'}", "-p", f"out={out}", "-p", "warm_steps=0"), "typo")

@@ -187,13 +187,17 @@ def test_what_an_interruption_left_is_refused_by_others_and_kept(environments, t
     broken = Chance(environments)
     broken.fails_at = 9
     with pytest.raises(KeyboardInterrupt): collect(broken, environments, out=out, **options)
-    before = there.read_bytes()
+    before, note = there.read_bytes(), tmp_path / "t.settings.json"
+    assert "batch" not in json.loads(note.read_text())
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"batch": 128}))         # as earlier versions wrote it
     with pytest.raises(UserError, match=f"{there}: holds trajectories of other environments; choose another file or remove it"):
         collect(Chance(environments), environments[1:], out=out, **options)
     with pytest.raises(UserError, match=f"{there}: holds trajectories of other settings .*seed: 0 there, 1 now.*; choose another file or remove it"):
         collect(Chance(environments), environments, out=out, seed=1, **options)
     assert there.read_bytes() == before and not out.exists()
-    whole = collect(Chance(environments), environments, out=out, **options)
+    begun = told(read_jsonl(there, Trajectory)[:1], json=True)
+    whole = collect(Chance(environments), environments, out=out, **options | dict(batch=2))    # fewer at a time, as for lack of memory
+    assert told(whole[:1], json=True) == begun and len(whole) == 2 * len(environments)
     there.write_bytes(before)                  # killed when the file was whole and the snapshot not yet gone
     broken.fails_at = len(broken.asked)
     assert told(collect(broken, environments, out=out, **options), json=True) == told(whole, json=True) and not there.exists()

@@ -75,7 +75,7 @@ def test_every_token_of_the_policy_has_the_advantage_computed_by_hand(tiny_folde
             differ |= len(set(wanted)) > 1
     assert several and moved and differ == (credit == "turn"), "the test shows nothing"
     log = [r for r in json.loads((tmp_path / "rl" / "log.json").read_text()) if "reward" in r]
-    assert len(log) == 3 and all(0 <= r["solve_precision"] <= 1 and 0 <= r["solve_recall"] <= 1 for r in log)
+    assert len(log) == 3 and all(0 <= r["solve_precision"] <= 1 and 0 <= r["solve_recall"] <= 1 and r["mean_reward"] == r["reward"] for r in log)
     for row, cases in zip(log, said_by_batch.values(), strict=True):
         for case in ("malformed", "empty"): assert row[f"{case}_share"] == pytest.approx(cases.count(case) / len(cases))
         assert row["tokens_per_second"] > 0 and 0.1 < row["memory_gb"] < 100

@@ -1,11 +1,11 @@
 "Train: the same numbers as TRL's own, rewards from the environment, and runs that survive being killed."
-import contextlib, itertools, json, os, re, signal, subprocess, sys, textwrap, warnings
+import contextlib, itertools, json, os, re, shutil, signal, subprocess, sys, textwrap, warnings
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 import pytest, torch
 from hypothesis import given, settings, strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -40,7 +40,9 @@ few = settings(max_examples=25, deadline=None)
     *((dict([(name, float(value))]), f"{name}: .*finite number, got {value}")
       for name in ("learning_rate", "warm_learning_rate", "kl", "entropy", "temperature") for value in ("inf", "nan")),
     (dict(algorithm="dapo", oversample=1), "^algorithm=dapo: its dynamic sampling .*set oversample=2"),
-    (dict(preset="paper", algorithm="dapo"), "^algorithm=dapo: its dynamic sampling .*set oversample=2")])
+    (dict(preset="paper", algorithm="dapo"), "^algorithm=dapo: its dynamic sampling .*set oversample=2"),
+    *((dict(credit="turn", algorithm=a), f"^credit=turn: .*algorithm={re.escape(a)} does otherwise; set algorithm=grpo or dapo")
+      for a in ("dr_grpo", "reinforce++", "reinforce++-baseline"))])
 def test_a_wrong_parameter_is_named_with_what_was_expected(values, said):
     with pytest.raises(UserError, match=said): make_config(**values)
 
@@ -56,6 +58,8 @@ def test_every_parameter_is_explained():
     (dict(reasoning=True), "reasoning: max_new_tokens=96 .*thoughts.*set max_new_tokens=1024"),
     (dict(reasoning=True, max_new_tokens=256), None), (dict(preset="paper", reasoning=True), None),
     (dict(algorithm="dapo", credit="turn"), "algorithm=dapo: credit=turn .*dynamic sampling is left out"), (dict(algorithm="dapo"), None),
+    (dict(algorithm="reinforce++"), "algorithm=reinforce\\+\\+: oversample=2 leaves out .*set oversample=1"), (dict(algorithm="reinforce++", oversample=1), None),
+    (dict(algorithm="reinforce++", credit="episode"), None), (dict(algorithm="reinforce++-baseline"), None), (dict(credit="turn"), None),
     (dict(preset="paper"), None), (dict(preset="consumer-24gb"), None), (dict(), None)])
 def test_what_is_seldom_meant_is_warned_of_and_nothing_else_is(values, said):
     with warnings.catch_warnings(record=True) as caught:
@@ -290,6 +294,29 @@ def test_shuffled_rewards_are_the_same_rewards_in_another_order(tiny_folder, env
     assert sorted(shuffled) == sorted(plain) and shuffled != plain
     assert shuffled == rewards(shuffle_rewards=True) != rewards(step=1, shuffle_rewards=True)
 
+def test_what_is_logged_is_of_all_turns_that_were_sampled_and_not_of_those_that_were_kept(tiny_folder, environments, tmp_path, monkeypatch):
+    scored, plain = [], StepRewards.score
+    def score(self, completion_ids, slot):
+        scores = plain(self, completion_ids, slot)
+        scored.append([(s, self.steps[i].open()) for s, i in zip(scores, slot)])
+        return scores
+    monkeypatch.setattr(StepRewards, "score", score)
+    train(config_for(tiny_folder, tmp_path, oversample=3, epochs=1), environments)
+    log = [r for r in json.loads((tmp_path / "rl" / "log.json").read_text()) if "reward" in r]
+    for row, turns, kept in zip(log, scored[::2], scored[1::2], strict=True):
+        assert (len(turns), len(kept)) == (24, 8)
+        scores, calls = [s for s, _ in turns], [c for s, _ in turns for c in s.calls]
+        solved = sum(c.solved is not None for c in calls)
+        told = dict(mean_reward=sum(s.reward for s in scores) / 24, solve_precision=solved / len(calls), solve_recall=solved / sum(n for _, n in turns),
+                    malformed_share=sum(s.case == "malformed" for s in scores) / 24, empty_share=sum(s.case == "empty" for s in scores) / 24)
+        assert {k: row[k] for k in told} == pytest.approx(told)
+        assert row["reward"] == pytest.approx(sum(s.reward for s, _ in kept) / 8, abs=1e-6)
+        shown, bar = [], module._Bar("train")
+        bar.bar = SimpleNamespace(set_postfix=shown.append)
+        bar.on_log(None, None, None, logs=row)
+        assert shown[0]["mean_reward"] == f"{row['mean_reward']:.3g}" and "reward" not in shown[0]
+    assert any(abs(row["reward"] - row["mean_reward"]) > 0.05 for row in log), "the kept ones are like the others; the test shows nothing"
+
 # -- one update, by hand
 
 @pytest.mark.parametrize("algorithm, rank", [("grpo", 4), ("dapo", 4), ("dr_grpo", 4), ("reinforce++", 4), ("reinforce++-baseline", 4), ("grpo", 0)])
@@ -331,17 +358,19 @@ def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environment
     monkeypatch.setattr(StepRewards, "__call__", rewards)
     train(config, environments)
     assert [s for s, *_ in seen] == [0, 0, 1, 1, 2, 2] and len(scored) == 3
-    moved = False
+    moved = apart = False
     for update in range(3):
         rows = scored[update]
         assert len(rows) == 16
         groups = [[v for _, _, v in rows[g:g + 4]] for g in range(0, 16, 4)]
         values = torch.tensor([v for _, _, v in rows])
+        centred = torch.tensor([v - sum(group) / 4 for group in groups for v in group])
+        apart |= abs(values.std() - centred.std()) > 0.01
         wanted = []
         for g, group in enumerate(groups):
             assert len({tuple(p) for p, _, _ in rows[4 * g:4 * g + 4]}) == 1          # a group shares its prompt
             mean = values.mean() if algorithm == "reinforce++" else sum(group) / 4
-            spread = {"dr_grpo": torch.tensor(1 - 1e-4), "reinforce++": values.std(), "reinforce++-baseline": values.std()}.get(algorithm, torch.tensor(group).std())
+            spread = {"dr_grpo": torch.tensor(1 - 1e-4), "reinforce++": values.std(), "reinforce++-baseline": centred.std()}.get(algorithm, torch.tensor(group).std())
             wanted += [(tuple(p), tuple(c), round(float((v - mean) / (spread + 1e-4)), 3)) for p, c, v in rows[4 * g:4 * g + 4]]
         got = []
         for _, inputs, loss, mine in [s for s in seen if s[0] == update]:
@@ -351,7 +380,7 @@ def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environment
                 got.append((real("prompt"), real("completion"), round(float(inputs["advantages"][i]), 3)))
         assert Counter(got) == Counter(wanted)
         moved |= any(a for *_, a in got)
-    assert moved, "all groups were alike; the test shows nothing"
+    assert moved and apart, "all groups were alike; the test shows nothing"
     log = [r for r in json.loads((tmp_path / "rl" / "log.json").read_text()) if "reward" in r]
     assert log[-1]["kl"] > 0                                                          # or its term were not tested
     for update, row in enumerate(log):
@@ -501,7 +530,7 @@ def test_a_run_trains_and_keeps_what_it_did(run, tiny_folder, environments):
         known = read_jsonl(run / f"trajectories-{epoch}.jsonl", Trajectory)
         assert len({t.environment for t in known}) == len(known) == 4
     row = next(r for r in json.loads((run / "log.json").read_text()) if "reward" in r)
-    assert {"kl", "entropy", "solve_precision", "solve_recall", "malformed_share", "empty_share"} <= row.keys()
+    assert {"kl", "entropy", "mean_reward", "solve_precision", "solve_recall", "malformed_share", "empty_share"} <= row.keys()
     drawn = curves({"a": run / "log.json"})
     assert len(drawn.data) == len(module.CURVES) and all(len(d.y) == 4 and all(y == y for y in d.y) for d in drawn.data)     # no panel is empty
     assert {"malformed_share", "empty_share", "tokens_per_second", "memory_gb"} <= module.CURVES.keys()
@@ -536,12 +565,16 @@ def test_live_curves_grow_in_a_notebook_with_no_network(tiny_folder, environment
     assert kept == [script[1], later[-1][1]]                                          # what is saved is the last state, with what draws it
 
 def test_curves_of_several_seeds_are_their_mean_and_its_interval():
-    seeds = [[{"step": i, "reward": r * i} for i in (1, 2, 3)] for r in (1, 2, 6)]
-    mean, band = curves({"a": seeds}, keys=["reward"]).data
+    seeds = [[{"step": i, "reward": 9, "mean_reward": r * i} for i in (1, 2, 3)] for r in (1, 2, 6)]
+    mean, band = curves({"a": seeds}, keys=["mean_reward"]).data
     assert list(mean.x) == [1, 2, 3] and list(mean.y) == pytest.approx([3, 6, 9])
     half = 4.302653 * 7 ** 0.5 / 3 ** 0.5                                             # Student's t, 2 degrees of freedom
     assert list(band.y) == pytest.approx([3 + half, 6 + 2 * half, 9 + 3 * half, 9 - 3 * half, 6 - 2 * half, 3 - half], rel=1e-5)
-    assert len(curves({"a": seeds[0], "b": seeds[1]}, keys=["reward"]).data) == 2     # one seed has no interval
+    assert len(curves({"a": seeds[0], "b": seeds[1]}, keys=["mean_reward"]).data) == 2                        # one seed has no interval
+
+def test_a_log_without_the_mean_over_all_turns_is_drawn_by_the_mean_that_it_has():
+    drawn = curves({"old": [{"step": 1, "reward": 0.2}, {"step": 2, "loss": 0.1}, {"step": 3, "reward": 0.4}]}).data
+    assert len(drawn) == len(module.CURVES) and list(drawn[0].x) == [1, 3] and list(drawn[0].y) == [0.2, 0.4]
 
 def test_the_trained_policy_can_be_used(run, environments):
     trajs = collect(TransformersPolicy(run / "model"), environments[:2], temperature=0, max_turns=2, max_new_tokens=6)
@@ -704,8 +737,8 @@ def test_a_full_disk_ends_training_with_one_sentence_and_it_goes_on_later(tiny_f
     assert same(run, tmp_path / "out" / "rl")
 
 @pytest.mark.parametrize("error, said", [
-    (MemoryError("no room"), "ran out of memory: lower"), (torch.OutOfMemoryError("CUDA out of memory"), "ran out of memory: lower"),
-    (RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), "ran out of memory: lower"),
+    (MemoryError("no room"), "ran out of memory: (lower|set)"), (torch.OutOfMemoryError("CUDA out of memory"), "ran out of memory: (lower|set)"),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), "ran out of memory: (lower|set)"),
     (OSError(28, "No space left on device"), "No space left.*start the same command again")])
 def test_lack_of_memory_or_disk_is_one_sentence_wherever_it_happens(tiny_folder, environments, tmp_path, monkeypatch, error, said):
     def fails(*args, **kwargs): raise error
@@ -715,11 +748,53 @@ def test_lack_of_memory_or_disk_is_one_sentence_wherever_it_happens(tiny_folder,
     monkeypatch.setattr(module, "load_model", lambda *a: (_ for _ in ()).throw(RuntimeError("a mistake of ours")))
     with pytest.raises(RuntimeError, match="a mistake of ours"): train(config_for(tiny_folder, tmp_path), environments)
 
+@pytest.mark.parametrize("changed", [dict(split_group=2), dict(micro_prompts=2), dict(gradient_checkpointing=True), dict(rollout_rows=3),
+                                     dict(save_updates=2, report_to="tensorboard")])
+def test_a_run_that_ran_out_of_memory_goes_on_as_it_is_told_to(run, tiny_folder, environments, tmp_path, monkeypatch, capsys, changed):
+    plain = StepTrainer._compute_loss
+    def full(self, model, inputs):
+        if self.state.global_step == 2: raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, model, inputs)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="lower micro_prompts or rollout_rows, raise split_group, or set gradient_checkpointing=true, "
+                                                                        "and start the same command again"):
+        patch.setattr(StepTrainer, "_compute_loss", full)
+        train(config_for(tiny_folder, tmp_path), environments)
+    assert (tmp_path / "rl" / "checkpoint-2").exists()
+    capsys.readouterr()
+    train(config_for(tiny_folder, tmp_path, **changed), environments)
+    got, wanted = losses(tmp_path / "rl"), losses(run)
+    assert got[:2] == wanted[:2] and [s for s, *_ in got] == [1, 2, 3, 4]              # it went on, and did not begin again
+    assert ("rollout_rows: 128 before, 3 from here on" in capsys.readouterr().out) == ("rollout_rows" in changed)
+    if "save_updates" in changed: assert got == wanted and same(run, tmp_path / "rl")
+    elif "rollout_rows" not in changed: assert got[2][2] == wanted[2][2] and got[2][1] == pytest.approx(wanted[2][1], rel=0.03, abs=1e-3)
+    with pytest.raises(UserError, match="holds another training .*kl"): train(config_for(tiny_folder, tmp_path, **changed, kl=0.5), environments)
+
 def test_another_training_is_not_taken_for_this_one(run, tiny_folder, environments):
     for changed, where in ((dict(algorithm="reinforce++"), environments), (dict(), environments[:-1])):
         with pytest.raises(UserError, match="holds another training .*(algorithm: 'grpo' there|environments_sha256)"):
             train(config_for(tiny_folder, run.parent, **changed), where)
     with pytest.raises(UserError, match="at least one"): train(config_for(tiny_folder, run.parent), [])
+
+@pytest.mark.parametrize("state", ["finished", "half done"])
+def test_a_training_from_another_start_policy_is_not_taken_for_this_one(tiny_folder, environments, tmp_path, monkeypatch, state):
+    start = tmp_path / "start"
+    shutil.copytree(tiny_folder, start)
+    def other():
+        "The start policy with one weight changed, in the same place."
+        held = load_file(start / "model.safetensors")
+        held["model.layers.1.mlp.up_proj.weight"][0, 0] += 1
+        save_file(held, start / "model.safetensors", metadata={"format": "pt"})
+    for training, name in ((lambda: train(config_for(tiny_folder, tmp_path, epochs=1), environments, start=start), "rl"),
+                           (lambda: warm_start(config_for(start, tmp_path, warm_steps=2), environments), "warm")):
+        with monkeypatch.context() as patch:
+            if state == "half done": patch.setattr(module, "_finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt) if state == "half done" else contextlib.nullcontext(): training()
+        assert (tmp_path / name / "model").exists() == (state == "finished")
+        kept = (start / "model.safetensors").read_bytes()
+        other()
+        with pytest.raises(UserError, match=f"{name}: holds another training .*start_sha256"): training()
+        (start / "model.safetensors").write_bytes(kept)
+        assert training() == tmp_path / name / "model"
 
 def test_the_warm_start_learns_and_resumes(tiny_folder, environments, tmp_path):
     config = config_for(tiny_folder, tmp_path, warm_steps=12, warm_batch=4, warm_learning_rate=0.005)
@@ -751,7 +826,7 @@ def test_two_processes_train_as_one_does(stage, values, tmp_path, tiny_folder, e
     a, b = ([r for r in json.loads((out / "log.json").read_text()) if "loss" in r] for out in (one, two))
     assert [r["step"] for r in a] == [r["step"] for r in b] == list(range(1, 4 if stage == "warm" else 2))
     for x, y in zip(a, b):
-        for key in {"loss", "grad_norm", "num_tokens", "reward", "kl", "entropy"} & x.keys():
+        for key in {"loss", "grad_norm", "num_tokens", "reward", "mean_reward", "solve_precision", "solve_recall", "kl", "entropy"} & x.keys():
             assert x[key] == pytest.approx(y[key], rel=2e-2, abs=2e-4), (key, x, y)
     if stage == "rl": assert (one / "trajectories-0.jsonl").read_bytes() == (two / "trajectories-0.jsonl").read_bytes()
 
@@ -847,6 +922,9 @@ def test_cut_up_weights_need_less_memory(tiny_folder):
     for cut in ("weights", "gradients and optimizer"): assert four[cut] == one[cut] / 4
     assert four["copy for rollouts"] == one["copy for rollouts"] and four["peak"] < one["peak"]
 
+def test_processes_wait_a_day_for_the_one_that_collects(tmp_path):
+    assert module._grpo_arguments(make_config(), tmp_path).ddp_timeout_delta.days == 1
+
 def test_processes_that_cannot_share_the_work_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="prompts .*expected a multiple of the 3 processes, got 4"):
@@ -862,10 +940,13 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(tmp_path
         loss = compute(self, model, inputs)
         return loss * float("nan") if self.state.global_step == 2 else loss
     monkeypatch.setattr(StepTrainer, "_compute_loss", spoilt)
-    with pytest.raises(UserError, match="update 3: .* is nan.*lower learning_rate"): train(config, environments)
+    with pytest.raises(UserError, match="update 3: .* is nan.*lower learning_rate.*merge_adapter"): train(config, environments)
     kept, = (tmp_path / "rl").glob("checkpoint-*")
     assert kept.name == "checkpoint-2" and all(torch.isfinite(v).all() for v in load_file(kept / "adapter_model.safetensors").values())
     assert not (tmp_path / "rl" / "model").exists()
+    held = load_file(module.merge_adapter(tiny_folder, kept, tmp_path / "merged") / "model.safetensors")       # as the sentence says
+    assert any(not torch.equal(v, load_file(tiny_folder / "model.safetensors")[k]) for k, v in held.items())
+    assert TransformersPolicy(tmp_path / "merged").generate([([{"role": "user", "content": "?"}], [])], max_new_tokens=2)
 
 def test_a_tracker_gets_the_curves(tmp_path, tiny_folder, environments):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -873,7 +954,7 @@ def test_a_tracker_gets_the_curves(tmp_path, tiny_folder, environments):
                          max_new_tokens=16, max_prompt_tokens=2000, report_to="tensorboard")
     train(config, environments)
     events = EventAccumulator(str(tmp_path / "rl" / "tensorboard")).Reload()
-    seen = {"reward", "solve_precision", "solve_recall", "kl", "entropy", "malformed_share", "empty_share", "tokens_per_second", "memory_gb"}
+    seen = {"reward", "mean_reward", "solve_precision", "solve_recall", "kl", "entropy", "malformed_share", "empty_share", "tokens_per_second", "memory_gb"}
     assert {f"train/{name}" for name in seen} <= set(events.Tags()["scalars"])
     assert len(events.Scalars("train/reward")) == 2
 

@@ -44,6 +44,7 @@ def open_run(out: str | Path,                   # the run's folder
              parameters: dict[str, Any],        # what the run depends on
              free_gb: float = 2.0,              # disk space it may need
              mend: str = "choose another folder with --out, or start over with --fresh", # what to do if it holds another run
+             changeable: Iterable[str] = (),    # parameters that may differ from those of the earlier calls
              ) -> Path:
     "The folder, ready to work in or to go on in. Raises `UserError` if it is taken, holds another run, or has no room."
     out = Path(out)
@@ -51,7 +52,9 @@ def open_run(out: str | Path,                   # the run's folder
     free = shutil.disk_usage(out).free / 1e9
     if free < free_gb: raise UserError(f"{out}: {free:.1f} GB of disk are free, {free_gb:.1f} GB may be needed; free some or choose another out=")
     noted = out / "parameters.json"
-    if noted.exists() and holds_work(out): refuse_other(out, "a run with other parameters", json.loads(noted.read_text()), parameters, mend)
+    if noted.exists() and holds_work(out):
+        kept = ({k: v for k, v in values.items() if k not in changeable} for values in (json.loads(noted.read_text()), parameters))
+        refuse_other(out, "a run with other parameters", *kept, mend)
     write_text(noted, json.dumps(parameters, indent=1, sort_keys=True, default=str) + "\n")
     return out
 
@@ -254,11 +257,11 @@ def collect(environments: Environments, out: Out, model: Model = "smollm2", samp
 def train(environments: Environments, param: Pairs = None, reasoning: Reasoning = False,
           preset: Annotated[str, typer.Option(help="'laptop', 'consumer-24gb' or 'paper'; parameters are put on top.")] = "laptop"):
     "Warm start and reinforcement learning. Parameters are the fields of TrainConfig; `toolrl parameters` explains them."
-    from toolrl_lit.train import TrainConfig, check_room, make_config, train, warm_start
+    from toolrl_lit.train import CHANGEABLE, TrainConfig, check_room, make_config, train, warm_start
     values = parse_parameters(param or [], list(TrainConfig.model_fields))
     config = make_config(preset, **({"reasoning": True} if reasoning else {}) | values)
     envs = read_jsonl(environments, Environment)
-    if _leads(): open_run(config.out, config.model_dump(exclude={"out"}), mend="choose another folder with -p out=..., or remove this one")
+    if _leads(): open_run(config.out, config.model_dump(exclude={"out"}), mend="choose another folder with -p out=..., or remove this one", changeable=CHANGEABLE)
     if config.warm_steps and not (Path(config.out) / "rl" / "model" / "config.json").exists(): check_room(config)
     start = warm_start(config, envs) if config.warm_steps else None
     folder = train(config, envs, start=start)

@@ -152,7 +152,8 @@ def _same_settings(out: Path, settings: dict, held: Path | None):
     "Note beside `out` how its trajectories are made; raise `UserError` if those that the file `held` has were made otherwise."
     note = out.with_suffix(".settings.json")
     if held and note.exists():
-        refuse_other(held, "trajectories of other settings", json.loads(note.read_text()), settings, "choose another file or remove it")
+        before = {k: v for k, v in json.loads(note.read_text()).items() if k != "batch"}       # noted by earlier versions; it may change
+        refuse_other(held, "trajectories of other settings", before, settings, "choose another file or remove it")
     write_text(note, json.dumps(settings, indent=1) + "\n")
 
 # %% ../nbs/09_collect.ipynb #93e0c86f
@@ -166,7 +167,7 @@ def collect(policy: Policy,                   # writes the turns
             match: str = "paper",             # how results are compared with golden answers: "paper" or "strict"
             sandbox=None,                     # a `ToolSandbox`; None takes the shared one
             seed: int = 0,                    # of sampling
-            batch: int = 128,                 # conversations under way at once
+            batch: int = 128,                 # conversations under way at once; a call that goes on may have another, and samples other turns
             out: str | Path | None = None,    # keep the trajectories in this JSONL; interrupted, the same call goes on
             desc: str = "collect",            # label of the progress bar
             ) -> list[Trajectory]:
@@ -181,7 +182,7 @@ def collect(policy: Policy,                   # writes the turns
     if out:
         begun, held = _kept(out := Path(out), starts)
         _same_settings(out, dict(policy=getattr(policy, "fingerprint", type(policy).__name__), samples=samples, temperature=temperature,
-            max_turns=max_turns, max_new_tokens=max_new_tokens, kind=kind, match=match, seed=seed, batch=batch) | reasoning, held)
+            max_turns=max_turns, max_new_tokens=max_new_tokens, kind=kind, match=match, seed=seed) | reasoning, held)
     ended = len(begun) - len(_under_way(starts, begun, max_turns))
     with tqdm(total=len(starts), initial=ended, desc=desc, unit="rollout") as progress:
         done = _rollouts(policy, starts, begun, max_turns, batch, seed, dict(temperature=temperature, max_new_tokens=max_new_tokens),
