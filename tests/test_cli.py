@@ -2,7 +2,7 @@
 import json, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
-import nbformat, pytest, torch
+import datasets, nbformat, pytest, torch
 from transformers import AutoModelForCausalLM
 from toolrl_lit import cli, train
 from toolrl_lit.cli import find_notebook, main, open_run, parse_parameters, timed
@@ -312,6 +312,24 @@ def test_a_report_audits_the_environments_that_were_evaluated_if_it_finds_them(t
 def test_export_writes_every_environment(toolrl, envs, tmp_path, kind):
     done = toolrl("export", kind, "-e", envs, "-o", tmp_path / "x")
     assert done.code == 0 and "4 environments" in done.out and (tmp_path / "x").exists()
+
+def test_export_hands_over_every_turn_of_rollouts_as_a_model_reads_them(toolrl, environments, envs, tmp_path, tiny_folder):
+    from toolrl_lit.collect import OraclePolicy, TransformersPolicy, collect
+    rollouts = write_jsonl(tmp_path / "t.jsonl", collect(OraclePolicy(environments), environments[:4], samples=2, temperature=0))
+    export = lambda kind, *more: toolrl("export", kind, "-e", envs, "-o", tmp_path / kind, *more)
+    done = export("verl", "-t", rollouts, "-m", tiny_folder)
+    policy, steps = TransformersPolicy(tiny_folder), [s for t in read_jsonl(rollouts, Trajectory)[::2]
+                                                      for s in t.step_records(next(e for e in environments if e.id == t.environment))]
+    rows = datasets.Dataset.from_parquet(str(tmp_path / "verl" / "train.parquet"), cache_dir=str(tmp_path))
+    assert done.code == 0 and f"{len(steps)} step records" in done.out and len(rows) == len(steps) > 8
+    assert {r["extra_info"]["turn"] for r in rows} >= {0, 1, 2}
+    for row, s in zip(rows, steps): assert policy.text(row["prompt"], []) == policy.text(s.messages, s.tools)
+    assert export("ftrl", "-t", rollouts).code == 0 and len((tmp_path / "ftrl").read_text().splitlines()) == len(steps)
+    assert refused(export("verifiers", "-t", rollouts), "trajectories: verifiers")
+    assert refused(export("hf", "-m", tiny_folder), "model: hf takes none")
+    assert refused(export("verl", "-m", "no/such/model"), "no/such/model")
+    write_jsonl(tmp_path / "one.jsonl", environments[:1])
+    assert refused(toolrl("export", "verl", "-e", tmp_path / "one.jsonl", "-o", tmp_path / "x", "-t", rollouts), "trajectories: ", environments[1].id)
 
 def test_train_makes_a_policy_and_refuses_another_run_in_its_folder(toolrl, envs, tmp_path, tiny_folder):
     given = dict(model=tiny_folder, out=tmp_path / "run", warm_steps=1, warm_batch=1, epochs=1, updates=1, prompts=1, micro_prompts=1, group=2,

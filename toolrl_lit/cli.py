@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 import filelock, typer, yaml
 from pydantic import ValidationError
-from .schema import Environment, OnDisk, UserError, explain, holds_work, is_ftrl, read_ftrl, read_jsonl, refuse_other, reserve, write_text
+from .schema import (Environment, OnDisk, Trajectory, UserError, explain, holds_work, is_ftrl, read_ftrl, read_jsonl, refuse_other, reserve,
+                               write_text)
 
 # %% ../nbs/14_cli.ipynb #c2a880c8
 class _Yaml(yaml.SafeLoader):
@@ -347,15 +348,26 @@ def _evaluated(evaluation, given: Path | None) -> list[Environment]:
 # %% ../nbs/14_cli.ipynb #39be015d
 @app.command()
 def export(kind: Annotated[str, typer.Argument(metavar="FORMAT", help="'ftrl', 'verl', 'hf' or 'verifiers'.")],
-           environments: Environments, out: Out):
-    "Hand environments over to other engines."
-    from toolrl_lit.export import to_ftrl_jsonl, to_hf_dataset, to_verifiers, to_verl
+           environments: Environments, out: Out,
+           trajectories: Annotated[Path | None, typer.Option("--trajectories", "-t", help="Rollouts in them, as `toolrl collect` keeps them: hand over each of their turns, not only first ones.")] = None,
+           model: Annotated[str | None, typer.Option("--model", "-m", help="verl: word the prompts as the chat template of this model does, the one to be trained.")] = None):
+    "Hand environments, or the step records of rollouts in them, over to other engines."
+    from toolrl_lit.export import step_records, to_ftrl_jsonl, to_hf_dataset, to_verifiers, to_verl
+    if kind == "verifiers" and trajectories: raise UserError("trajectories: verifiers plays environments from their start; leave it out")
+    if kind != "verl" and model: raise UserError(f"model: {kind} takes none, since it words its prompts itself; leave it out")
     envs = read_jsonl(environments, Environment)
-    formats = {"ftrl": lambda: to_ftrl_jsonl(envs, out), "verl": lambda: to_verl(envs, out),
-               "hf": lambda: to_hf_dataset(envs).save_to_disk(out), "verifiers": lambda: to_verifiers(envs, out)}
+    steps = step_records(read_jsonl(trajectories, Trajectory), envs) if trajectories else envs
+    formats = {"ftrl": lambda: to_ftrl_jsonl(steps, out), "verl": lambda: to_verl(steps, out, _tokenizer(model)),
+               "hf": lambda: to_hf_dataset(steps).save_to_disk(out), "verifiers": lambda: to_verifiers(envs, out)}
     if kind not in formats: raise UserError(f"format {kind!r}: expected one of {', '.join(formats)}")
     formats[kind]()
-    print(f"{len(envs)} environments in {out}")
+    print(f"{len(steps)} {'step records' if trajectories else 'environments'} in {out}")
+
+def _tokenizer(model: str | None):
+    "The tokenizer of a model, if one is named."
+    if model is None: return None
+    from toolrl_lit.collect import find_model
+    return find_model(model)[2]
 
 # %% ../nbs/14_cli.ipynb #56a5689a
 @app.command()
