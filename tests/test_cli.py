@@ -2,7 +2,7 @@
 import json, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
-import nbformat, pytest
+import datasets, nbformat, pytest, torch
 from transformers import AutoModelForCausalLM
 from toolrl_lit import cli, train
 from toolrl_lit.cli import find_notebook, main, open_run, parse_parameters, timed
@@ -268,6 +268,42 @@ def test_collect_and_evaluate_leave_what_they_promise(toolrl, envs, tmp_path, ti
     page = (tmp_path / "report.html").read_text()
     assert done.code == 0 and all(x in page for x in ("after against before", "examination of stage 5 failed", "Balance and difficulty"))
 
+def test_rows_and_length_of_rollouts_can_be_set(toolrl, envs, tmp_path, tiny_folder, monkeypatch):
+    from toolrl_lit import collect as module
+    plain, sizes = module._decode, []
+    def watched(model, some, copies, *rest, **more):
+        sizes.append(sum(copies))
+        return plain(model, some, copies, *rest, **more)
+    monkeypatch.setattr(module, "_decode", watched)
+    for command in (["collect", "--samples", 3], ["evaluate"]):
+        common = [*command, "-e", envs, "-m", tiny_folder, "--max-turns", 1]
+        sizes.clear()
+        assert toolrl(*common, "-o", tmp_path / "a.json").code == 0 and max(sizes) > 2
+        sizes.clear()
+        assert toolrl(*common, "-o", tmp_path / "b.json", "--batch", 2).code == 0 and max(sizes) == 2
+        assert toolrl(*common, "-o", tmp_path / "c.json", "--max-prompt-tokens", 20).code == 0
+        kept = tmp_path / ("c.json" if command[0] == "collect" else "c.trajectories.jsonl")
+        assert {t.stop for t in read_jsonl(kept, Trajectory)} == {"too_long"}
+        assert refused(toolrl(*common, "-o", tmp_path / "d.json", "--batch", 0), "batch: expected at least 1, got 0")
+        for p in tmp_path.iterdir(): p.unlink()
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+                                   torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 28.00 GiB.\nGPU 0 has 24")])
+@pytest.mark.parametrize("command", ["collect", "evaluate"])
+def test_lack_of_memory_is_one_sentence_and_fewer_rows_go_on(toolrl, envs, tmp_path, tiny_folder, monkeypatch, error, command):
+    from toolrl_lit.collect import TransformersPolicy
+    words, plain = [command, "-e", envs, "-o", tmp_path / "x.json", "-m", tiny_folder, "--max-turns", 2], TransformersPolicy.tokens
+    def tokens(self, *prompts, **how):
+        if self.batch > 8: raise error
+        return plain(self, *prompts, **how)
+    monkeypatch.setattr(TransformersPolicy, "tokens", tokens)
+    done = toolrl(*words)                       # the bar comes before the sentence
+    assert done.code == 2 and "Traceback" not in done.err
+    assert done.err.splitlines()[-1].startswith("error: out of memory: lower --batch=64 and start the same command again")
+    assert toolrl(*words, "--batch", 8).code == 0
+    error = RuntimeError("shapes do not fit")    # a bug, which must not look like lack of memory
+    with pytest.raises(RuntimeError, match="shapes do not fit"): toolrl(command, "-e", envs, "-o", tmp_path / "y.json", "-m", tiny_folder)
+
 def test_a_report_audits_the_environments_that_were_evaluated_if_it_finds_them(toolrl, environments, tmp_path, tiny_folder):
     write_jsonl(tmp_path / "all.jsonl", environments)
     write_jsonl(tmp_path / "there.jsonl", environments[:2])
@@ -290,6 +326,24 @@ def test_a_report_audits_the_environments_that_were_evaluated_if_it_finds_them(t
 def test_export_writes_every_environment(toolrl, envs, tmp_path, kind):
     done = toolrl("export", kind, "-e", envs, "-o", tmp_path / "x")
     assert done.code == 0 and "4 environments" in done.out and (tmp_path / "x").exists()
+
+def test_export_hands_over_every_turn_of_rollouts_as_a_model_reads_them(toolrl, environments, envs, tmp_path, tiny_folder):
+    from toolrl_lit.collect import OraclePolicy, TransformersPolicy, collect
+    rollouts = write_jsonl(tmp_path / "t.jsonl", collect(OraclePolicy(environments), environments[:4], samples=2, temperature=0))
+    export = lambda kind, *more: toolrl("export", kind, "-e", envs, "-o", tmp_path / kind, *more)
+    done = export("verl", "-t", rollouts, "-m", tiny_folder)
+    policy, steps = TransformersPolicy(tiny_folder), [s for t in read_jsonl(rollouts, Trajectory)[::2]
+                                                      for s in t.step_records(next(e for e in environments if e.id == t.environment))]
+    rows = datasets.Dataset.from_parquet(str(tmp_path / "verl" / "train.parquet"), cache_dir=str(tmp_path))
+    assert done.code == 0 and f"{len(steps)} step records" in done.out and len(rows) == len(steps) > 8
+    assert {r["extra_info"]["turn"] for r in rows} >= {0, 1, 2}
+    for row, s in zip(rows, steps): assert policy.text(row["prompt"], []) == policy.text(s.messages, s.tools)
+    assert export("ftrl", "-t", rollouts).code == 0 and len((tmp_path / "ftrl").read_text().splitlines()) == len(steps)
+    assert refused(export("verifiers", "-t", rollouts), "trajectories: verifiers")
+    assert refused(export("hf", "-m", tiny_folder), "model: hf takes none")
+    assert refused(export("verl", "-m", "no/such/model"), "no/such/model")
+    write_jsonl(tmp_path / "one.jsonl", environments[:1])
+    assert refused(toolrl("export", "verl", "-e", tmp_path / "one.jsonl", "-o", tmp_path / "x", "-t", rollouts), "trajectories: ", environments[1].id)
 
 def test_train_makes_a_policy_and_refuses_another_run_in_its_folder(toolrl, envs, tmp_path, tiny_folder):
     given = dict(model=tiny_folder, out=tmp_path / "run", warm_steps=1, warm_batch=1, epochs=1, updates=1, prompts=1, micro_prompts=1, group=2,

@@ -260,6 +260,27 @@ def test_a_conversation_that_is_too_long_ends_and_says_so(tiny_folder, environme
     traj, = collect(TransformersPolicy(tiny_folder, max_prompt_tokens=20), environments[:1], max_new_tokens=4)
     assert traj.stop == "too_long" and traj.turns == [] and traj.n_solved == 0
 
+def test_trajectories_that_end_at_other_lengths_are_not_mixed(tiny_folder, environments, tmp_path):
+    ask = dict(out=tmp_path / "t.jsonl", max_turns=1, max_new_tokens=2)
+    collect(TransformersPolicy(tiny_folder), environments[:1], **ask)
+    assert "max_prompt_tokens" not in (tmp_path / "t.settings.json").read_text(), "files of earlier versions stay valid"
+    with pytest.raises(UserError, match="other settings.*max_prompt_tokens: None there, 20 now"):
+        collect(TransformersPolicy(tiny_folder, max_prompt_tokens=20), environments[:2], **ask)
+
+@pytest.mark.parametrize("name", ["batch", "max_prompt_tokens"])
+def test_a_policy_that_could_decode_nothing_is_refused(name):
+    with pytest.raises(UserError, match=f"{name}: expected at least 1, got 0"): TransformersPolicy("no/such/model", **{name: 0})
+
+def test_a_policy_remembers_nothing_on_a_gpu(policy, tiny_folder, environments, monkeypatch):
+    model, tokenizer = load_model(tiny_folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "device", property(lambda self: torch.device("cuda")))
+        gpu = TransformersPolicy(model, tokenizer)
+    assert policy.memory is not None and gpu.memory is None
+    ask = dict(temperature=1, max_turns=3, max_new_tokens=6, seed=2)
+    assert [len(t.turns) for t in collect(gpu, environments, **ask)] == [len(t.turns) for t in collect(policy, environments, **ask)]
+    assert gpu.memory is None
+
 def test_a_step_record_is_continued(environments):
     env = environments[2]
     full, = collect(OraclePolicy([env]), [env], temperature=0)

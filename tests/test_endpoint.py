@@ -143,3 +143,9 @@ def test_the_command_line_measures_a_model_behind_an_endpoint(environments, serv
     assert not done.value.code and all(r.solve_f1 == 1 for r in Evaluation.load(tmp_path / "scores.json").rows)
     with pytest.raises(SystemExit) as done: run("collect", "-e", envs, "-o", tmp_path / "t.jsonl", "-m", "some-model", "--base-url", server.url, "--reasoning")
     assert done.value.code == 2 and "--reasoning" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as done: run("collect", "-e", envs, "-o", tmp_path / "t.jsonl", "-m", "m", "--base-url", server.url, "--max-prompt-tokens", 9)
+    assert done.value.code == 2 and "--max-prompt-tokens: an endpoint decides" in capsys.readouterr().err
+    at_a_time, plain = [], EndpointPolicy.generate
+    monkeypatch.setattr(EndpointPolicy, "generate", lambda self, *prompts, **how: (at_a_time.append(self.concurrency), plain(self, *prompts, **how))[1])
+    with pytest.raises(SystemExit): run("collect", "-e", envs, "-o", tmp_path / "t.jsonl", "-m", "m", "--base-url", server.url, "--batch", 3)
+    assert set(at_a_time) == {3}

@@ -1,14 +1,15 @@
 "Export: what was written is read back by the other side's own means."
 import importlib.util, inspect, json, os, subprocess
 from pathlib import Path
-import datasets, pytest, torch
+import datasets, pytest, torch, yaml
 from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import get_json_schema
+from trl import chat_template_utils
 from toolrl_lit.collect import CHAT_TEMPLATE, OraclePolicy, call_text, collect
 from toolrl_lit.episode import ToolEnvironment, tool_method
-from toolrl_lit.export import plain_messages, to_ftrl_jsonl, to_hf_dataset, to_verifiers, to_verl, trl_environment
+from toolrl_lit.export import plain_messages, step_records, to_ftrl_jsonl, to_hf_dataset, to_verifiers, to_verl, trl_environment
 from toolrl_lit.reward import score_turn
 from toolrl_lit.train import make_config
 from toolrl_lit.schema import Environment, Scenario, SubQuestion, Tool, ToolDoc, UserError, from_ftrl, read_jsonl, to_ftrl
@@ -44,6 +45,38 @@ def test_plain_messages_say_the_same_as_the_chat_template(steps):
     for step in steps:
         theirs = tokenizer.apply_chat_template(step.messages, tools=step.tools, tokenize=False, add_generation_prompt=True)
         assert theirs == tokenizer.apply_chat_template(plain_messages(step), tokenize=False, add_generation_prompt=True)
+
+def templated(template): return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"x": 0})), chat_template=template, bos_token="x")
+
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "qwen3_instruct_2507"])
+def test_plain_messages_of_a_tokenizer_say_what_its_own_template_says(steps, name):
+    "Which is what `toolrl evaluate` prompts the model with."
+    tokenizer = templated(getattr(chat_template_utils, f"{name}_chat_template"))
+    brief = steps[1].model_copy(update={"messages": [{"role": "system", "content": "Be brief."}] + steps[1].messages})
+    for step in (*steps, brief):
+        plain = plain_messages(step, tokenizer)
+        assert all(set(m) == {"role", "content"} and isinstance(m["content"], str) for m in plain) and plain != plain_messages(step)
+        for more in ({}, {"enable_thinking": False}):
+            theirs = tokenizer.apply_chat_template(step.messages, tools=step.tools, tokenize=False, add_generation_prompt=True, **more)
+            assert theirs == tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True, **more) and "country_of" in theirs
+
+@pytest.mark.parametrize("name", ["llama3_1", "gemma", "deepseekv3", "qwen3_5_think"])
+def test_a_template_that_plain_messages_cannot_follow_is_refused(steps, tmp_path, name):
+    with pytest.raises(UserError, match="tokenizer: expected a chat template.*'e1', turn"):
+        to_verl(steps, tmp_path / "out", templated(getattr(chat_template_utils, f"{name}_chat_template")))
+    assert not (tmp_path / "out").exists()
+
+def test_a_template_that_drops_the_tools_is_refused(steps):
+    ignorant = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' if m.content }}{% endfor %}"
+    with pytest.raises(UserError, match="turn 0"): plain_messages(steps[0], templated(ignorant))
+
+def test_step_records_are_every_situation_once_and_of_these_environments(env, trajectory, steps):
+    other = environment("e2", code="VIE", country="Austria", capital="Vienna")
+    more, = collect(OraclePolicy([other]), [other], temperature=0.0)
+    found = step_records([trajectory, more, trajectory], [other, env])
+    assert [(s.environment, s.turn, s.open()) for s in found] == [(e, k, 2 - k) for e in ("e1", "e2") for k in range(3)] and found[:3] == steps
+    with pytest.raises(UserError, match="'e2' is not among"): step_records([trajectory, more], [env])
+    with pytest.raises(UserError, match="'e2'.*or is another"): step_records([more], [environment("e2")])
 
 def test_plain_messages_keep_a_system_message(steps):
     step = steps[0].model_copy(update={"messages": [{"role": "system", "content": "Be brief."}] + steps[0].messages})
@@ -122,7 +155,7 @@ def test_the_script_for_verl_names_files_that_are_there_and_the_papers_settings(
     for key, value in {"data.train_batch_size": paper.prompts, actor + "ppo_mini_batch_size": paper.prompts // paper.mini_batches, rollout + "n": paper.group,
                        actor + "optim.lr": paper.learning_rate, actor + "kl_loss_coef": paper.kl, actor + "entropy_coeff": paper.entropy,
                        rollout + "temperature": paper.temperature, "data.max_prompt_length": paper.max_prompt_tokens,
-                       "data.max_response_length": paper.max_new_tokens, "trainer.total_epochs": paper.epochs}.items(): assert float(told[key]) == value, key
+                       "data.max_response_length": paper.max_new_tokens, "data.apply_chat_template_kwargs.enable_thinking": paper.reasoning, "trainer.total_epochs": paper.epochs}.items(): assert yaml.safe_load(told[key]) == value or float(told[key]) == value, key
 
 def test_verl_reward_takes_the_ablations(steps, trajectory, tmp_path):
     to_verl(steps, tmp_path)

@@ -178,11 +178,11 @@ def collect(policy: Policy,                   # writes the turns
     for name, n in (("max_turns", max_turns), ("batch", batch)):
         if n < 1: raise UserError(f"{name}: expected at least 1, got {n}")
     starts, begun = [(e.start(), k) for e in environments for k in range(samples)], []
-    reasoning = {"reasoning": True} if getattr(policy, "reasoning", False) else {}
+    own = {k: v for k, usual in (("reasoning", False), ("max_prompt_tokens", 4096)) if (v := getattr(policy, k, usual)) != usual}
     if out:
         begun, held = _kept(out := Path(out), starts)
         _same_settings(out, dict(policy=getattr(policy, "fingerprint", type(policy).__name__), samples=samples, temperature=temperature,
-            max_turns=max_turns, max_new_tokens=max_new_tokens, kind=kind, match=match, seed=seed) | reasoning, held)
+            max_turns=max_turns, max_new_tokens=max_new_tokens, kind=kind, match=match, seed=seed) | own, held)
     ended = len(begun) - len(_under_way(starts, begun, max_turns))
     with tqdm(total=len(starts), initial=ended, desc=desc, unit="rollout") as progress:
         done = _rollouts(policy, starts, begun, max_turns, batch, seed, dict(temperature=temperature, max_new_tokens=max_new_tokens),
@@ -456,9 +456,11 @@ class TransformersPolicy:
                  tokenizer=None,                # needed with a loaded model
                  parser: str | Parser | None = None,  # tool-call format it writes; None reads it off the tokenizer
                  max_prompt_tokens: int = 4096, # longer conversations end
-                 batch: int = 64,               # rows decoded together
+                 batch: int = 64,               # rows decoded together; fewer need less memory
                  reasoning: bool = False,       # let the model think before it speaks: the chat template's `enable_thinking`
                  ):
+        for name, n in (("batch", batch), ("max_prompt_tokens", max_prompt_tokens)):
+            if n < 1: raise UserError(f"{name}: expected at least 1, got {n}")
         self.model, self.tokenizer = (model, tokenizer) if isinstance(model, PreTrainedModel) else load_model(model)
         if self.tokenizer is None: raise UserError("a loaded model needs its tokenizer: TransformersPolicy(model, tokenizer)")
         self.parser = parser or parser_for(self.tokenizer.chat_template, self.tokenizer)
@@ -466,7 +468,8 @@ class TransformersPolicy:
         if reasoning and not self._can_reason():
             raise UserError("reasoning: the chat template of this model writes the same with and without enable_thinking; leave reasoning out")
         ends = self.model.generation_config.eos_token_id
-        self.memory, self.generated = PrefixMemory(self.model), 0
+        # a GPU reads a prompt again sooner than it could keep all of them
+        self.memory, self.generated = PrefixMemory(self.model) if self.model.device.type == "cpu" else None, 0
         self.stop = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
     @cached_property

@@ -833,7 +833,6 @@ def train(config: TrainConfig,                 # what to train, and how
         copy, tokenizer, max_prompt_tokens=config.max_prompt_tokens, batch=config.rollout_rows, reasoning=config.reasoning)
     policy.fingerprint                          # of the start policy: trajectories of a resumed epoch belong to the same run
     tuned = trainable(base.cpu() if sharded() else base, config.lora_rank)      # FSDP moves it to a GPU layer by layer, cut up
-    if torch.cuda.is_available(): policy.memory = None      # a GPU reads a prompt again sooner than it could keep all of them
     trainer = (_step_trainer if config.credit == "step" else _episode_trainer)(config, out, policy, tuned, environments, sandbox)
     if config.vllm_server: policy.trainer = trainer
     if live: trainer.add_callback(_Live())
