@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 from pydantic import BaseModel
+import llm_server
 from llm_server import CONTENT, TRANSPORT, ModelServer
 from toolrl_lit import llm
 from toolrl_lit.build import audit, build_environments
@@ -83,12 +84,15 @@ def test_a_request_that_fails_is_repeated(setup, mood):
     assert s.answer == server.known[s.question].answer and [m for _, m, _, _ in server.log] == [mood, None]
     if mood == "429": assert server.log[1][2] - server.log[0][2] >= 1, "earlier than Retry-After allows"
 
-def test_an_endpoint_that_knows_no_structured_output_is_asked_without(setup):
-    server, generator = setup(questions=8, structured=False)
+@pytest.mark.parametrize("refusal", [(400, "response_format is not supported"), (400, "json_schema: unknown"), (422, "extra fields not permitted")])
+def test_an_endpoint_that_knows_no_structured_output_is_asked_without(setup, refusal):
+    server, generator = setup(questions=8, unstructured=refusal)
     assert len(build(generator)) == 8 and max(server.paid.values()) == 1
 
-def test_where_the_endpoint_does_not_count_tokens_we_do(setup):
-    server, generator = setup(questions=1, usage=False)
+@pytest.mark.parametrize("usage", [False, None, {}, "none", {"prompt_tokens": None, "completion_tokens": None}, {"prompt_tokens": "many"},
+                                   {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}])
+def test_where_the_endpoint_does_not_count_tokens_we_do(setup, usage):
+    server, generator = setup(questions=1, usage=usage)
     with generator.endpoint.open():
         decompose(generator.endpoint, generator.questions[0], "s", "train", 4, Counter())
         spent = generator.endpoint.ledger.total()
@@ -121,6 +125,22 @@ def test_a_wrong_key_stops_at_once(setup, tmp_path):
     with pytest.raises(UserError, match="refuses us.*who are you.*0 of 12"): build(generator, out=tmp_path / "e.jsonl")
     assert server.requests == 1 and not (tmp_path / "e.jsonl").exists()
 
+@pytest.mark.parametrize("choices", [None, [], {}, "x", [None], ["x"], [{"message": None}], [{"message": "x"}], [{"message": {"content": 5}}],
+                                     [{"message": {"content": ["x"]}}]])
+def test_what_is_no_completion_ends_in_one_sentence(setup, monkeypatch, choices):
+    real = llm_server.completion
+    monkeypatch.setattr(llm_server, "completion", lambda *args: real(*args) | {"choices": choices})
+    server, generator = setup(questions=1, config=dict(retries=0))
+    with pytest.raises(UserError, match="fails: what it sends is no chat completion"): build(generator)
+
+def test_an_answer_without_words_or_with_half_a_character_is_an_answer(setup, monkeypatch):
+    server, generator = setup(questions=1)
+    real = llm_server.completion
+    for said, text in ((None, ""), ("\ud83d", "?")):
+        monkeypatch.setattr(llm_server, "completion", lambda *args: real(*args) | {"choices": [{"message": {"role": "assistant", "content": said}}]})
+        with generator.endpoint.open(): assert generator.endpoint.ask("say", [*HELLO, {"role": "user", "content": text}], Say) == text
+    assert server.requests == 2 and generator.endpoint.ledger.total().requests == 2
+
 def test_an_endpoint_that_goes_down_leaves_what_is_finished_and_the_same_build_goes_on(setup, tmp_path, monkeypatch):
     monkeypatch.setattr(llm, "PATIENCE", 3)
     down = lambda stage, question, n, length: "500" if len(server.paid) >= 25 else None
@@ -128,7 +148,7 @@ def test_an_endpoint_that_goes_down_leaves_what_is_finished_and_the_same_build_g
     with pytest.raises(UserError, match="requests in a row failed.*of 12 environments are finished, see .*e.so-far.jsonl"):
         build(generator, out=tmp_path / "e.jsonl")
     finished = read_jsonl(tmp_path / "e.so-far.jsonl", Environment)
-    assert finished and all(map(server.right, finished)) and server.moods["500"] <= 4
+    assert finished and all(map(server.right, finished)) and server.moods["500"] <= 5   # one before the last answer arrives, and one beside the third
     server.always = None
     built = build(generator, out=tmp_path / "e.jsonl")
     assert len(built) == 12 and max(server.paid.values()) == 1 and [p.name for p in tmp_path.glob("e.*")] == ["e.jsonl"]

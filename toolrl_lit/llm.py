@@ -208,32 +208,50 @@ def _reserve(self: Endpoint, request: dict) -> Iterator[None]:
             self._money.notify_all()
 
 # %% ../nbs/06a_llm.ipynb #30b65295
-def _post(self: Endpoint, stage: str, request: dict, schema: dict):
-    "One chat completion, or an error of the openai client; None if what came is none."
-    import openai
+class _Garbled(Exception):
+    "What came with status 200 is no chat completion."
+
+def _create(self: Endpoint, stage: str, request: dict, schema: dict, structured: bool):
+    "One call of the client."
     form = {"type": "json_schema", "json_schema": {"name": stage, "schema": schema}}
-    structured, known = self._structured, {k: request[k] for k in ("model", "messages", "max_completion_tokens")}
+    known = {k: request[k] for k in ("model", "messages", "max_completion_tokens")}
     try: return self._client.chat.completions.create(**known, extra_body={k: v for k, v in request.items() if k not in known},
                                                      **({"response_format": form} if structured else {}))
-    except openai.BadRequestError as e:
-        if not structured or "response_format" not in str(e): raise
+    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise _Garbled("what it sends is not JSON") from e
+
+def _post(self: Endpoint, stage: str, request: dict, schema: dict) -> Answer:
+    "One chat completion; `_Garbled` if what came is none, or an error of the openai client."
+    import openai
+    structured = self._structured
+    try: reply = _create(self, stage, request, schema, structured)
+    except (openai.BadRequestError, openai.UnprocessableEntityError):
+        if not structured: raise
+        reply = _create(self, stage, request, schema, False)     # if this is refused as well, the fault is another
         self._structured = False
-        return _post(self, stage, request, schema)
-    except json.JSONDecodeError: return None
+    return _read(stage, request, reply)
+
+def _read(stage: str, request: dict, reply) -> Answer:
+    "What a reply says and takes. Where an endpoint does not count, we count too much rather than too little."
+    try: text = reply.choices[0].message.content
+    except (AttributeError, LookupError, TypeError) as e: raise _Garbled("what it sends is no chat completion") from e
+    if not isinstance(text, str | None): raise _Garbled("what it sends is no chat completion")
+    text = (text or "").encode("utf-8", "replace").decode()      # half a character may come as an escape
+    counted = lambda name, instead: n if type(n := getattr(reply.usage, name, None)) is int and n > 0 else instead
+    return Answer(stage=stage, request=request, text=text, prompt_tokens=counted("prompt_tokens", _worst(request).prompt_tokens),
+                  completion_tokens=counted("completion_tokens", len(text.encode())))
 
 def _send(self: Endpoint, stage: str, request: dict, schema: dict) -> Answer:
     "An answer, or `Dropped` or `Unanswered`."
     import openai
-    try:
-        for _ in range(1 + self.config.retries):
-            reply = _post(self, stage, request, schema)
-            if getattr(reply, "choices", None): break
-        else: raise openai.OpenAIError("what it sends is no chat completion")
-    except openai.OpenAIError as e: raise _failed(self, e) from e
-    self._failures, text, usage = 0, reply.choices[0].message.content or "", reply.usage
-    worst = _worst(request)      # where an endpoint does not count, we count too much rather than too little
-    return Answer(stage=stage, request=request, text=text, prompt_tokens=usage.prompt_tokens if usage else worst.prompt_tokens,
-                  completion_tokens=usage.completion_tokens if usage else len(text.encode()))
+    for attempt in range(1 + self.config.retries):
+        try: answer = _post(self, stage, request, schema)
+        except openai.OpenAIError as e: raise _failed(self, e) from e
+        except _Garbled as e:
+            if attempt == self.config.retries: raise _failed(self, e) from e
+        else:
+            self._failures = 0
+            return answer
+
 
 # %% ../nbs/06a_llm.ipynb #fac8a4df
 def _failed(self: Endpoint, e: Exception) -> Exception:
