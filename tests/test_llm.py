@@ -1,6 +1,6 @@
 """Environments by a language model, against a real HTTP server that plays one and misbehaves on purpose (llm_server): what is accepted
 is right, nothing is lost, doubled or paid twice, and nothing goes beyond the budget."""
-import csv, json, os, random, shutil, signal, subprocess, sys, time
+import csv, email.utils, json, os, random, shutil, signal, subprocess, sys, time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from pydantic import BaseModel
 import llm_server
-from llm_server import CONTENT, TRANSPORT, ModelServer
+from llm_server import CONTENT, FREE, TRANSPORT, ModelServer
 from toolrl_lit import llm
 from toolrl_lit.build import audit, build_environments
 from toolrl_lit.cli import main
@@ -42,6 +42,7 @@ def setup(serve, tmp_path):
 
 def build(generator, n=None, **more): return build_environments(generator, n or len(generator.questions), seed=0, progress=False, **more)
 def dropped(counts): return {k: v for k, v in counts.items() if k.startswith("dropped")}
+def covers(ledger, server): return all(a >= b for a, b in zip(ledger.total(), server.bill))   # nothing is billed that is not booked
 def first(mood, *stages):
     "Misbehave the first time, in these stages or all."
     return lambda stage, question, n, length: mood if n == 0 and length == 2 and (not stages or stage in stages) else None
@@ -62,7 +63,8 @@ def test_on_a_bad_day_what_is_accepted_is_right_and_nothing_is_lost_or_doubled(s
     before = server.requests
     again = setup(server, config=dict(repairs=3))[1]
     assert list(build(again)) == list(built) and server.requests == before
-    assert again.endpoint.ledger == generator.endpoint.ledger and again.endpoint.ledger.total().requests == len(list((tmp_path / "answers").glob("??/*")))
+    assert again.endpoint.ledger == generator.endpoint.ledger and again.endpoint.ledger.total().requests == len(list((tmp_path / "answers").glob("*/*")))
+    assert covers(generator.endpoint.ledger, server) and again.endpoint.ledger["lost"].requests >= sum(server.lost.values()) > 0
 
 def test_a_good_model_is_asked_once_for_each_stage_and_all_strategies_are_applied(setup):
     server, generator = setup()
@@ -83,6 +85,48 @@ def test_a_request_that_fails_is_repeated(setup, mood):
     with generator.endpoint.open(): s = decompose(generator.endpoint, generator.questions[0], "s", "train", 4, Counter())
     assert s.answer == server.known[s.question].answer and [m for _, m, _, _ in server.log] == [mood, None]
     if mood == "429": assert server.log[1][2] - server.log[0][2] >= 1, "earlier than Retry-After allows"
+    assert covers(generator.endpoint.ledger, server) and sum(server.lost.values()) == (mood not in FREE)
+
+@pytest.mark.parametrize("mood", TRANSPORT)
+def test_no_more_attempts_are_made_than_allowed_and_the_lost_ones_are_booked_at_their_worst(setup, tmp_path, mood):
+    limits = dict(retries=1, timeout=3, max_tokens=300)
+    server, generator = setup(questions=1, always=lambda *_: mood, slow=4, config=limits)
+    ask = lambda e: decompose(e, generator.questions[0], "s", "train", 4, Counter())
+    with generator.endpoint.open(), pytest.raises(Unanswered, match="fails.*after 1 retries"): ask(generator.endpoint)
+    assert len(server.log) == server.requests == 2
+    ledger, lost = generator.endpoint.ledger, 0 if mood in FREE else 2
+    assert ledger.total() == ledger.get("lost", llm.Spent()) and (lost == 0 or covers(ledger, server))
+    assert ledger.total()[::2] == (lost, lost * 300) and (f"0 answers and {lost} lost attempts" in str(ledger)) == bool(lost)
+    again = setup(server, config=limits)[1].endpoint
+    with again.open(): assert again.ledger == ledger, "a new start does not know of them"
+
+def test_what_was_never_sent_is_not_booked(setup, tmp_path):
+    _, generator = setup(questions=1, config=dict(base_url="http://127.0.0.1:9/v1", retries=1))
+    with generator.endpoint.open(), pytest.raises(Unanswered, match="fails"): generator.endpoint.ask("say", HELLO, Say)
+    assert not generator.endpoint.ledger and not list((tmp_path / "answers").glob("*/*"))
+
+def test_pauses_get_longer(setup):
+    server, generator = setup(questions=1, always=lambda stage, question, n, length: "no completion" if n < 3 else None)
+    with generator.endpoint.open(): decompose(generator.endpoint, generator.questions[0], "s", "train", 4, Counter())
+    came = [at for _, _, at, _ in server.log]
+    assert all(b - a >= least for a, b, least in zip(came, came[1:], (0.375, 0.75, 1.5)))
+
+def test_a_date_to_come_back_at_is_kept_and_nonsense_is_none(setup):
+    server, generator = setup(questions=1, always=first("429"))
+    server.retry_after = lambda: email.utils.formatdate(time.time() + 3, usegmt=True)
+    with generator.endpoint.open(): decompose(generator.endpoint, generator.questions[0], "s", "train", 4, Counter())
+    assert 1.9 <= server.log[1][2] - server.log[0][2] < 5
+    assert [llm._retry_after(v) for v in ("", "soon", "Wed, 99 Nov 2026", "-5")] == [0, 0, 0, -5] and not llm._retry_after("nan") > 0
+
+def test_who_waits_to_ask_again_gives_up_when_all_is_stopped(setup):
+    server, generator = setup(questions=1, always=lambda *_: "429")
+    server.retry_after = lambda: "100"
+    with ThreadPoolExecutor(1) as pool:
+        with generator.endpoint.open():
+            job = pool.submit(decompose, generator.endpoint, generator.questions[0], "s", "train", 4, Counter())
+            while not server.log: time.sleep(0.02)
+            time.sleep(0.2)
+        with pytest.raises(Unanswered, match="not open"): job.result(timeout=10)
 
 @pytest.mark.parametrize("refusal", [(400, "response_format is not supported"), (400, "json_schema: unknown"), (422, "extra fields not permitted")])
 def test_an_endpoint_that_knows_no_structured_output_is_asked_without(setup, refusal):
@@ -233,18 +277,30 @@ def test_after_kill_9_no_paid_request_is_repeated(setup, tmp_path):
     server.held.set()
     built = build(setup(server)[1], out=tmp_path / "e.jsonl")
     assert len(built) == 12 and max(server.paid.values()) == 1
+    again = setup(server)[1].endpoint
+    with again.open(): assert covers(again.ledger, server) and again.ledger["lost"].requests >= sum(server.lost.values()) > 0, "what was under way may be billed"
     assert list(built) == list(build(setup(server, "fresh")[1])), "the interruption can be seen in the result"
 
-@pytest.mark.parametrize("limit", [dict(budget=0.03), dict(budget_tokens=20_000)])
-def test_the_budget_is_kept_and_a_larger_one_goes_on(setup, tmp_path, limit):
-    server, generator = setup(config=dict(concurrency=4, max_tokens=2000) | limit)
+@pytest.mark.parametrize("limit, mood", [(dict(budget=0.03), 0), (dict(budget_tokens=20_000), 0), (dict(budget=0.12), 0.5), (dict(budget_tokens=80_000), 0.5)])
+def test_the_budget_is_kept_and_a_larger_one_goes_on(setup, tmp_path, limit, mood):
+    server, generator = setup(mood=mood, moods=TRANSPORT, slow=4, config=dict(concurrency=4, max_tokens=2000, timeout=3 if mood else 60) | limit)
     with pytest.raises(UserError, match="budget is spent.*raise it"): build(generator, out=tmp_path / "e.jsonl")
     ledger = generator.endpoint.ledger
     assert 0 < ledger.cost(ledger.total()) <= limit.get("budget", 1) and sum(ledger.total()[1:]) <= limit.get("budget_tokens", 10 ** 6)
-    assert not (tmp_path / "e.jsonl").exists() and ledger.total().requests == sum(server.paid.values()) >= 12
-    more = setup(server, config={k: 20 * v for k, v in limit.items()} | dict(max_tokens=2000))[1]
+    assert not (tmp_path / "e.jsonl").exists() and sum(server.paid.values()) >= 12
+    assert covers(ledger, server) and ledger.total().requests == server.bill[0] and bool(server.lost) == bool(mood)
+    more = setup(server, config={k: 20 * v for k, v in limit.items()} | dict(max_tokens=2000, timeout=3 if mood else 60))[1]
     built = build(more, out=tmp_path / "e.jsonl")
-    assert len(built) == 12 and max(server.paid.values()) == 1 and more.endpoint.ledger.total().requests == sum(server.paid.values())
+    assert len(built) == 12 and (mood or max(server.paid.values()) == 1)
+    assert covers(more.endpoint.ledger, server) and more.endpoint.ledger.total().requests == server.bill[0]
+
+def test_an_answer_longer_than_allowed_stops_what_has_a_budget(setup):
+    for limit, stops in ((dict(budget_tokens=10 ** 6), True), ({}, False)):
+        server, generator = setup(cache=f"{stops}", questions=1, usage={"prompt_tokens": 9, "completion_tokens": 2001}, config=dict(max_tokens=2000) | limit)
+        with generator.endpoint.open():
+            assert generator.endpoint.ask("say", HELLO, Say) and generator.endpoint.ledger.total() == (1, 9, 2001)
+            if stops: assert "9 + 2001 tokens" in generator.endpoint.stopped and "max_tokens" in generator.endpoint.stopped
+            else: assert generator.endpoint.stopped is None
 
 def test_who_stops_reading_stops_the_asking(setup):
     server, generator = setup(config=dict(concurrency=2))
