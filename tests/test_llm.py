@@ -226,6 +226,17 @@ def test_hostile_or_wrong_code_is_never_accepted_and_never_runs_here(setup, tmp_
         assert code_problems(sketch, program(lambda t: code.replace("def attack", f"def {t.name}")), None)[1]
     assert not (tmp_path / "x").exists()
 
+def test_tools_that_are_the_same_in_all_but_words_must_be_merged(setup):
+    server, generator = setup(questions=12)
+    real = server.changed
+    server.changed = lambda stage, s, draft, facts: draft if stage == "integrate" else real(stage, s, draft, facts)
+    built = build(generator, rates={})
+    twins = [q for q, s in server.known.items() if llm.overlapping(real("document", s, None, {}).documents(), least=llm.TWINS)]
+    assert 0 < len(twins) < 12 and [e.question for e in built] == [q for q in server.questions if q not in twins]
+    assert dropped(built.counts) == {"dropped in stage 3: tools that do the same": len(twins)}
+    told = [json.loads(p)[-1]["content"] for stage, _, _, p in server.log if stage == "integrate" and len(json.loads(p)) > 2]
+    assert told and all("merge them into one" in t for t in told)
+
 def test_code_without_types_checks_or_neighbours_is_not_accepted(setup):
     server, generator = setup(questions=8)
     for env in build(generator, rates={}):

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .schema import (SCENARIOS, STRATEGIES, Environment, Scenario, ScenarioKind, Strategy, SubQuestion, Tool, ToolDoc,
                                UserError, _explain, explain, read_jsonl, reserve, write_text)
 from .scenario import Difficulty, faults, plain, specific
-from .integrate import Embed, overlapping, sentence_embedder
+from .integrate import Embed, TWINS, overlapping, sentence_embedder
 from .deploy import check, check_documents, embedded
 from .sandbox import harmless, shared, steady_rules
 
@@ -577,7 +577,9 @@ def stage_problems(name: str,        # of the prompt
     more = n - len(old.tools)
     wrong = lambda what: [f"number of tools: {what}"]
     if name == "document": return [] if n == len(used) == len(new.scenario.sub_questions) else wrong("one for each sub-question")
-    if name == "integrate": return wrong("no more than before, none without a sub-question") if n > len(used) or more > 0 else []
+    if name == "integrate":
+        if n > len(used) or more > 0: return wrong("no more than before, none without a sub-question")
+        return [f"tools that do the same: {o.a} and {o.b}: merge them into one" for o in overlapping(new.tools, least=TWINS)]
     if name == "extend_toolset":
         kept = new.tools[:len(old.tools)] == old.tools and new.scenario == old.scenario
         return [] if kept and more == extra else wrong(f"the old ones unchanged, and {extra} new ones behind them")
