@@ -11,8 +11,9 @@ from toolrl_lit.scenario import Difficulty, KnowledgeGenerator, decompose
 from toolrl_lit.schema import SCENARIOS, Environment
 
 GENERATOR, EASY = KnowledgeGenerator(), Difficulty()
-TRANSPORT = ("429", "500", "reset", "cut body", "short body", "no completion", "slow")
+TRANSPORT = ("429", "500", "reset", "cut body", "short body", "no completion", "no message", "504", "slow")
 REFUSED = ("400",)
+FREE = ("429", "500", *REFUSED)     # what nobody is billed for; all else was worked on, whether or not the answer arrives
 CONTENT = ("cut answer", "wrong schema", "wrong", "hostile")
 STAGES = {"stage 1": "decompose", "stage 2": "document", "stage 3": "integrate", "stage 5": "deploy",
           "propose questions": "propose", "stage 4: functionality generalization": "generalize_function",
@@ -44,12 +45,13 @@ def toolset(draft: Draft) -> dict:
 class ModelServer:
     "The server: started at once on a free port. `mood` is the share of requests that go wrong, `moods` how."
     def __init__(self, questions: int = 12, mood: float = 0.0, moods=TRANSPORT + CONTENT, seed: int = 0, slow: float = 3.0,
-                 canary: str = "canary", structured: bool = True, usage: bool = True, always=None):
+                 canary: str = "canary", unstructured: tuple | None = None, usage: bool | dict = True, always=None):
         self.known, self.drafts, self.lock = scenarios(questions, seed), {}, threading.Lock()
         self.mood, self.possible, self.slow, self.canary = mood, moods, slow, canary
-        self.structured, self.usage = structured, usage
+        self.unstructured, self.usage = unstructured, usage      # how `response_format` is refused: (status, words); or not at all
         self.always = always                      # (stage, question) -> mood or None, instead of chance
-        self.requests, self.moods, self.came, self.paid, self.log = 0, Counter(), Counter(), Counter(), []
+        self.requests, self.moods, self.came, self.log, self.retry_after = 0, Counter(), Counter(), [], lambda: "1"
+        self.paid, self.lost, self.bill = Counter(), Counter(), (0, 0, 0)    # answers given, answers that got lost, what both are billed as
         self.busy, self.most_busy, self.hold_after, self.held = 0, 0, None, threading.Event()
         handler = type("Handler", (Handler,), {"model": self})
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -142,8 +144,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def reply(self, m: ModelServer, body: dict):
         if self.path != "/v1/chat/completions": return self.send(404, {"error": {"message": f"no such path: {self.path}"}})
         if self.headers["Authorization"] == "Bearer wrong": return self.send(401, {"error": {"message": "who are you?"}})
-        if not m.structured and "response_format" in body:
-            return self.send(400, {"error": {"message": "response_format is not supported"}})
+        if m.unstructured and "response_format" in body:
+            status, words = m.unstructured
+            return self.send(status, {"error": {"message": words}})
         prompt = json.dumps(body["messages"])
         with m.lock:
             n = m.came[prompt]
@@ -151,11 +154,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
             with PARSING: text, stage, facts, mood = self.think(m, body, prompt, n)
             if mood: m.moods[mood] += 1
             m.log.append((stage, mood, time.monotonic(), prompt))
-            wait = m.hold_after is not None and sum(m.paid.values()) >= m.hold_after
-            if not wait and mood not in TRANSPORT + REFUSED: m.paid[prompt] += 1
+            wait = m.hold_after is not None and sum(m.paid.values()) >= m.hold_after      # worked on when the client dies
+            if mood not in FREE: self.charge(m, prompt, completion(text, body["messages"], True)["usage"], wait or mood in TRANSPORT)
         if wait: m.held.wait(60); raise OSError
         if mood in TRANSPORT + REFUSED: return self.misbehave(m, mood, text)
         self.send(200, completion(text, body["messages"], m.usage))
+
+    def charge(self, m: ModelServer, prompt: str, used: dict, lost: bool):
+        "Put an answer on the bill."
+        (m.lost if lost else m.paid)[prompt] += 1
+        m.bill = tuple(map(sum, zip(m.bill, (1, used["prompt_tokens"], used["completion_tokens"]))))
 
     def think(self, m: ModelServer, body: dict, prompt: str, n: int):
         "Text, stage, facts and mood."
@@ -176,12 +184,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def misbehave(self, m: ModelServer, mood: str, text: str):
         "What is wrong with an endpoint, rather than with a model."
         whole = completion(text, [], True)
-        if mood == "429": self.send(429, {"error": {"message": "slow down"}}, {"Retry-After": "1"})
+        if mood == "429": self.send(429, {"error": {"message": "slow down"}}, {"Retry-After": m.retry_after()})
         elif mood == "500": self.send(500, {"error": {"message": "sorry"}})
+        elif mood == "504": self.send(504, {"error": {"message": "the gateway is tired of waiting"}})
         elif mood == "400": self.send(400, {"error": {"message": "context length exceeded"}})
         elif mood == "cut body": self.send(200, whole, cut=len(json.dumps(whole)) // 2)
         elif mood == "short body": self.send(200, whole, missing=40)
         elif mood == "no completion": self.send(200, {"error": {"message": "overloaded"}})
+        elif mood == "no message": self.send(200, whole | {"choices": [{"index": 0, "finish_reason": "error"}]})
         elif mood == "slow": time.sleep(m.slow); self.send(200, whole)
         else:                                             # a reset, not an orderly end
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -200,9 +210,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(data[:len(data) - missing])
         if missing: self.close_connection = True
 
-def completion(text: str, messages: list, usage: bool) -> dict:
-    "A chat completion; a word is a token."
+def completion(text: str, messages: list, usage: bool | dict) -> dict:
+    "A chat completion; a word is a token, unless `usage` says otherwise or is False."
     said, asked = len(text.split()), sum(len(m["content"].split()) for m in messages)
     return {"id": "x", "object": "chat.completion", "created": 0, "model": "played",
             "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
-            **({"usage": {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}} if usage else {})}
+            **({} if usage is False else {"usage": {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
+                                                   if usage is True else usage})}
