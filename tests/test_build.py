@@ -656,3 +656,28 @@ def test_records_of_the_authors_are_audited_without_golden_calls(train):
         assert check in counts(audit_records([*steps[1:], spoil(record, **change)])), (change, check)
     done = {f.check: f.count for f in audit_records([*steps, steps[0], spoil(record, unsolved_set={})])}
     assert done["same prompt twice"] == 2 and done["question of an earlier record"] == 2
+
+def test_records_of_two_files_are_compared_whatever_their_own_fields_say(train, test):
+    as_records = lambda envs, **more: [from_ftrl(to_ftrl(e) | more, e.id) for e in envs]
+    learnt, split = as_records(train[:20]), lambda findings: {k: v for k, v in counts(findings).items() if "split" in k}
+    assert split(audit_records(learnt, as_records(test[:20]))) == {} == split(audit_records(learnt))
+    names = {t.name for e in train[:20] for t in e.tools}
+    same = audit_records(learnt, learnt)
+    assert split(same) == {"questions shared by the splits": 20, "tool names shared by the splits": len(names)}
+    assert {f.check: f.count for f in same if not f.defect and "splits" in f.check}["entities shared by the splits"] > 20
+    assert split(audit_records([*learnt, *as_records(train[:3], split="test")]))["questions shared by the splits"] == 3
+    long = next(e for e in train if len(words(e.question)) > 15)
+    near = to_ftrl(long) | dict(messages=[{"role": "user", "content": long.question + " Please."}])
+    for more in ({}, dict(split="train")):
+        (found,) = [f for f in audit_records(as_records([long], **more), [from_ftrl(near | more, "near")]) if f.check == "near-duplicate question shared by the splits"]
+        assert found.failed and found.count == 1 and found.examples[0].startswith(f"{long.id} and near")
+    subject = long.scenario.sub_questions[0].entities[0]
+    assert subject in long.question and subject not in phrasing(long) and "_" in phrasing(long)
+    blank = long.model_copy(deep=True)
+    for q in blank.scenario.sub_questions: q.entities = []
+    assert subject not in phrasing(blank), "a subject is known by the table it stands in"
+
+def test_a_question_in_other_letters_is_the_same_question(train):
+    loud = train[0].model_copy(deep=True)
+    loud.scenario.question = loud.question.upper()
+    assert overlaps([train[0]], [loud])["questions"] == [loud.question.casefold()]

@@ -323,6 +323,20 @@ def test_the_authors_records_are_audited_by_the_same_command(toolrl, envs, tmp_p
     page = (tmp_path / "a.html").read_text()
     assert "Balance and difficulty" in page and "turns taken" in page
 
+def test_records_are_audited_against_another_file_of_records(toolrl, tmp_path):
+    for split in ("train", "test"):
+        assert toolrl("build", "-n", 4, "--split", split, "-o", tmp_path / f"{split}.jsonl").code == 0
+        assert toolrl("export", "ftrl", "-e", tmp_path / f"{split}.jsonl", "-o", tmp_path / f"{split}-records.jsonl").code == 0
+    records, held = tmp_path / "train-records.jsonl", tmp_path / "test-records.jsonl"
+    done = toolrl("audit", records, "--against", held, "--out", tmp_path / "a.html")
+    assert done.code == 0 and "questions shared by the splits: 0 of 4" in done.out
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    lines[0]["messages"][0]["content"] += " Please."
+    held.write_text("".join(json.dumps(line | dict(split="train")) + "\n" for line in lines))
+    done = toolrl("audit", records, "--against", held, "--out", tmp_path / "a.html")
+    assert done.code == 1 and "DEFECT questions shared by the splits: 3 of 4" in done.out and "DEFECT tool names shared by the splits" in done.out
+    assert "DEFECT near-duplicate question shared by the splits: 1 of 8" in done.out and f"{records} line-1 and {held} line-1: " in done.out
+
 def test_environments_and_records_are_not_audited_against_each_other(toolrl, envs, tmp_path):
     records = tmp_path / "records.jsonl"
     assert toolrl("export", "ftrl", "-e", envs, "-o", records).code == 0

@@ -193,8 +193,9 @@ def _check_match(match: str):
     if match not in ("strict", "paper"): raise UserError(f"match {match!r}: expected 'strict' or 'paper'")
 
 def _split(path: Path, records: bool = False) -> Sequence:
-    "The environments in a file or folder, or the authors' records. Raises `UserError` if they are of the other kind."
-    if is_ftrl(path) == records: return read_ftrl(path) if records else OnDisk(path, Environment)
+    "The environments in a file or folder, or the authors' records, named by file and line. Raises `UserError` if they are of the other kind."
+    named = lambda: [s.model_copy(update=dict(environment=f"{path} {s.id}")) for s in read_ftrl(path)]
+    if is_ftrl(path) == records: return named() if records else OnDisk(path, Environment)
     kinds = ("environments, as `toolrl build` writes them", "records of the authors")
     raise UserError(f"against: expected {kinds[records]}, since that is what is audited; {path} holds {kinds[not records]}")
 
@@ -226,8 +227,7 @@ def audit(environments: Annotated[Path, typer.Argument(help="JSONL or folder of 
     if not records: return _audit(data, other, match, out)
     from toolrl_lit.build import audit_records
     from toolrl_lit.reward import MATCHERS
-    data += other or []
-    _tell(audit_records(data, match=MATCHERS[match]), data, out)
+    _tell(audit_records(data, other, match=MATCHERS[match]), data + (other or []), out)
 
 # %% ../nbs/14_cli.ipynb #113a9d71
 def _policy(model: str, base_url: str | None, reasoning: bool):
