@@ -607,6 +607,15 @@ def test_an_audit_takes_environments_of_other_makers():
         tools=[dict(doc=dict(name="f", description="", parameters={}), code=broken)]))
     assert exploits(env) == [] and counts(audit([env])) == {"examination of stage 5 failed": 1}
     assert leaves({"a": [1, {"b": "Lima"}]}) == ["1", "lima"]
+    assert counts(audit([env], [env]))["examination of stage 5 failed"] == 2, "against a second split as well"
+
+@pytest.mark.parametrize("tool", [{}, {"function": 5}, {"function": {"name": None}}, {"function": {"name": "f", "parameters": [1]}},
+    {"function": {"name": "f", "parameters": {"properties": 5}}}, {"function": {"name": "f", "parameters": {"required": True}}},
+    {"function": {"name": "f", "parameters": {"required": ["a"]}}}])
+def test_an_audit_takes_records_whose_documents_are_nothing_of_the_kind(tool):
+    step = StepRecord(environment="x", messages=[{"role": "user", "content": None}], tools=[tool], codes={"f": "def f(: pass"}, unsolved={"f": ["Lima"]})
+    findings = audit_records([step], [step])
+    assert counts(findings)["documents and code do not fit"] == 2 and audit_sections(findings, [step])
 
 # -- near-duplicates, and data of other makers
 

@@ -51,6 +51,13 @@ def test_bad_documents_are_noticed():
     told.tools[0].doc.description = "For example lima."
     assert first(told) == "golden answer in documents"
 
+@pytest.mark.parametrize("parameters, bare", [({"required": ["country"]}, "country"), ({"properties": {}, "required": ["a", "b"]}, "a, b"),
+                                              ({"properties": {"country": True}}, "country")])
+def test_a_parameter_without_a_description_is_noticed(parameters, bare):
+    "Of a distractor too, which no golden call tries."
+    other = Tool(doc=ToolDoc(name="main_city", description="", parameters={"type": "object", **parameters}), code=GOOD.replace("capital_of", "main_city"), distractor=True)
+    assert check(small(GOOD, extra=[other])) == [f"parameters without a description: main_city: {bare}"]
+
 def test_a_distractor_that_solves_is_noticed():
     doc = ToolDoc(name="main_city", description="", parameters={"type": "object", "properties": {"country": {"type": "string"}},
             "required": ["country"]})

@@ -448,10 +448,15 @@ def _validate(plan: Plan, executor: str, sandbox, workers: int | None, out, shar
         raise UserError(f"out: expected a .jsonl file, or a folder for shards in format {format!r}, got {out}")
 
 # %% ../nbs/07_build.ipynb #623f93f1
+def _table(tool: Tool) -> Sequence[tuple[str, str]]:
+    "Facts written in a tool's code; none if it does not parse, which the examination reports."
+    try: return embedded(tool.code)
+    except SyntaxError: return ()
+
 def entities(env: Environment) -> set[str]:
     "Every entity an environment names or embeds, in lower case; plain numbers are quantities, not entities."
     found = {x for q in env.scenario.sub_questions for x in q.entities}
-    found |= {x for t in env.tools for pair in embedded(t.code) for x in pair}
+    found |= {x for t in env.tools for pair in _table(t) for x in pair}
     return {x.casefold() for x in found if not x.replace(".", "").replace("-", "").isdigit()}
 
 def overlaps(train: Sequence[Environment],  # environments of one split
@@ -552,10 +557,9 @@ def near_duplicates(asked: Sequence[Asked],   # all questions
 
 # %% ../nbs/07_build.ipynb #6e99c44d
 def _pairs(tool) -> list[tuple[str, str]]:
-    "Facts written in a tool's code, in every unit it knows; none if it does not parse, which the examination reports."
-    try: known, units = embedded(tool.code), factors(tool.code)
-    except SyntaxError: return []
-    return [*known, *((s, convert(v, f)) for f in units for s, v in known if is_number(v))]
+    "Facts written in a tool's code, in every unit it knows."
+    known = _table(tool)
+    return [*known, *((s, convert(v, f)) for f in (factors(tool.code) if known else ()) for s, v in known if is_number(v))]
 
 def _said(thing: str, text: str) -> bool:
     "Whether a text names a thing, as words of its own: `W` is not named by `What`."
@@ -606,7 +610,7 @@ def exploits(env: Environment,  # to examine
 def phrasing(env: Environment) -> str:
     "The question with a gap where an entity was: one that a step names, or else, in data of other makers, that a tool knows."
     asked = plain(env.question)
-    said = {e for q in env.scenario.sub_questions for e in q.entities} or {s for t in env.tools for s, _ in _pairs(t) if s.strip() and _said(s, asked)}
+    said = {e for q in env.scenario.sub_questions for e in q.entities} or {s for t in env.tools for s, _ in _table(t) if s.strip() and _said(s, asked)}
     text = env.question
     for e in sorted(said, key=len, reverse=True): text = text.replace(e, "_")
     return text
@@ -691,10 +695,11 @@ def _question(step: StepRecord) -> str:
 
 def _unchecked(step: StepRecord) -> Environment:
     "A record in the form of an environment; not validated, for an audit is to find just what the schema would refuse."
-    def tool(document: dict) -> Tool:
-        name = document.get("name")
-        doc = ToolDoc.model_construct(name=name, description=document.get("description", ""),
-                                      parameters=document.get("parameters") or {})
+    def tool(document) -> Tool:
+        document = document if isinstance(document, dict) else {}
+        name, parameters = str(document.get("name") or ""), document.get("parameters")
+        doc = ToolDoc.model_construct(name=name, description=str(document.get("description", "")),
+                                      parameters=parameters if isinstance(parameters, dict) else {})
         return Tool.model_construct(doc=doc, code=step.codes.get(name, ""), distractor=name not in step.unsolved)
     golden = [SubQuestion(id=f"{name} {i}", question="", answer=a, tool=name)
               for name, answers in step.unsolved.items() for i, a in enumerate(answers, 1)]
@@ -704,12 +709,8 @@ def _unchecked(step: StepRecord) -> Environment:
 
 def _record_faults(step: StepRecord, env: Environment) -> list[str]:
     "What does not fit together in a record."
-    named, faults = {t.name: t.doc.parameters for t in env.tools}, []
-    for name in step.unsolved:
-        if name not in named or name not in step.codes: faults.append(f"golden answers, but no document or code: {name}")
-    for name, parameters in named.items():
-        if missing := set(parameters.get("required", [])) - set(parameters.get("properties", {})):
-            faults.append(f"required parameters without a description: {name}: {', '.join(sorted(missing))}")
+    named = {t.name for t in env.tools}
+    faults = [f"golden answers, but no document or code: {name}" for name in step.unsolved if name not in named or name not in step.codes]
     return faults or [f for f in check_documents(env) if not f.startswith(("golden arguments", "golden answer"))]
 
 # %% ../nbs/07_build.ipynb #25cad323
@@ -770,7 +771,8 @@ def _described(item: Environment | StepRecord) -> tuple[str, str, int, int, dict
     else:
         start, turns = item.data_source or "source not given", sum(m.get("role") == "assistant" for m in item.messages)
         sizes = {"turns taken": [turns], "solved before, %": [round(100 * item.solve_rate)], "tools with no answer left": [idle]}
-    sizes["parameters of a tool"] = [len(t.doc.parameters.get("properties") or {}) for t in env.tools]
+    known = [t.doc.parameters.get("properties") for t in env.tools]
+    sizes["parameters of a tool"] = [len(k) if isinstance(k, dict) else 0 for k in known]
     return start, env.kind or "scenario not given", len(golden), len(env.tools), sizes
 
 # %% ../nbs/07_build.ipynb #8c2f81cc

@@ -180,10 +180,13 @@ def check_documents(env: Environment) -> list[str]:
     for tool in env.tools:
         v = _validator(json.dumps(tool.doc.parameters))
         if isinstance(v, str): found.append(f"document is no JSON Schema: {tool.name}: {v}"); continue
+        known, needed = (tool.doc.parameters.get(k, ()) for k in ("properties", "required"))
+        if bare := [p for p in dict.fromkeys((*needed, *known)) if p not in known or not isinstance(known[p], dict)]:
+            found.append(f"parameters without a description: {tool.name}: {', '.join(bare)}"); continue
         try: functions = {f.name: f for f in ast.parse(tool.code).body if isinstance(f, ast.FunctionDef)}
         except SyntaxError as e: found.append(f"code does not parse: {tool.name}: {e.msg}"); continue
         if tool.name not in functions: found.append(f"code defines no function of the tool's name: {tool.name}")
-        elif {a.arg for a in functions[tool.name].args.args} != set(tool.doc.parameters.get("properties", {})):
+        elif {a.arg for a in functions[tool.name].args.args} != set(known):
             found.append(f"document and code disagree on parameters: {tool.name}")
         for q in env.scenario.sub_questions:
             error = next(v.iter_errors(q.arguments), None) if q.tool == tool.name else None
