@@ -593,6 +593,18 @@ def test_an_audit_finds_what_was_planted(train):
         assert check in planted(change), check
     assert "wrong entity accepted" not in planted(neighbour, match=lambda text, golden: text == golden)
 
+def test_an_audit_finds_a_final_answer_that_no_step_has(train):
+    computed = next(e for e in train if "sum" in e.question or "exceed" in e.question)
+    assert computed.answer not in [q.answer for q in computed.scenario.sub_questions]
+    for where in ("question", "documents"):
+        env = computed.model_copy(deep=True)
+        if where == "question": env.scenario.question += f" (It is {env.answer}.)"
+        else: env.tools[-1].doc.description += f" Such as {env.answer}."
+        for findings in (audit([env]), audit_records([from_ftrl(to_ftrl(env), "x")])):
+            told = {f.check: f for f in findings if f.failed and f.check.startswith("final")}
+            assert set(told) == {f"final answer in {where}"} and told[f"final answer in {where}"].count == told[f"final answer in {where}"].of == 1
+            assert "documents and code do not fit" not in counts(findings)
+
 def test_an_audit_finds_repetition_within_and_between(train):
     assert counts(audit([train[0], train[0]]))["same question twice"] == 1
     between = counts(audit([train[0]], [train[0].model_copy(deep=True)]))
