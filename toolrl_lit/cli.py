@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 import filelock, typer, yaml
 from pydantic import ValidationError
-from .schema import Environment, OnDisk, UserError, explain, holds_work, is_ftrl, read_ftrl, read_jsonl, refuse_other, reserve, write_text
+from .schema import SCENARIOS, Environment, OnDisk, UserError, explain, holds_work, is_ftrl, read_ftrl, read_jsonl, refuse_other, reserve, write_text
 
 # %% ../nbs/14_cli.ipynb #c2a880c8
 class _Yaml(yaml.SafeLoader):
@@ -123,7 +123,7 @@ Tokens = Annotated[int, typer.Option(help="Tokens of a turn at most; thoughts ne
 @app.command()
 def build(out: Annotated[Path, typer.Option("--out", "-o", help="A .jsonl file, or a folder for shards and their manifest.")],
           n: Annotated[int | None, typer.Option("-n", help="How many; default 400, of --questions all.")] = None,
-          seed: Seed = 0, split: Annotated[str, typer.Option(help="'train' or 'test'; packaged facts are in one only.")] = "train",
+          seed: Seed = 0, split: Annotated[str, typer.Option(help="'train' or 'test', which share no packaged fact.")] = "train",
           shard: Annotated[int, typer.Option(help="Environments in a shard.")] = 10_000,
           format: Annotated[str, typer.Option(help="Of shards: 'jsonl' or 'parquet'.")] = "jsonl",
           workers: Annotated[int | None, typer.Option(help="Processes; default 1, on Ray one for each of its processors.")] = None,
@@ -166,10 +166,12 @@ def build(out: Annotated[Path, typer.Option("--out", "-o", help="A .jsonl file, 
 def _difficulty(param: list[str], llm: bool) -> tuple[dict, list[str]]:
     "What `param` says of the size of questions, as arguments of `build_environments`; and what else it says."
     from toolrl_lit.scenario import Difficulty
-    mine = [p for p in param if p.partition("=")[0].strip() in {*Difficulty.model_fields, "scenarios"}] if llm else param
-    values = parse_parameters(mine, [*Difficulty.model_fields, *([] if llm else ["scenarios"])])
-    kinds = values.pop("scenarios", None)
+    mine = [p for p in param if p.partition("=")[0].strip() in {*Difficulty.model_fields, "scenarios", "rates"}] if llm else param
+    values = parse_parameters(mine, [*Difficulty.model_fields, "rates", *([] if llm else ["scenarios"])])
+    kinds, rates = values.pop("scenarios", None), values.pop("rates", None)
     more = {"scenarios": (kinds,) if isinstance(kinds, str) else tuple(kinds)} if kinds else {}
+    if rates is not None: more["rates"] = rates
+    if not isinstance(rates or {}, dict): raise UserError(f"rates: expected probabilities by strategy, such as {{toolset extension: 1}}, got {rates!r}")
     try: return more | {"difficulty": Difficulty(**values)}, [p for p in param if p not in mine]
     except ValidationError as e: raise UserError(explain(e, Difficulty)) from e
 
@@ -272,12 +274,18 @@ def parameters(of: Annotated[str, typer.Argument(help="'train', 'build', or 'llm
     from rich.table import Table
     if of not in ("train", "build", "llm"): raise UserError(f"parameters of {of!r}: expected 'train', 'build' or 'llm'")
     if of == "train": from toolrl_lit.train import TrainConfig as config
-    elif of == "build": from toolrl_lit.scenario import Difficulty as config
+    elif of == "build":
+        from toolrl_lit.scale import RATES
+        from toolrl_lit.scenario import Difficulty as config
     else: from toolrl_lit.llm import LLMConfig as config
     table = Table("parameter", "default", "meaning")
     for name, field in config.model_fields.items():
         values = f" (one of {', '.join(map(str, get_args(field.annotation)))})" if get_origin(field.annotation) is Literal else ""
         table.add_row(name, "(required)" if field.is_required() else str(field.default), escape((field.description or "") + values))
+    if of == "build":
+        usual = ", ".join(f"{k}: {v}" for k, v in RATES.items())
+        table.add_row("scenarios", "all", f"kinds of questions, taken in turn, of {', '.join(SCENARIOS)}; not for --generator llm")
+        table.add_row("rates", "as said", f"probability of each scaling strategy; by default {usual}; those not named are left out, {{}} leaves all out")
     Console().print(table)
 
 # %% ../nbs/14_cli.ipynb #bce98b19
