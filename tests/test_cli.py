@@ -103,6 +103,15 @@ def test_the_size_of_questions_is_a_parameter_of_building(toolrl, tmp_path):
     assert refused(toolrl("build", "-o", tmp_path / "b.jsonl", "-p", "hop=3"), "Did you mean 'hops'")
     assert "steps of a chain" in toolrl("parameters", "build").out
 
+def test_the_scaling_strategies_are_a_parameter_of_building(toolrl, tmp_path):
+    for typed, there in (("{}", set()), ("{parameter expansion: 1}", {"parameter expansion"})):
+        assert toolrl("build", "-o", tmp_path / f"{len(there)}.jsonl", "-n", 8, "-p", f"rates={typed}").code == 0
+        assert {s for e in OnDisk(tmp_path / f"{len(there)}.jsonl", Environment) for s in e.strategies} == there
+    for typed, said in (("5", "rates: expected probabilities by strategy"), ("{magic: 1}", "rates: expected some of"), ("{parameter expansion: 2}", "from 0 to 1")):
+        assert refused(toolrl("build", "-o", tmp_path / "b.jsonl", "-p", f"rates={typed}"), said)
+    told = toolrl("parameters", "build").out
+    assert all(word in told for word in ("scenarios", "rates", "parallel", "toolset")) and "scenarios" not in toolrl("parameters", "llm").out
+
 def test_a_build_is_audited_against_the_other_split(toolrl, tmp_path):
     assert toolrl("build", "-o", tmp_path / "train.jsonl", "-n", 8).code == 0
     done = toolrl("build", "-o", tmp_path / "test.jsonl", "-n", 8, "--split", "test", "--audit", "--against", tmp_path / "train.jsonl")
@@ -390,6 +399,20 @@ def test_the_authors_records_are_audited_by_the_same_command(toolrl, envs, tmp_p
     assert refused(toolrl("audit", tmp_path / "broken.jsonl"), "broken.jsonl, line 2", "codes")
     page = (tmp_path / "a.html").read_text()
     assert "Balance and difficulty" in page and "turns taken" in page
+
+def test_records_are_audited_against_another_file_of_records(toolrl, tmp_path):
+    for split in ("train", "test"):
+        assert toolrl("build", "-n", 4, "--split", split, "-o", tmp_path / f"{split}.jsonl").code == 0
+        assert toolrl("export", "ftrl", "-e", tmp_path / f"{split}.jsonl", "-o", tmp_path / f"{split}-records.jsonl").code == 0
+    records, held = tmp_path / "train-records.jsonl", tmp_path / "test-records.jsonl"
+    done = toolrl("audit", records, "--against", held, "--out", tmp_path / "a.html")
+    assert done.code == 0 and "questions shared by the splits: 0 of 4" in done.out
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    lines[0]["messages"][0]["content"] += " Please."
+    held.write_text("".join(json.dumps(line | dict(split="train")) + "\n" for line in lines))
+    done = toolrl("audit", records, "--against", held, "--out", tmp_path / "a.html")
+    assert done.code == 1 and "DEFECT questions shared by the splits: 3 of 4" in done.out and "DEFECT tool names shared by the splits" in done.out
+    assert "DEFECT near-duplicate question shared by the splits: 1 of 8" in done.out and f"{records} line-1 and {held} line-1: " in done.out
 
 def test_environments_and_records_are_not_audited_against_each_other(toolrl, envs, tmp_path):
     records = tmp_path / "records.jsonl"

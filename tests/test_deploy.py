@@ -3,7 +3,7 @@ import json
 import pytest
 from hypothesis import given, settings, strategies as st
 from toolrl_lit.build import build_environments
-from toolrl_lit.deploy import check, fill, probes
+from toolrl_lit.deploy import check, check_documents, fill, final_told, probes
 from toolrl_lit.sandbox import shared
 from toolrl_lit.scenario import KnowledgeGenerator
 from toolrl_lit.schema import Environment, SubQuestion, Scenario, Tool, ToolDoc
@@ -50,6 +50,33 @@ def test_bad_documents_are_noticed():
     told = small(GOOD)
     told.tools[0].doc.description = "For example lima."
     assert first(told) == "golden answer in documents"
+
+def asks(question, answer, description=""):
+    "An environment with the steps 1284000 and 1285780."
+    env = small(GOOD)
+    env.tools[0].doc.description, env.scenario.question, env.scenario.answer = description, question, answer
+    env.scenario.sub_questions = [env.scenario.sub_questions[0].model_copy(update=dict(id=a, answer=a)) for a in ("1284000", "1285780")]
+    return env
+
+@pytest.mark.parametrize("question, answer, description, where", [
+    ("By how much does Chad exceed Peru?", "1780", "For instance 1780.", ["documents"]), ("By how much does Chad exceed Peru?", "1780", "For instance 17801.", []),
+    ("Is it 1,780?", "1780", "", ["question"]), ("In 1780, is it less?", "178", "", []), ("Of 12 lakes, how many are left?", "12", "At most 12.", ["question"]),
+    ("How many lakes?", "12", "At most 12.", []), ("Which is larger, Chad or Peru?", "Peru", "Of Chad and Peru.", []), ("Which is larger, Chad or Peru?", "Chad", "", []),
+    ("Which of the lakes Chad, Titicaca or Volta is deepest?", "Titicaca", "", []), ("Which is larger: the Chad, the Niger, or the Volta?", "niger", "", []),
+    ("Of Chad and Peru, which is larger?", "Peru", "", []), ("Which is larger, Chad or Peru? Hint: Peru.", "Peru", "", ["question"]),
+    ("Where is Lima? In Peru.", "Peru", "Such as Peru.", ["question", "documents"]), ("Is it a lake or not? Yes, no?", "no", "", []),
+    ("What do Chad and Peru add up to, 99?", "99", "", ["question"]), ("Is 1284000 right?", "1284000", "", []), ("What?", "", "", [])])
+def test_a_final_answer_that_can_be_read_is_noticed_unless_it_is_offered_for_choice(question, answer, description, where):
+    env = asks(question, answer, description)
+    assert final_told(env) == where
+    assert [p for p in check_documents(env) if p.startswith("final")] == ["final answer in documents"] * ("documents" in where)
+
+@pytest.mark.parametrize("parameters, bare", [({"required": ["country"]}, "country"), ({"properties": {}, "required": ["a", "b"]}, "a, b"),
+                                              ({"properties": {"country": True}}, "country")])
+def test_a_parameter_without_a_description_is_noticed(parameters, bare):
+    "Of a distractor too, which no golden call tries."
+    other = Tool(doc=ToolDoc(name="main_city", description="", parameters={"type": "object", **parameters}), code=GOOD.replace("capital_of", "main_city"), distractor=True)
+    assert check(small(GOOD, extra=[other])) == [f"parameters without a description: main_city: {bare}"]
 
 def test_a_distractor_that_solves_is_noticed():
     doc = ToolDoc(name="main_city", description="", parameters={"type": "object", "properties": {"country": {"type": "string"}},

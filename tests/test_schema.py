@@ -1,12 +1,12 @@
 "Schema: what is written is read back, and what does not fit is named with file, line and field."
 import errno, json, os
-import pytest
+import pyarrow as pa, pyarrow.parquet as pq, pytest
 from hypothesis import given, settings, strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from toolrl_lit import schema as module
 from toolrl_lit.collect import OraclePolicy, collect
 from toolrl_lit.schema import (Environment, Scenario, SubQuestion, Tool, ToolCall, ToolDoc, Trajectory, Turn, UserError,
-                               explain, from_ftrl, read_jsonl, refuse_other, reserve, to_ftrl, write_jsonl, write_text)
+                               explain, from_ftrl, read_ftrl, read_jsonl, refuse_other, reserve, to_ftrl, write_jsonl, write_text)
 
 few = settings(max_examples=40, deadline=None)
 # everything that can stand in a file, with the characters that Python takes for ends of lines and JSON does not escape
@@ -76,6 +76,28 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes(b'{"name": "caf\xe9"}\n')
     for name, said in (("none.jsonl", "No such file"), ("", "directory"), ("latin.jsonl", "not UTF-8 text .byte 13")):
         with pytest.raises(UserError, match=said): read_jsonl(tmp_path / name, ToolCall)
+
+@pytest.mark.parametrize("make, said", [
+    (lambda p: p.write_bytes(b"PAR1 and then nothing"), "cannot be read as Parquet: "),
+    (lambda p: p.write_bytes(b"PAR1" + bytes(40) + b"PAR1"), "cannot be read as Parquet: "),
+    (lambda p: None, "cannot be read as Parquet: .*No such file"), (lambda p: p.mkdir(), "without manifest.json"),
+    (lambda p: pq.write_table(pa.table({"name": ["a"]}), p), "got one without a column 'record' of texts"),
+    (lambda p: pq.write_table(pa.table({"record": [3]}), p), "got one without a column 'record' of texts"),
+    (lambda p: pq.write_table(pa.table({"record": ['{"name": "a"}', None]}), p), "line 2: the line: JSON input should be string")])
+def test_a_parquet_file_that_no_build_has_written_is_named(tmp_path, make, said):
+    path = tmp_path / "a.parquet"
+    make(path)
+    with pytest.raises(UserError, match=f"{path}.*{said}") as caught: read_jsonl(path, ToolCall)
+    assert "\n" not in str(caught.value)
+
+def test_a_parquet_file_with_broken_pages_is_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"record": ['{"name": "a"}'] * 99}), path, compression="zstd")
+    whole = path.read_bytes()
+    assert len(read_jsonl(path, ToolCall)) == 99
+    module._group.cache_clear()
+    path.write_bytes(whole[:20] + bytes(40) + whole[60:])
+    with pytest.raises(UserError, match=f"{path}: cannot be read as Parquet: "): read_jsonl(path, ToolCall)
 
 # -- writing
 
@@ -162,6 +184,12 @@ def test_a_malformed_record_is_named_by_field(change, said):
     record = dict(messages=[], tools="[]", codes="{}", unsolved_set="{}", answer="x") | change
     record = {k: v for k, v in record.items() if v is not None}
     with pytest.raises(UserError, match=said): from_ftrl(record)
+
+@pytest.mark.parametrize("line", ["null", "5", '"tools codes unsolved_set"', "[1]"])
+def test_a_line_that_is_no_object_is_named(tmp_path, line):
+    good = json.dumps(dict(messages=[], tools="[]", codes="{}", unsolved_set="{}"))
+    path = write_text(tmp_path / "records.jsonl", good + "\n" + line + "\n")
+    with pytest.raises(UserError, match=f"{path}, line 2: expected an object with the fields messages, .*, got "): read_ftrl(path)
 
 # -- work that goes on
 

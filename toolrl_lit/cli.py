@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 import filelock, typer, yaml
 from pydantic import ValidationError
-from .schema import (Environment, OnDisk, Trajectory, UserError, explain, holds_work, is_ftrl, read_ftrl, read_jsonl, refuse_other, reserve,
-                               write_text)
+from .schema import (SCENARIOS, Environment, OnDisk, Trajectory, UserError, explain, holds_work, is_ftrl, read_ftrl, read_jsonl,
+                               refuse_other, reserve, write_text)
 
 # %% ../nbs/14_cli.ipynb #c2a880c8
 class _Yaml(yaml.SafeLoader):
@@ -129,7 +129,7 @@ Longest = Annotated[int | None, typer.Option("--max-prompt-tokens", help="A conv
 @app.command()
 def build(out: Annotated[Path, typer.Option("--out", "-o", help="A .jsonl file, or a folder for shards and their manifest.")],
           n: Annotated[int | None, typer.Option("-n", help="How many; default 400, of --questions all.")] = None,
-          seed: Seed = 0, split: Annotated[str, typer.Option(help="'train' or 'test'; packaged facts are in one only.")] = "train",
+          seed: Seed = 0, split: Annotated[str, typer.Option(help="'train' or 'test', which share no packaged fact.")] = "train",
           shard: Annotated[int, typer.Option(help="Environments in a shard.")] = 10_000,
           format: Annotated[str, typer.Option(help="Of shards: 'jsonl' or 'parquet'.")] = "jsonl",
           workers: Annotated[int | None, typer.Option(help="Processes; default 1, on Ray one for each of its processors.")] = None,
@@ -172,10 +172,12 @@ def build(out: Annotated[Path, typer.Option("--out", "-o", help="A .jsonl file, 
 def _difficulty(param: list[str], llm: bool) -> tuple[dict, list[str]]:
     "What `param` says of the size of questions, as arguments of `build_environments`; and what else it says."
     from toolrl_lit.scenario import Difficulty
-    mine = [p for p in param if p.partition("=")[0].strip() in {*Difficulty.model_fields, "scenarios"}] if llm else param
-    values = parse_parameters(mine, [*Difficulty.model_fields, *([] if llm else ["scenarios"])])
-    kinds = values.pop("scenarios", None)
+    mine = [p for p in param if p.partition("=")[0].strip() in {*Difficulty.model_fields, "scenarios", "rates"}] if llm else param
+    values = parse_parameters(mine, [*Difficulty.model_fields, "rates", *([] if llm else ["scenarios"])])
+    kinds, rates = values.pop("scenarios", None), values.pop("rates", None)
     more = {"scenarios": (kinds,) if isinstance(kinds, str) else tuple(kinds)} if kinds else {}
+    if rates is not None: more["rates"] = rates
+    if not isinstance(rates or {}, dict): raise UserError(f"rates: expected probabilities by strategy, such as {{toolset extension: 1}}, got {rates!r}")
     try: return more | {"difficulty": Difficulty(**values)}, [p for p in param if p not in mine]
     except ValidationError as e: raise UserError(explain(e, Difficulty)) from e
 
@@ -199,8 +201,9 @@ def _check_match(match: str):
     if match not in ("strict", "paper"): raise UserError(f"match {match!r}: expected 'strict' or 'paper'")
 
 def _split(path: Path, records: bool = False) -> Sequence:
-    "The environments in a file or folder, or the authors' records. Raises `UserError` if they are of the other kind."
-    if is_ftrl(path) == records: return read_ftrl(path) if records else OnDisk(path, Environment)
+    "The environments in a file or folder, or the authors' records, named by file and line. Raises `UserError` if they are of the other kind."
+    named = lambda: [s.model_copy(update=dict(environment=f"{path} {s.id}")) for s in read_ftrl(path)]
+    if is_ftrl(path) == records: return named() if records else OnDisk(path, Environment)
     kinds = ("environments, as `toolrl build` writes them", "records of the authors")
     raise UserError(f"against: expected {kinds[records]}, since that is what is audited; {path} holds {kinds[not records]}")
 
@@ -232,8 +235,7 @@ def audit(environments: Annotated[Path, typer.Argument(help="JSONL or folder of 
     if not records: return _audit(data, other, match, out)
     from toolrl_lit.build import audit_records
     from toolrl_lit.reward import MATCHERS
-    data += other or []
-    _tell(audit_records(data, match=MATCHERS[match]), data, out)
+    _tell(audit_records(data, other, match=MATCHERS[match]), data + (other or []), out)
 
 # %% ../nbs/14_cli.ipynb #113a9d71
 def _policy(model: str, base_url: str | None, reasoning: bool, batch: int | None, max_prompt_tokens: int | None):
@@ -291,12 +293,18 @@ def parameters(of: Annotated[str, typer.Argument(help="'train', 'build', or 'llm
     from rich.table import Table
     if of not in ("train", "build", "llm"): raise UserError(f"parameters of {of!r}: expected 'train', 'build' or 'llm'")
     if of == "train": from toolrl_lit.train import TrainConfig as config
-    elif of == "build": from toolrl_lit.scenario import Difficulty as config
+    elif of == "build":
+        from toolrl_lit.scale import RATES
+        from toolrl_lit.scenario import Difficulty as config
     else: from toolrl_lit.llm import LLMConfig as config
     table = Table("parameter", "default", "meaning")
     for name, field in config.model_fields.items():
         values = f" (one of {', '.join(map(str, get_args(field.annotation)))})" if get_origin(field.annotation) is Literal else ""
         table.add_row(name, "(required)" if field.is_required() else str(field.default), escape((field.description or "") + values))
+    if of == "build":
+        usual = ", ".join(f"{k}: {v}" for k, v in RATES.items())
+        table.add_row("scenarios", "all", f"kinds of questions, taken in turn, of {', '.join(SCENARIOS)}; not for --generator llm")
+        table.add_row("rates", "as said", f"probability of each scaling strategy; by default {usual}; those not named are left out, {{}} leaves all out")
     Console().print(table)
 
 # %% ../nbs/14_cli.ipynb #bce98b19

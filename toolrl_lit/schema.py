@@ -360,12 +360,22 @@ def read_manifest(folder: str | Path,         # folder of shards
 
 GROUP = 1000                                  # rows of a Parquet row group: what reading one row has to decode
 
+@contextmanager
+def _parquet(path: Path) -> Iterator:
+    "A Parquet file of models. Raises `UserError` if it cannot be read, or holds something else."
+    import pyarrow as pa, pyarrow.parquet as pq
+    try:
+        with pq.ParquetFile(path) as file:
+            texts = [f for f in file.schema_arrow if f.name == "record" and (pa.types.is_string(f.type) or pa.types.is_large_string(f.type))]
+            if len(texts) != 1: raise UserError(f"{path}: expected a Parquet file that a build has written, got one without a column 'record' of texts")
+            yield file
+    except (OSError, pa.ArrowException) as e: raise UserError(f"{path}: cannot be read as Parquet: {str(e).splitlines()[0]}") from e
+
 def rows_of(path: Path,                       # a JSONL or Parquet file
             ) -> Iterator[tuple[int, int, str]]:
     "For each row where it starts, its number from 1, and its JSON text. Raises `UserError` naming the file."
     if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-        groups = pq.ParquetFile(path).num_row_groups
+        with _parquet(path) as file: groups = file.num_row_groups
         texts = (text for g in range(groups) for text in _group(path, g))
         yield from ((n - 1, n, text) for n, text in enumerate(texts, 1))
         return
@@ -381,8 +391,7 @@ def rows_of(path: Path,                       # a JSONL or Parquet file
 @lru_cache(maxsize=2)
 def _group(path: Path, g: int) -> list[str]:
     "JSON texts of a Parquet row group."
-    import pyarrow.parquet as pq
-    return pq.ParquetFile(path).read_row_group(g, columns=["record"]).column(0).to_pylist()
+    with _parquet(path) as file: return file.read_row_group(g, columns=["record"]).column(0).to_pylist()
 
 # %% ../nbs/00_schema.ipynb #78d34604
 class OnDisk(Sequence):
@@ -445,6 +454,7 @@ def from_ftrl(record: dict,      # one object of the authors' JSON Lines
               environment: str = "",  # id to give it
               ) -> StepRecord:
     "The authors' record as a `StepRecord`. Raises `UserError` naming the field that is missing or malformed."
+    if not isinstance(record, dict): raise UserError(f"expected an object with the fields {', '.join(_FTRL)}, got {_short(record)}")
     inner = {}
     for key in ("tools", "codes", "unsolved_set"):
         if key not in record: raise UserError(f"the record has no field {key!r}; the authors' format has {', '.join(_FTRL)}")
