@@ -76,15 +76,15 @@ class TrainConfig(BaseModel):
     credit: Literal["step", "episode", "turn"] = Field("step",
         description="what is sampled and rewarded: step, one turn after a step record (paper); episode, whole episodes, by their Solve-F1 (TRL's "
                     "environment_factory); turn, the same, and each of their turns beside (MT-GRPO, arXiv 2505.11821)")
-    kind: Literal["f1", "p", "r", "pr"] = Field("f1", description="reward kind of a turn (paper, ablation)")
+    kind: Literal["f1", "p", "r", "pr"] = Field("f1", description="reward kind of a turn (paper, ablation); with credit=turn of each turn, while the episode's part stays Solve-F1")
     match: Literal["paper", "strict"] = Field("paper", description="how results are compared with golden answers")
     epochs: int = Field(2, ge=1, description="each begins by collecting trajectories with the current policy (credit=step), or goes over the same environments again")
     updates: int = Field(4, ge=1, description="batches of rollouts in an epoch; an update each, or mini_batches updates")
-    prompts: int = Field(12, ge=1, description="step records in a batch of rollouts (paper: 512)")
+    prompts: int = Field(12, ge=1, description="step records in a batch of rollouts (paper: 512); with credit=episode or turn: questions")
     mini_batches: int = Field(1, ge=1,
-        description="updates on one batch of rollouts, one after the other, each on its own share of the step records (paper: 16)")
-    oversample: int = Field(2, ge=1, description="step records tried for each one in a batch; those whose rewards lie furthest apart are kept")
-    group: int = Field(8, ge=2, description="turns sampled for each step record")
+        description="updates on one batch of rollouts, one after the other, each on its own share of the step records or questions (paper: 16)")
+    oversample: int = Field(2, ge=1, description="step records tried for each one in a batch; those whose rewards lie furthest apart are kept (credit=step; else 1)")
+    group: int = Field(8, ge=2, description="turns sampled for each step record; with credit=episode or turn: episodes for each question")
     environments: int = Field(48, ge=1, description="environments to collect in at the start of an epoch")
     learning_rate: float = Field(7e-4, gt=0, description="peak learning rate")
     warmup: float = Field(0.25, ge=0, lt=1, description="share of the updates in which the learning rate rises to its peak; after it, it falls to 0")
@@ -97,9 +97,9 @@ class TrainConfig(BaseModel):
     max_episode_tokens: int = Field(400, ge=1, description="credit=episode or turn: tokens after the prompt at most, results included")
     lora_rank: int = Field(16, ge=0,
         description="rank of the LoRA adapters on all linear layers; 0 trains all weights, which wants a far lower learning_rate")
-    micro_prompts: int = Field(1, ge=1, description="step records in one backward pass; memory grows with it")
+    micro_prompts: int = Field(1, ge=1, description="step records, or questions, in one backward pass; memory grows with it")
     split_group: int = Field(1, ge=1,
-        description="backward passes that share the turns of a step record; each reads the prompt anew, and needs less memory")
+        description="backward passes that share the turns of a step record, or the episodes of a question; each reads the prompt anew, and needs less memory")
     rollout_rows: int = Field(128, ge=1, description="turns sampled side by side; memory grows with it, and other turns are sampled")
     gradient_checkpointing: bool = Field(False,
         description="compute activations a second time instead of keeping them: less memory, a third more time")
