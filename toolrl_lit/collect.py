@@ -199,7 +199,8 @@ def grouped_attention(module, query, key, value, attention_mask, scaling=None, d
     length, groups = key.shape[2], heads // key.shape[1]
     query = query.reshape(rows, -1, groups * new, d)
     if new == 1:                                # two plain products beat the fused kernel for so few queries
-        scores = (query @ key.transpose(2, 3)).float().mul(scaling).masked_fill(~attention_mask, -torch.inf)
+        hidden = torch.zeros(attention_mask.shape, device=query.device).masked_fill_(~attention_mask, -torch.inf)
+        scores = (query @ key.transpose(2, 3)).float().mul_(scaling).add_(hidden)
         out = scores.softmax(-1).to(value.dtype) @ value
     else:
         attention_mask = attention_mask.expand(-1, 1, new, length).repeat(1, 1, groups, 1)
