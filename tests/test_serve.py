@@ -1,5 +1,5 @@
 "Serving: a real MCP client, over both transports and both kinds of the protocol, in environments kind and hostile."
-import contextlib, json, os, signal, socket, subprocess, sys
+import contextlib, json, os, signal, socket, subprocess, sys, time
 import anyio, pytest
 from hypothesis import given, settings, strategies as st
 pytest.importorskip("mcp", reason="the package mcp is not installed: pip install 'toolrl_lit[mcp]'")
@@ -109,7 +109,36 @@ def test_clients_over_http_do_not_share_anything(file, tmp_path, mode):
     out = tmp_path / "out.jsonl"
     with process(file(env), "--http", 0, "--data", tmp_path / "data.json", "--out", out) as p: anyio.run(run, p.url)
     assert p.returncode == 0 and p.said[0] == ""
-    assert [t.n_calls for t in read_jsonl(out, Trajectory)] == [3, 2]
+    assert sorted(t.n_calls for t in read_jsonl(out, Trajectory)) == [2, 3]
+
+def eventually(holds):
+    for _ in range(200):
+        if holds(): return True
+        time.sleep(0.05)
+
+def test_a_session_over_http_is_kept_when_its_client_leaves(file, tmp_path):
+    out = tmp_path / "out.jsonl"
+    kept = lambda: [(t.n_calls, t.n_solved) for t in read_jsonl(out, Trajectory)]
+    async def run(url):
+        for n in (1, 2):
+            async with Client(url) as client:
+                for _ in range(n): await client.call_tool("ask", {"key": "k"})
+    with process(file(environment()), "--http", 0, "--out", out, end=signal.SIGKILL) as p:
+        anyio.run(run, p.url)
+        assert eventually(lambda: kept() == [(1, 1), (2, 1)]), kept()
+    assert kept() == [(1, 1), (2, 1)]
+
+def test_a_session_that_cannot_be_kept_now_is_kept_in_the_end(file, tmp_path):
+    out = tmp_path / "out.jsonl"
+    async def run(url):
+        async with Client(url) as client: await client.call_tool("ask", {"key": "k"})
+    with process(file(environment()), "--http", 0, "--out", out) as p:
+        out.write_text("no trajectory\n")
+        anyio.run(run, p.url)
+        said = p.stderr.readline()
+        out.write_text("")
+    assert said.startswith(f"error: {out}, line 1") and "tried again" in said
+    assert p.returncode == 0 and [t.n_solved for t in read_jsonl(out, Trajectory)] == [1]
 
 def test_a_client_over_http(file):
     env = environment()

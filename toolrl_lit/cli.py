@@ -388,8 +388,8 @@ def serve(environments: Annotated[Path, typer.Argument(help="JSONL of environmen
           http: Annotated[int | None, typer.Option(metavar="PORT", help="Serve at http://127.0.0.1:PORT/mcp; 0: a free port.")] = None,
           data: Annotated[Path | None, typer.Option(help="JSON that tools take as `data`; each session has a copy.")] = None,
           match: Annotated[str, typer.Option(help="Whose rule says what is solved: 'paper' or 'strict'.")] = "paper",
-          score: Annotated[bool, typer.Option(help="At the end, print each session's Solve-P, -R and -F1 on stderr.")] = False,
-          out: Annotated[Path | None, typer.Option("--out", "-o", help="At the end, add sessions to this JSONL of trajectories.")] = None):
+          score: Annotated[bool, typer.Option(help="Print each session's Solve-P, -R and -F1 on stderr when it closes.")] = False,
+          out: Annotated[Path | None, typer.Option("--out", "-o", help="Add each session to this JSONL of trajectories when it closes.")] = None):
     """Offer an environment to any MCP client: its tools, and its question as the prompt 'question'.
 
     The client starts this command and talks to it over standard input and output, or connects by --http.
@@ -402,12 +402,14 @@ def serve(environments: Annotated[Path, typer.Argument(help="JSONL of environmen
     env, state = _choose(environments, id, index), _read_json(data) if data else None
     if out: keep([], out)
     if score: from toolrl_lit.evaluate import score as scored        # now: at the end a client does not wait for imports
-    done = serve(env, http, data=state, match=match)
-    if out: keep(done, out)
-    for n, t in enumerate(done if score else [], 1):
-        s = scored(t)
-        print(f"session {n}: Solve-P {s.solve_p:.2f}, Solve-R {s.solve_r:.2f}, Solve-F1 {s.solve_f1:.2f} "
-              f"({s.solved} of {s.sub_questions} sub-questions solved, {s.calls} calls)", file=sys.stderr)
+    number = itertools.count(1)
+    def ended(trajectory):
+        if out: keep([trajectory], out)
+        if not score: return
+        s = scored(trajectory)
+        print(f"session {next(number)}: Solve-P {s.solve_p:.2f}, Solve-R {s.solve_r:.2f}, Solve-F1 {s.solve_f1:.2f} "
+              f"({s.solved} of {s.sub_questions} sub-questions solved, {s.calls} calls)", file=sys.stderr, flush=True)
+    serve(env, http, data=state, match=match, ended=ended)
 
 # %% ../nbs/14_cli.ipynb #6fcb2e4b
 def _choose(path: Path, id: str | None, index: int | None) -> Environment:

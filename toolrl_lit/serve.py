@@ -140,13 +140,23 @@ def serve(env: Environment,                    # what to offer
           *, data: dict | list | None = None,  # state that the tools take as `data`; each session has its own copy
           match: Match = "paper",              # when a result counts as the golden answer: "paper" or "strict"
           sandbox: ToolSandbox | None = None,  # where tools run; None takes the shared one
+          ended: Callable[[Trajectory], Any] | None = None,  # is handed each session as soon as it closes; then nothing is returned
           ) -> list[Trajectory]:
     """Serve an environment until the client leaves (standard input ends), Ctrl-C or SIGTERM; what each session did.
 
     Raises `UserError` if the package mcp is missing or the port is taken."""
     sessions: dict[str | None, Session] = {}
+    done: list[Trajectory] = []
+    def close(key: str):
+        done.append(sessions.pop(key).trajectory)
+        if not ended: return
+        try: ended(done[-1])
+        except UserError as e: print(f"error: {e}; it is tried again in the end", file=sys.stderr, flush=True)
+        else: done.pop()
     def session(ctx) -> Session:
-        if (key := _key(ctx)) not in sessions: sessions[key] = Session(env, data, match, sandbox)
+        if (key := _key(ctx)) not in sessions:
+            sessions[key] = Session(env, data, match, sandbox)
+            if key: ctx.session._connection.exit_stack.callback(close, key)      # the SDK has no public way to it
         return sessions[key]
     server = mcp_server(env, session)
     import anyio
@@ -160,7 +170,10 @@ def serve(env: Environment,                    # what to offer
     except KeyboardInterrupt: pass                                               # how a server is ended
     finally:
         for s, handler in before.items(): signal.signal(s, handler)
-    return [s.trajectory for s in sessions.values()]
+    done += [s.trajectory for s in sessions.values()]
+    if not ended: return done
+    for t in done: ended(t)
+    return []
 
 def _listen(port: int) -> socket.socket:
     "A socket on loopback; says where on standard error."
