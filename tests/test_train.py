@@ -326,8 +326,11 @@ def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environment
     start = LlamaForCausalLM.from_pretrained(tiny_folder)
     seen, theirs = [], StepTrainer._compute_loss
     def watched(self, model, inputs):
-        loss = theirs(self, model, inputs)
-        seen.append((self.state.global_step, inputs, float(loss.detach()), by_hand(self, model, inputs)))
+        loss, coefficient = theirs(self, model, inputs), self.beta
+        self.beta = 0
+        with torch.no_grad(): term = float(loss - theirs(self, model, inputs))            # of KL alone
+        self.beta = coefficient
+        seen.append((self.state.global_step, inputs, float(loss.detach()), term, *by_hand(self, model, inputs)))
         return loss
     @torch.no_grad()
     def by_hand(self, model, inputs):
@@ -343,11 +346,13 @@ def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environment
         chosen = inputs["completion_ids"][..., None]
         ratio = (reference.gather(-1, chosen) - full.gather(-1, chosen))[..., 0]
         kl, entropy = ratio.exp() - ratio - 1, -(full.exp() * full).sum(-1)
-        loss = (-inputs["advantages"][:, None] + config.kl * kl) * mask
         all_tokens = sum(b["completion_mask"].sum() for b in self._buffered_inputs)      # of the whole update
-        policy = {"grpo": (loss.sum(1) / mask.sum(1).clamp(min=1)).mean() / 2,            # 2 micro-batches
-                  "dr_grpo": loss.sum() / (len(loss) * config.max_new_tokens) / 2}.get(algorithm, loss.sum() / all_tokens)
-        return float(policy - config.entropy * (entropy * mask).sum() / mask.sum() / 2)  # 2 micro-batches
+        def mean(x):
+            "Of a value of each token, as the algorithm has it, over 2 micro-batches."
+            return {"grpo": (x.sum(1) / mask.sum(1).clamp(min=1)).mean() / 2,
+                    "dr_grpo": x.sum() / (len(x) * config.max_new_tokens) / 2}.get(algorithm, x.sum() / all_tokens)
+        term = mean(config.kl * kl * mask)
+        return float(term), float(mean(-inputs["advantages"][:, None] * mask) + term - config.entropy * (entropy * mask).sum() / mask.sum() / 2)
     scored, plain = [], StepRewards.__call__
     def rewards(self, prompts, completions, completion_ids, slot, **rest):
         values = plain(self, prompts, completions, completion_ids, slot, **rest)
@@ -373,8 +378,8 @@ def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environment
             spread = {"dr_grpo": torch.tensor(1 - 1e-4), "reinforce++": values.std(), "reinforce++-baseline": centred.std()}.get(algorithm, torch.tensor(group).std())
             wanted += [(tuple(p), tuple(c), round(float((v - mean) / (spread + 1e-4)), 3)) for p, c, v in rows[4 * g:4 * g + 4]]
         got = []
-        for _, inputs, loss, mine in [s for s in seen if s[0] == update]:
-            assert loss == pytest.approx(mine, abs=0.02)
+        for _, inputs, loss, term, kl, mine in [s for s in seen if s[0] == update]:
+            assert loss == pytest.approx(mine, abs=0.02) and term == pytest.approx(kl, rel=0.1, abs=1e-5)
             for i in range(len(inputs["advantages"])):
                 real = lambda name: tuple(inputs[f"{name}_ids"][i][inputs[f"{name}_mask"][i].bool()].tolist())
                 got.append((real("prompt"), real("completion"), round(float(inputs["advantages"][i]), 3)))
@@ -382,10 +387,10 @@ def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environment
         moved |= any(a for *_, a in got)
     assert moved and apart, "all groups were alike; the test shows nothing"
     log = [r for r in json.loads((tmp_path / "rl" / "log.json").read_text()) if "reward" in r]
-    assert log[-1]["kl"] > 0                                                          # or its term were not tested
+    assert max(term for *_, term, _, _ in seen) > 1e-3                                # of KL, or it were not tested
     for update, row in enumerate(log):
         assert row["reward"] == pytest.approx(sum(v for *_, v in scored[update]) / 16, abs=1e-4)
-        assert row["loss"] == pytest.approx(sum(l for s, _, l, _ in seen if s == update), abs=1e-3)
+        assert row["loss"] == pytest.approx(sum(l for s, _, l, *_ in seen if s == update), abs=1e-3)
 
 @pytest.mark.parametrize("algorithm", ["grpo", "dapo", "reinforce++"])
 def test_mini_batches_are_weighted_by_clipped_ratios_to_the_policy_that_sampled(tiny_folder, environments, tmp_path, monkeypatch, algorithm):
@@ -643,20 +648,15 @@ def test_a_run_interrupted_between_mini_batches_goes_on_to_the_same_weights(tiny
     a, b = tmp_path / "whole" / "rl", tmp_path / "broken" / "rl"
     assert same_trajectories(a, b) and losses(a) == losses(b) and len(losses(a)) == 4 and same(a, b)
 
-@pytest.mark.parametrize("where, count, written", [
-    ("toolrl_lit.train.score_batch", 3, "checkpoint-1/trainer_state.json"),            # turns of an update have been sampled
-    ("torch.save", 7, "checkpoint-2/optimizer.pt"),                                    # a checkpoint is being written
-    ("toolrl_lit.collect._rollouts", 2, "checkpoint-2/trainer_state.json"),            # the second epoch is being collected
-    ("toolrl_lit.train.save_model", 1, "log.json")])                                   # everything has been learnt
-def test_a_killed_run_goes_on_to_the_same_weights(run, tiny_folder, environments, tmp_path, where, count, written):
+def killed(stage: str, config: TrainConfig, environments, tmp_path, where: str, count: int):
+    "Begin a training, or a warm start, in a process that is killed at the given call of a function."
     write_jsonl(tmp_path / "environments.jsonl", environments)
-    config = config_for(tiny_folder, tmp_path)
     program = textwrap.dedent("""
         import importlib, json, os, signal, sys
         from toolrl_lit import train
         from toolrl_lit.schema import Environment, read_jsonl
         if __name__ == "__main__":
-            config, environments, where, count = sys.argv[1:]
+            stage, config, environments, where, count = sys.argv[1:]
             module, name = where.rsplit(".", 1)
             calls, module = iter(range(1, 100)), importlib.import_module(module)
             plain = getattr(module, name)
@@ -664,13 +664,22 @@ def test_a_killed_run_goes_on_to_the_same_weights(run, tiny_folder, environments
                 if next(calls) == int(count): os.kill(os.getpid(), signal.SIGKILL)
                 return plain(*args, **kwargs)
             setattr(module, name, killed)
-            train.train(train.make_config(**json.loads(config)), read_jsonl(environments, Environment))
+            getattr(train, stage)(train.make_config(**json.loads(config)), read_jsonl(environments, Environment))
         """)
     (tmp_path / "killed.py").write_text(program)
-    done = subprocess.run([sys.executable, tmp_path / "killed.py", config.model_dump_json(), tmp_path / "environments.jsonl", where, str(count)],
+    done = subprocess.run([sys.executable, tmp_path / "killed.py", stage, config.model_dump_json(), tmp_path / "environments.jsonl", where, str(count)],
                           cwd=Path(module.__file__).parent.parent, capture_output=True, text=True,
                           env=os.environ | {"PYTHONPATH": str(Path(module.__file__).parent.parent)})
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+
+@pytest.mark.parametrize("where, count, written", [
+    ("toolrl_lit.train.score_batch", 3, "checkpoint-1/trainer_state.json"),            # turns of an update have been sampled
+    ("torch.save", 7, "checkpoint-2/optimizer.pt"),                                    # a checkpoint is being written
+    ("toolrl_lit.collect._rollouts", 2, "checkpoint-2/trainer_state.json"),            # the second epoch is being collected
+    ("toolrl_lit.train.save_model", 1, "log.json")])                                   # everything has been learnt
+def test_a_killed_run_goes_on_to_the_same_weights(run, tiny_folder, environments, tmp_path, where, count, written):
+    config = config_for(tiny_folder, tmp_path)
+    killed("train", config, environments, tmp_path, where, count)
     assert (tmp_path / "rl" / written).exists() and not (tmp_path / "rl" / "model" / "config.json").exists()
     assert where != "torch.save" or not (tmp_path / "rl" / "checkpoint-2" / "trainer_state.json").exists()       # half a checkpoint
     train(config, environments)
@@ -803,6 +812,26 @@ def test_the_warm_start_learns_and_resumes(tiny_folder, environments, tmp_path):
     assert folder == tmp_path / "warm" / "model" and len(log) == 12 and sum(log[6:]) < sum(log[:6])
     stamp = (folder / "model.safetensors").stat().st_mtime_ns
     assert warm_start(config, environments) == folder and (folder / "model.safetensors").stat().st_mtime_ns == stamp
+
+WARM = dict(warm_steps=12, warm_batch=4, warm_learning_rate=0.005)
+
+@pytest.fixture(scope="module")
+def warm(tiny_folder, environments, tmp_path_factory):
+    "An unbroken warm start of 12 updates, with checkpoints after 5 and 10."
+    return warm_start(config_for(tiny_folder, tmp_path_factory.mktemp("warm"), **WARM), environments).parent
+
+@pytest.mark.parametrize("where, count, written", [
+    ("torch.nn.utils.clip_grad_norm_", 8, "checkpoint-5/trainer_state.json"),          # in the eighth update
+    ("torch.save", 7, "checkpoint-10/optimizer.pt"),                                   # a checkpoint is being written
+    ("toolrl_lit.train.save_model", 1, "log.json")])                                   # everything has been learnt
+def test_a_killed_warm_start_goes_on_to_the_same_weights(warm, tiny_folder, environments, tmp_path, where, count, written):
+    config = config_for(tiny_folder, tmp_path, **WARM)
+    killed("warm_start", config, environments, tmp_path, where, count)
+    assert (tmp_path / "warm" / written).exists() and not (tmp_path / "warm" / "model" / "config.json").exists()
+    assert where == "toolrl_lit.train.save_model" or not (tmp_path / "warm" / "checkpoint-10" / "trainer_state.json").exists()
+    assert warm_start(config, environments) == tmp_path / "warm" / "model"
+    learnt = lambda folder: [(r["step"], r["loss"]) for r in json.loads((folder / "log.json").read_text()) if "loss" in r]
+    assert learnt(tmp_path / "warm") == learnt(warm) and len(learnt(warm)) == 12 and same(tmp_path / "warm", warm)
 
 # -- several processes
 

