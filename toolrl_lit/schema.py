@@ -450,30 +450,45 @@ def read_jsonl(path: str | Path,              # JSONL file, or folder of shards
 # %% ../nbs/00_schema.ipynb #c5e64a91
 _FTRL = ("messages", "tools", "codes", "unsolved_set", "answer", "solve_rate", "data_source", "split")
 
+def _inner(x) -> str:
+    "What the authors keep as JSON in a string."
+    return json.dumps(x, ensure_ascii=False)
+
+def _plain(key: str, x):
+    "Golden answers as text; some of other makers' are numbers."
+    if key != "unsolved_set" or not isinstance(x, dict): return x
+    number = lambda a: _inner(a) if isinstance(a, (int, float)) else a
+    return {tool: [number(a) for a in answers] if isinstance(answers, list) else answers for tool, answers in x.items()}
+
 def from_ftrl(record: dict,      # one object of the authors' JSON Lines
               environment: str = "",  # id to give it
               ) -> StepRecord:
     "The authors' record as a `StepRecord`. Raises `UserError` naming the field that is missing or malformed."
     if not isinstance(record, dict): raise UserError(f"expected an object with the fields {', '.join(_FTRL)}, got {_short(record)}")
-    inner = {}
+    inner, written = {}, {}
     for key in ("tools", "codes", "unsolved_set"):
         if key not in record: raise UserError(f"the record has no field {key!r}; the authors' format has {', '.join(_FTRL)}")
         try: inner[key] = json.loads(record[key]) if isinstance(record[key], str) else record[key]
         except json.JSONDecodeError as e: raise UserError(f"field {key!r}: expected JSON in a string, got {record[key][:60]!r} ({e})") from e
+        inner[key] = _plain(key, inner[key])
+        if _inner(inner[key]) != record[key]: written[key] = record[key]     # spelled otherwise than we would
     try: return StepRecord(environment=environment, messages=record.get("messages"), tools=inner["tools"], codes=inner["codes"],
             unsolved=inner["unsolved_set"], answer=record.get("answer"), solve_rate=record.get("solve_rate", 0.0),
             data_source=record.get("data_source", ""), split=record.get("split", ""),
-            extra={k: v for k, v in record.items() if k not in _FTRL} | {"_absent": [k for k in _FTRL if k not in record]})
+            extra={k: v for k, v in record.items() if k not in _FTRL} | {"_absent": [k for k in _FTRL if k not in record]}
+                  | ({"_written": written} if written else {}))
     except ValidationError as e: raise UserError(_explain(e, StepRecord)) from e
 
 def to_ftrl(step: "StepRecord | Environment",  # what to write; an environment gives its start
             ) -> dict:
     "A step record in the authors' format."
     step = step.start()
-    text = lambda x: json.dumps(x, ensure_ascii=False)
-    record = dict(messages=step.messages, tools=text(step.tools), codes=text(step.codes), unsolved_set=text(step.unsolved),
-                  answer=step.answer, solve_rate=step.solve_rate, data_source=step.data_source, split=step.split)
-    record |= {k: v for k, v in step.extra.items() if k != "_absent"}
+    inner = dict(tools=step.tools, codes=step.codes, unsolved_set=step.unsolved)
+    record = dict(messages=step.messages) | {k: _inner(x) for k, x in inner.items()} | dict(
+        answer=step.answer, solve_rate=step.solve_rate, data_source=step.data_source, split=step.split)
+    for k, x in step.extra.get("_written", {}).items():
+        if _plain(k, json.loads(x) if isinstance(x, str) else x) == inner[k]: record[k] = x      # nothing has been solved since
+    record |= {k: v for k, v in step.extra.items() if k not in ("_absent", "_written")}
     return {k: v for k, v in record.items() if k not in step.extra.get("_absent", [])}
 
 # %% ../nbs/00_schema.ipynb #5bd76815
