@@ -118,12 +118,15 @@ def _rollouts(policy, starts, begun: list[Trajectory], max_turns, batch, seed, a
     active = _under_way(starts, begun, max_turns)
     kept, taken = len(begun) - len(active), sum(len(t.turns) + (t.stop == "too_long") for t in begun)
     since, before = time.perf_counter(), getattr(policy, "generated", 0)
+    def show_state():
+        tokens = getattr(policy, "generated", 0) - before
+        speed = [f"{tokens / (time.perf_counter() - since):.0f} tokens/s"] * bool(tokens)
+        progress.set_postfix_str(", ".join([f"{len(active)} open"] * bool(active) + speed))
     while active or len(begun) < len(starts):
         new = [(s, Trajectory(environment=s.environment, sample=k, kind=s.kind, start=len(s.messages), messages=list(s.messages), turns=[],
                               sub_questions=s.open(), stop="max_turns")) for s, k in starts[len(begun):len(begun) + batch - len(active)]]
         begun, active = begun + [t for _, t in new], active + new
-        tokens = getattr(policy, "generated", 0) - before
-        progress.set_postfix_str(f"{len(active)} open" + (f", {tokens / (time.perf_counter() - since):.0f} tokens/s" if tokens else ""))
+        show_state()
         wave, taken = _seed_of(seed, taken), taken + len(active)
         active = _wave(policy, active, max_turns, wave, asked, scoring)
         ended = len(begun) - len(active)
@@ -133,6 +136,7 @@ def _rollouts(policy, starts, begun: list[Trajectory], max_turns, batch, seed, a
             keep(begun)
             forget()
             kept, active = ended, _under_way(starts, begun, max_turns)
+    show_state()
     return begun
 
 # %% ../nbs/09_collect.ipynb #335bdf50
