@@ -387,7 +387,7 @@ def test_advantages_and_loss_are_those_computed_by_hand(tiny_folder, environment
         moved |= any(a for *_, a in got)
     assert moved and apart, "all groups were alike; the test shows nothing"
     log = [r for r in json.loads((tmp_path / "rl" / "log.json").read_text()) if "reward" in r]
-    assert max(term for *_, term, _, _ in seen) > 1e-3                                # of KL, or it were not tested
+    assert max(term for *_, term, _, _ in seen) > 5e-4                                # of KL, or it were not tested
     for update, row in enumerate(log):
         assert row["reward"] == pytest.approx(sum(v for *_, v in scored[update]) / 16, abs=1e-4)
         assert row["loss"] == pytest.approx(sum(l for s, _, l, *_ in seen if s == update), abs=1e-3)
