@@ -261,6 +261,12 @@ def test_a_final_answer_is_specific_and_follows_from_the_steps(final, said):
     found = llm.scenario_problems(Scenario(id="s", kind="single-hop", question="Where?", answer=final, sub_questions=[sub]), Question(question="Where?"), 4)
     assert not found if said is None else any(said in p for p in found)
 
+@pytest.mark.parametrize("final, right", [("300.5", True), ("99.5", True), ("199.5", False), ("30,050", False), ("300.5 people", False)])
+def test_a_final_answer_may_be_a_sum_or_a_difference(final, right):
+    subs = [SubQuestion(id=f"q{i}", question=f"How many people has {name}?", answer=n, entities=[name]) for i, (name, n) in enumerate([("Oz", "200"), ("Ix", "100.5")])]
+    s = Scenario(id="s", kind="parallel single-hop", question="How many?", answer=final, sub_questions=subs)
+    assert right != any("does not follow" in p for p in llm.scenario_problems(s, Question(question="How many?"), 4))
+
 def test_a_known_answer_and_scenario_are_held_against_the_models(setup):
     server, _ = setup(questions=4)
     asked = [Question(question=q, answer=server.known[q].answer, kind=server.known[q].kind) for q in server.questions]

@@ -11,7 +11,7 @@ __all__ = ['LOST', 'PATIENCE', 'LONGEST', 'CLOSED', 'UNSENT', 'Judge', 'PARSING'
            'shortcuts', 'untyped', 'neighbours', 'narrow', 'code_problems', 'deploy', 'LLMGenerator', 'propose']
 
 # %% ../nbs/06a_llm.ipynb #c01766c7
-import ast, csv, hashlib, io, json, keyword, os, random, re, threading, time, uuid
+import ast, csv, hashlib, io, json, keyword, math, os, random, re, threading, time, uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -459,6 +459,13 @@ def _says(text: str, what: str) -> bool:
     "Whether a text holds something in whole words."
     return re.search(rf"(?<!\w){re.escape(what)}(?!\w)", text) is not None
 
+def _adds_up(final: str, s: Scenario) -> bool:
+    "Whether a final answer is the sum, or the difference, of what the last steps find."
+    needed = {d for x in s.sub_questions for d in x.depends_on}
+    try: wanted, *found = (float(plain(x)) for x in (final, *(x.answer for x in s.sub_questions if x.id not in needed)))
+    except ValueError: return False
+    return len(found) > 1 and any(math.isclose(wanted, x, rel_tol=1e-6) for x in (sum(found), max(found) - min(found)))
+
 def scenario_problems(s: Scenario,      # a decomposition
                       q: Question,      # what was asked
                       most: int,        # sub-questions allowed
@@ -473,7 +480,7 @@ def scenario_problems(s: Scenario,      # a decomposition
     final = plain(s.answer)
     if not all(map(specific, s.answer.split(", "))): found.append(f"final answer not specific: {s.answer}: see the rules")
     if q.answer and final != plain(q.answer): found.append(f"other final answer: {s.answer}, wanted is {q.answer}")
-    if not any(_says(final, a) for a in {*answers.values(), *named}):
+    if not any(_says(final, a) for a in {*answers.values(), *named}) and not _adds_up(final, s):
         found.append(f"final answer does not follow from the steps: {s.answer}")
     return found
 
