@@ -643,8 +643,9 @@ def test_an_audit_finds_what_was_planted(train):
         assert check in planted(change), check
     assert "wrong entity accepted" not in planted(neighbour, match=lambda text, golden: text == golden)
 
-def test_an_audit_finds_a_final_answer_that_no_step_has(train):
-    computed = next(e for e in train if "sum" in e.question or "exceed" in e.question)
+def test_an_audit_finds_a_final_answer_that_no_step_has():
+    built = build_environments(GENERATOR, 150, seed=5, scenarios=["parallel multi-hop"], progress=False)
+    computed = next(e for e in built if "the sum of" in e.question or "exceed" in e.question)
     assert computed.answer not in [q.answer for q in computed.scenario.sub_questions]
     for where in ("question", "documents"):
         env = computed.model_copy(deep=True)
