@@ -53,9 +53,7 @@ def open_run(out: str | Path,                   # the run's folder
     free = shutil.disk_usage(out).free / 1e9
     if free < free_gb: raise UserError(f"{out}: {free:.1f} GB of disk are free, {free_gb:.1f} GB may be needed; free some or choose another out=")
     noted = out / "parameters.json"
-    if noted.exists() and holds_work(out):
-        kept = ({k: v for k, v in values.items() if k not in changeable} for values in (json.loads(noted.read_text()), parameters))
-        refuse_other(out, "a run with other parameters", *kept, mend)
+    if noted.exists() and holds_work(out): refuse_other(out, "a run with other parameters", json.loads(noted.read_text()), parameters, mend, changeable)
     write_text(noted, json.dumps(parameters, indent=1, sort_keys=True, default=str) + "\n")
     return out
 

@@ -156,8 +156,8 @@ def _same_settings(out: Path, settings: dict, held: Path | None):
     "Note beside `out` how its trajectories are made; raise `UserError` if those that the file `held` has were made otherwise."
     note = out.with_suffix(".settings.json")
     if held and note.exists():
-        before = {k: v for k, v in json.loads(note.read_text()).items() if k != "batch"}       # noted by earlier versions; it may change
-        refuse_other(held, "trajectories of other settings", before, settings, "choose another file or remove it")
+        refuse_other(held, "trajectories of other settings", json.loads(note.read_text()), settings, "choose another file or remove it",
+                     changeable=["batch"])          # noted by earlier versions
     write_text(note, json.dumps(settings, indent=1) + "\n")
 
 # %% ../nbs/09_collect.ipynb #93e0c86f

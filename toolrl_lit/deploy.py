@@ -185,9 +185,10 @@ def final_told(env: Environment) -> list[str]:
     """Where a policy can read the final answer: "question", "documents".
 
     The answer of a step does not count, since golden answers are looked for anyway; nor do yes and no, or what the question offers."""
-    final, documents = plain(env.answer), plain(json.dumps([t.doc.model_dump() for t in env.tools], ensure_ascii=False))
+    final = plain(env.answer)
     if final in ("", "yes", "no", "true", "false", *(plain(q.answer) for q in env.scenario.sub_questions)) or _offered(env.question, env.answer): return []
-    texts = {"question": plain(env.question)} | ({"documents": documents} if len(final) > 2 else {})   # a schema has small numbers
+    texts = {"question": plain(env.question)}
+    if len(final) > 2: texts["documents"] = plain(json.dumps([t.doc.model_dump() for t in env.tools], ensure_ascii=False))   # a schema has small numbers
     return [where for where, text in texts.items() if mentions(text, final)]
 
 # %% ../nbs/06_deploy.ipynb #095e6c60

@@ -414,8 +414,7 @@ def _finite(value: Any) -> Any:
 def markdown_table(frame: pd.DataFrame,  # cells are written as they are
                    ) -> str:
     "A table in Markdown, for a README or a notebook's text; its index is left out where it is only a count of rows."
-    if isinstance(frame.index, pd.RangeIndex): lines = [list(frame.columns), *frame.to_numpy().tolist()]
-    else: lines = [[frame.index.name or "", *frame.columns], *([name, *row] for name, row in zip(frame.index, frame.to_numpy().tolist()))]
-    lines.insert(1, ["---"] * len(lines[0]))
+    if not isinstance(frame.index, pd.RangeIndex): frame = frame.reset_index(names=frame.index.name or "")
+    lines = [list(frame.columns), ["---"] * frame.shape[1], *frame.to_numpy().tolist()]
     return "\n".join("| " + " | ".join(str(x).replace("|", "\\|") for x in line) + " |" for line in lines)
 

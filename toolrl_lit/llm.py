@@ -11,7 +11,7 @@ __all__ = ['LOST', 'PATIENCE', 'LONGEST', 'CLOSED', 'UNSENT', 'Judge', 'PARSING'
            'shortcuts', 'untyped', 'neighbours', 'narrow', 'code_problems', 'deploy', 'LLMGenerator', 'propose']
 
 # %% ../nbs/06a_llm.ipynb #c01766c7
-import ast, csv, hashlib, io, json, keyword, math, os, random, re, threading, time, uuid
+import ast, csv, hashlib, io, json, keyword, math, os, random, threading, time, uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +26,7 @@ from .schema import (SCENARIOS, STRATEGIES, Environment, Scenario, ScenarioKind,
                                UserError, _explain, explain, read_jsonl, reserve, write_text)
 from .scenario import Difficulty, faults, plain, specific
 from .integrate import Embed, TWINS, overlapping, sentence_embedder
-from .deploy import check, check_documents, embedded
+from .deploy import check, check_documents, embedded, mentions
 from .sandbox import harmless, shared, steady_rules
 
 # %% ../nbs/06a_llm.ipynb #4621e416
@@ -455,10 +455,6 @@ def kind_of(scenario: Scenario) -> ScenarioKind:
     waves = scenario.waves()
     return f"{'parallel ' if max(map(len, waves)) > 1 else ''}{'multi-hop' if len(waves) > 1 else 'single-hop'}"
 
-def _says(text: str, what: str) -> bool:
-    "Whether a text holds something in whole words."
-    return re.search(rf"(?<!\w){re.escape(what)}(?!\w)", text) is not None
-
 def _adds_up(final: str, s: Scenario) -> bool:
     "Whether a final answer is the sum, or the difference, of what the last steps find."
     needed = {d for x in s.sub_questions for d in x.depends_on}
@@ -476,11 +472,11 @@ def scenario_problems(s: Scenario,      # a decomposition
     found += [f"step does not name what it depends on: {x.id} needs the answer of {d}" for x in s.sub_questions
               for d in x.depends_on if answers[d] not in plain(x.question)]
     if q.kind and s.kind != q.kind: found.append(f"other scenario: the dependencies make it {s.kind}, wanted is {q.kind}")
-    named = {plain(e) for x in s.sub_questions for e in x.entities if _says(plain(x.question), plain(e))}
+    named = {plain(e) for x in s.sub_questions for e in x.entities if mentions(plain(x.question), e)}
     final = plain(s.answer)
     if not all(map(specific, s.answer.split(", "))): found.append(f"final answer not specific: {s.answer}: see the rules")
     if q.answer and final != plain(q.answer): found.append(f"other final answer: {s.answer}, wanted is {q.answer}")
-    if not any(_says(final, a) for a in {*answers.values(), *named}) and not _adds_up(final, s):
+    if not any(mentions(final, a) for a in {*answers.values(), *named}) and not _adds_up(final, s):
         found.append(f"final answer does not follow from the steps: {s.answer}")
     return found
 

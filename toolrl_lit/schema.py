@@ -274,10 +274,11 @@ def refuse_other(where: str | Path,      # what holds earlier work
                  before: dict[str, Any], # what it was made with
                  now: dict[str, Any],    # what would be used now
                  mend: str,              # what the user can do
+                 changeable: Iterable[str] = (),  # settings that may differ
                  ):
     "Raise `UserError` naming each setting that differs, if earlier work was made with other ones."
     now = json.loads(json.dumps(now, default=str))                                     # as a file would give it back
-    other = [f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in before | now if before.get(k) != now.get(k)]
+    other = [f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in before | now if k not in changeable and before.get(k) != now.get(k)]
     if other: raise UserError(f"{where}: holds {what} ({'; '.join(other)}); {mend}")
 
 def holds_work(folder: str | Path,       # of a run

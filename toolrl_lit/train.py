@@ -310,7 +310,7 @@ def _begin(out: Path, environments: list[Environment], settings: dict, start: st
     note, now, leads = out / "settings.json", settings | dict(environments_sha256=digest.hexdigest()[:16], start_sha256=_digest_of(start)), int(os.environ.get("RANK", 0)) == 0
     if note.exists() and holds_work(out):
         before = json.loads(note.read_text())
-        refuse_other(out, "another training", *({k: v for k, v in s.items() if k not in CHANGEABLE} for s in (before, now)), "choose another folder, or remove this one")
+        refuse_other(out, "another training", before, now, "choose another folder, or remove this one", CHANGEABLE)
         rows = [s.get("rollout_rows") for s in (before, now)]
         if leads and rows[0] != rows[1] and not (out / "model" / "config.json").exists():
             print(f"rollout_rows: {rows[0]} before, {rows[1]} from here on, so other turns are sampled than without the change")
