@@ -65,3 +65,10 @@ def thinking_folder(environments, tmp_path_factory):
     "The same for a model that thinks before its calls now and then, with a chat template that behaves as Qwen3's."
     calls = golden_calls(environments)
     return tiny_model(environments, tmp_path_factory.mktemp("thinking") / "model", THINKING_TEMPLATE, calls + [THOUGHT + c for c in calls])
+
+@pytest.fixture
+def computes(monkeypatch):
+    "Lets a test choose the type that models compute in, whatever this machine is fast at."
+    def use(dtype: torch.dtype):
+        for module in ("collect", "train"): monkeypatch.setattr(f"toolrl_lit.{module}.fast_dtype", lambda: dtype)
+    return use

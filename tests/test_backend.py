@@ -77,7 +77,7 @@ def test_four_bits_and_no_copy_are_told(qwen8):
 
 def test_a_server_that_samples_takes_copy_and_rollouts_off_this_machine(qwen8):
     here, there = (memory_needed(make_config("consumer-24gb", vllm_server=url), qwen8, gpu=True) for url in (None, "http://x:1"))
-    assert there["copy for rollouts"] == there["rollouts"] == 0 < here["rollouts"] and there["weights"] == here["weights"]
+    assert there["copy for rollouts"] == there["rollouts"] == there["conversations"] == 0 < here["rollouts"] and there["weights"] == here["weights"]
 
 def test_auto_is_estimated_as_plain_and_presets_are(qwen8):
     assert all("backend" not in p and "load_in" not in p for p in PRESETS.values())

@@ -2,9 +2,9 @@
 import errno, json, random, re
 import pytest, torch
 from hypothesis import given, settings, strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from toolrl_lit import collect as module
-from toolrl_lit.collect import (OraclePolicy, PrefixMemory, TransformersPolicy, call_text, collect, find_model, generate_tokens, load_model,
+from toolrl_lit.collect import (OraclePolicy, PrefixMemory, Prompts, TransformersPolicy, call_text, collect, fast_dtype, find_model, generate_tokens, load_model,
                                 packaged_warm_model, save_model, wrong_calls)
 from toolrl_lit.reward import parse_qwen
 from toolrl_lit.schema import Trajectory, UserError, read_jsonl
@@ -337,7 +337,54 @@ def test_trajectories_with_and_without_reasoning_are_not_mixed(thinking_folder, 
     with pytest.raises(UserError, match="other settings.*reasoning"):
         collect(TransformersPolicy(thinking_folder, reasoning=not before), environments[:2], **ask)
 
+# -- prompts that rows share
+
+@pytest.mark.parametrize("copies", [[3], [1, 4, 2], [2, 2, 2]])
+def test_a_shared_prompt_is_looked_at_as_one_s_own(copies):
+    torch.manual_seed(0)
+    heads, groups, d, length, room, said = 2, 3, 8, 7, 5, 2
+    owner = [o for o, n in enumerate(copies) for _ in range(n)]
+    seen = torch.tensor([[0] * o + [1] * (length - o) for o in range(len(copies))])
+    keys, values = (torch.randn(len(copies), heads, length, d) for _ in range(2))
+    query, (key, value) = torch.randn(len(owner), heads, groups, d), torch.randn(2, len(owner), heads, room, d)
+    prompts = Prompts([keys], [values], seen, owner)
+    prompts.said = said
+    def whole(owner, rows):
+        "As if each row had a cache of its own."
+        k, v = (torch.cat([far[owner], near[rows][:, :, :said]], 2) for far, near in ((keys, key), (values, value)))
+        mask = torch.cat([seen[owner].bool(), torch.ones(len(rows), said, dtype=torch.bool)], 1)[:, None, None]
+        return torch.nn.functional.scaled_dot_product_attention(query[rows], k, v, attn_mask=mask, scale=0.5)
+    left = list(range(len(owner)))
+    while left:
+        told = prompts.attend(0, query[left], key[left], value[left], 0.5)
+        assert torch.allclose(told, whole([owner[i] for i in left], left), atol=1e-5)
+        place = prompts.owner
+        gone = random.Random(len(left)).randrange(len(left))                         # rows end one by one
+        del left[gone]
+        if left: prompts.belong(place[:gone] + place[gone + 1:])
+    assert len(prompts.seen) <= 2                                                     # and prompts with them
+
+def test_rows_of_a_prompt_keep_it_once(llama):
+    prompts, _ = module._prefill(llama, [[5] * 30, [6] * 20], [8, 3], PrefixMemory(llama), 0)
+    assert prompts.keys[0].shape[0] == 2 and prompts.copies == 8 and len(prompts.owner) == 11
+
+def test_a_model_with_a_short_sight_is_refused_where_it_could_not_see_all():
+    sees = lambda **more: MistralForCausalLM(MistralConfig(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+                                                           num_key_value_heads=1, **more)).eval()
+    with pytest.raises(UserError, match="sees 16 tokens back .*up to 17"): generate(sees(sliding_window=16), [[5] * 10], temperature=0)
+    for model, prompt in ((sees(sliding_window=16), [5] * 9), (sees(sliding_window=None), [5] * 10)):
+        theirs = model.generate(torch.tensor([prompt]), max_new_tokens=7, do_sample=False, eos_token_id=0, pad_token_id=0)[0, len(prompt):].tolist()
+        assert generate(model, [prompt], temperature=0) == [theirs]
+
 # -- models on disk
+
+@pytest.mark.parametrize("cpu, wanted", [
+    (dict(architecture="x86_64", amx_bf16=False, avx512_bf16=False), torch.float32), (dict(architecture="x86_64", amx_bf16=True, avx512_bf16=False), torch.bfloat16),
+    (dict(architecture="x86_64", amx_bf16=False, avx512_bf16=True), torch.bfloat16)])
+def test_a_model_is_loaded_in_what_the_cpu_is_fast_at(tiny_folder, monkeypatch, cpu, wanted):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
+    assert load_model(tiny_folder)[0].dtype == fast_dtype() == wanted and load_model(tiny_folder, torch.float16)[0].dtype == torch.float16
 
 @pytest.mark.parametrize("path", ["no/such/model", "empty folder"])
 def test_a_model_that_is_not_there_is_named(tmp_path, path):
@@ -361,6 +408,14 @@ def test_a_model_is_saved_and_loaded(policy, tmp_path):
     again, tokenizer = load_model(folder)
     assert all(torch.equal(p, again.state_dict()[k]) for k, p in policy.model.state_dict().items())
     assert tokenizer.chat_template == policy.tokenizer.chat_template and [p.name for p in folder.parent.iterdir()] == ["model"]
+
+def test_a_policy_is_known_again_in_32_bits_and_by_its_last_bit(tiny_folder):
+    half, single = (TransformersPolicy(*load_model(tiny_folder, dtype)) for dtype in (torch.bfloat16, torch.float32))
+    assert half.fingerprint == single.fingerprint
+    other, tokenizer = load_model(tiny_folder, torch.float32)
+    weight = other.model.layers[1].mlp.up_proj.weight.data
+    weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))                # far less than 16 bits can tell
+    assert TransformersPolicy(other, tokenizer).fingerprint != single.fingerprint
 
 def test_a_full_disk_leaves_the_model_that_was_there(policy, tmp_path, monkeypatch):
     folder = save_model(policy.model, policy.tokenizer, tmp_path / "model")

@@ -157,4 +157,4 @@ def test_questions_that_are_too_long_are_told(tiny_folder, environments, tmp_pat
 def test_longer_episodes_need_more_memory(tiny_folder, tmp_path):
     from transformers import AutoConfig
     short, long = (memory_needed(config_for(tiny_folder, tmp_path, max_episode_tokens=n), AutoConfig.from_pretrained(tiny_folder), gpu=False) for n in (100, 1000))
-    assert short["activations"] < long["activations"] and short["rollouts"] < long["rollouts"] and short["weights"] == long["weights"]
+    assert short["activations"] < long["activations"] and short["conversations"] < long["conversations"] and short["weights"] == long["weights"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 import filelock, typer, yaml
 from pydantic import ValidationError
-from .schema import (SCENARIOS, Environment, OnDisk, Trajectory, UserError, explain, holds_work, is_ftrl, read_ftrl, read_jsonl,
+from .schema import (SCENARIOS, Environment, OnDisk, Trajectory, UserError, explain, holds_work, is_ftrl, lacks_memory, read_ftrl, read_jsonl,
                                refuse_other, reserve, write_text)
 
 # %% ../nbs/14_cli.ipynb #c2a880c8
@@ -248,10 +248,10 @@ def _policy(model: str, base_url: str | None, reasoning: bool, batch: int | None
 
 @contextlib.contextmanager
 def _room(batch: int | None):
-    "Lack of memory ends rollouts with one sentence. Only some of it has an exception of its own."
+    "Lack of memory ends rollouts with one sentence."
     try: yield
-    except (MemoryError, RuntimeError) as e:
-        if not isinstance(e, MemoryError) and not re.search("out of memory|can't allocate memory", str(e)): raise
+    except (OSError, MemoryError, RuntimeError) as e:
+        if not lacks_memory(e): raise
         raise UserError(f"out of memory: lower --batch={batch or 64} and start the same command again, which goes on from what is kept; or lower "
                         f"--max-prompt-tokens, with another --out, or take a smaller model ({' '.join(str(e).split())[:200] or type(e).__name__})") from e
 

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Prompt', 'CHAT_TEMPLATE', 'WARM_ADAPTER', 'PACKAGED', 'Policy', 'call_text', 'wrong_calls', 'OraclePolicy', 'collect',
-           'grouped_attention', 'grouped_mask', 'PrefixMemory', 'generate_tokens', 'packaged_model',
-           'packaged_warm_model', 'save_model', 'find_model', 'load_model', 'TransformersPolicy', 'wire_messages',
-           'reply_text', 'EndpointPolicy']
+           'Prompts', 'grouped_attention', 'grouped_mask', 'grouped', 'PrefixMemory', 'generate_tokens',
+           'packaged_model', 'packaged_warm_model', 'save_model', 'find_model', 'fast_dtype', 'load_model',
+           'TransformersPolicy', 'wire_messages', 'reply_text', 'EndpointPolicy']
 
 # %% ../nbs/09_collect.ipynb #d5ab5ef4
-import bisect, hashlib, importlib.util, json, os, random, shutil, tempfile, time
+import bisect, contextlib, hashlib, importlib.util, json, os, random, shutil, tempfile, time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -196,16 +197,52 @@ def collect(policy: Policy,                   # writes the turns
     return done
 
 # %% ../nbs/09_collect.ipynb #a20c2329
-def grouped_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+class Prompts:
+    """Keys and values of some prompts, a layer each of (prompts, key heads, length, d), which several rows go on from: `owner` has the prompt of each
+    row, in ascending order. Of the prompts, (prompts, length), what is `seen` are tokens, the rest is padding on the left."""
+    def __init__(self, keys: list[torch.Tensor], values: list[torch.Tensor], seen: torch.Tensor, owner: list[int]):
+        self.keys, self.values, self.seen, self.said = keys, values, seen, 0          # tokens that each row has said
+        self.belong(owner)
+
+    def belong(self, owner: list[int]):
+        "Let the rows be those of these prompts. Prompts without rows are dropped once they are a quarter."
+        if len(used := sorted(set(owner))) < 0.75 * len(self.seen):
+            left, owner = torch.tensor(used, device=self.seen.device), [used.index(o) for o in owner]
+            for kept in (self.keys, self.values):
+                for i, x in enumerate(kept): kept[i] = x[left]
+            self.seen = self.seen[left]
+        rows = Counter(owner)
+        self.owner, self.copies = owner, max(rows.values())
+        place = [o * self.copies + k for o in sorted(rows) for k in range(rows[o])]
+        self.place = None if len(place) == len(self.seen) * self.copies else torch.tensor(place, device=self.seen.device)
+        self.hidden = torch.zeros(self.seen.shape, device=self.seen.device).masked_fill_(self.seen == 0, -torch.inf)[:, None, None]
+
+    def _grid(self, x: torch.Tensor) -> torch.Tensor:
+        "(rows, key heads, groups, n) as (prompts, key heads, copies * groups, n)."
+        if self.place is not None: x = x.new_zeros(len(self.seen) * self.copies, *x.shape[1:]).index_copy_(0, self.place, x)
+        return x.unflatten(0, (-1, self.copies)).transpose(1, 2).flatten(2, 3)
+
+    def _rows(self, x: torch.Tensor) -> torch.Tensor:
+        "The other way round."
+        x = x.unflatten(2, (self.copies, -1)).transpose(1, 2).flatten(0, 1)
+        return x if self.place is None else x[self.place]
+
+    def attend(self, layer: int, query, key, value, scaling: float) -> torch.Tensor:
+        "Of queries (rows, key heads, groups, d) to the prompts and to each row's own keys and values (rows, key heads, at least `said`, d)."
+        key, value, length = key[:, :, :self.said], value[:, :, :self.said], self.seen.shape[1]
+        far = (self._grid(query) @ self.keys[layer].transpose(2, 3)).float().mul_(scaling).add_(self.hidden)
+        near = (query @ key.transpose(2, 3)).float().mul_(scaling)
+        weights = torch.cat([self._rows(far), near], -1).softmax(-1).to(value.dtype)
+        return self._rows(self._grid(weights[..., :length]) @ self.values[layer]) + weights[..., length:] @ value
+
+# %% ../nbs/09_collect.ipynb #b0c7e5d9
+def grouped_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, prompts: Prompts | None = None, **kwargs):
     """Scaled dot-product attention in which the query heads of one key head are further positions of it.
     Shapes: query (rows, heads, new, d), key and value (rows, key heads, length, d); returns (rows, new, heads, d)."""
     rows, heads, new, d = query.shape
     length, groups = key.shape[2], heads // key.shape[1]
     query = query.reshape(rows, -1, groups * new, d)
-    if new == 1:                                # two plain products beat the fused kernel for so few queries
-        hidden = torch.zeros(attention_mask.shape, device=query.device).masked_fill_(~attention_mask, -torch.inf)
-        scores = (query @ key.transpose(2, 3)).float().mul_(scaling).add_(hidden)
-        out = scores.softmax(-1).to(value.dtype) @ value
+    if prompts: out = prompts.attend(module.layer_idx, query, key, value, scaling)
     else:
         attention_mask = attention_mask.expand(-1, 1, new, length).repeat(1, 1, groups, 1)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling)
@@ -217,6 +254,15 @@ def grouped_mask(*args, **kwargs):
 
 AttentionInterface.register("grouped", grouped_attention)
 AttentionMaskInterface.register("grouped", grouped_mask)
+
+@contextlib.contextmanager
+def grouped(model: PreTrainedModel):
+    "Let a model attend by `grouped_attention` for a while."
+    before = model.config._attn_implementation
+    if before == "grouped": return (yield)
+    model.set_attn_implementation("grouped")
+    try: yield
+    finally: model.set_attn_implementation(before)
 
 # %% ../nbs/09_collect.ipynb #98488a39
 class PrefixMemory:
@@ -244,16 +290,15 @@ class PrefixMemory:
         self.entries = sorted(entries, key=lambda e: e[0])
 
 # %% ../nbs/09_collect.ipynb #2f13af75
-def _read(model, prompts: list[list[int]], memory: PrefixMemory, length: int, room: int, pad: int):
-    """Read a few prompts, as far as they are not remembered, right-aligned at `length`.
-    Returns a cache with `room` free places, and the last logits."""
+def _read(model, prompts: list[list[int]], memory: PrefixMemory, length: int, pad: int):
+    "Read a few prompts, as far as they are not remembered, right-aligned at `length`. Returns a cache and the last logits."
     found = [memory.find(p) for p in prompts]
     new = max(max(len(p) - n, 1) for p, (n, _) in zip(prompts, found))      # every row reads its last `new` tokens
     if all(n == 0 for n, _ in found): new = length
     ids = torch.tensor([[pad] * (new - len(p)) + p[-new:] for p in prompts], device=model.device)
-    seen = torch.tensor([[0] * (length - len(p)) + [1] * len(p) + [1] * room for p in prompts], device=model.device)
+    seen = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     position = (seen.cumsum(-1) - 1).clamp(min=0)[:, length - new:length]
-    cache = StaticCache(config=model.config, max_cache_len=length + room)
+    cache = StaticCache(config=model.config, max_cache_len=length)
     if any(kv is not None for _, kv in found) and new < length:
         kv = next(kv for _, kv in found if kv is not None)
         for i, layer in enumerate(cache.layers):
@@ -264,22 +309,30 @@ def _read(model, prompts: list[list[int]], memory: PrefixMemory, length: int, ro
                 if kv is None or (old := len(p) - new) <= 0: continue
                 layer.keys[row, :, length - len(p):length - new] = kv[0, i, :, :old]
                 layer.values[row, :, length - len(p):length - new] = kv[1, i, :, :old]
-    logits = model(ids, attention_mask=seen[:, :length], position_ids=position, past_key_values=cache, logits_to_keep=1).logits[:, -1]
+    logits = model(ids, attention_mask=seen, position_ids=position, past_key_values=cache, logits_to_keep=1).logits[:, -1]
     return cache, logits
 
 # %% ../nbs/09_collect.ipynb #7afd89a7
-def _prefill(model, prompts, copies: list[int], memory: PrefixMemory, room: int, pad: int, at_once: int = 8):
-    "Read each prompt once, a few at a time; then as many rows of each as `copies` says. Cache, mask, positions, logits, length."
+def _prefill(model, prompts, copies: list[int], memory: PrefixMemory, pad: int) -> tuple[Prompts, torch.Tensor]:
+    "Read each prompt once, a few at a time. What the rows, as many of each as `copies` says, go on from, and the logits of their first tokens."
     length = max(map(len, prompts))
-    parts = [_read(model, prompts[i:i + at_once], memory, length, room, pad) for i in range(0, len(prompts), at_once)]
-    rows = torch.repeat_interleave(torch.arange(len(prompts)), torch.tensor(copies)).to(model.device)
-    cache = parts[0][0]
-    for i, layer in enumerate(cache.layers):
-        layer.keys = torch.cat([c.layers[i].keys for c, _ in parts])[rows]
-        layer.values = torch.cat([c.layers[i].values for c, _ in parts])[rows]
-    seen = torch.tensor([[0] * (length - len(p)) + [1] * (len(p) + room) for p in prompts], device=model.device)[rows]
-    position = torch.tensor([[len(p) - 1] for p in prompts], device=model.device)[rows]
-    return cache, seen, position, torch.cat([x for _, x in parts])[rows], length
+    at_once = max(1, min(8, 4096 // length))    # so that what a layer computes is small beside what is kept
+    parts = [_read(model, prompts[i:i + at_once], memory, length, pad) for i in range(0, len(prompts), at_once)]
+    keys, values = [], []
+    for layers in zip(*(c.layers for c, _ in parts)):
+        keys.append(torch.cat([l.keys for l in layers]) if len(layers) > 1 else layers[0].keys)
+        values.append(torch.cat([l.values for l in layers]) if len(layers) > 1 else layers[0].values)
+        for l in layers: l.keys = l.values = None                              # two of a layer at a time, and not of all
+    seen = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    owner = [i for i, n in enumerate(copies) for _ in range(n)]
+    return Prompts(keys, values, seen, owner), torch.cat([x for _, x in parts])[owner]
+
+def _own(prompts: Prompts, model, room: int) -> StaticCache:
+    "A cache with `room` places for what each row says itself."
+    cache = StaticCache(config=model.config, max_cache_len=room)
+    for layer, kv in zip(cache.layers, zip(prompts.keys, prompts.values)):
+        layer.lazy_initialization(*(x.new_empty(len(prompts.owner), x.shape[1], 1, x.shape[3]) for x in kv))
+    return cache
 
 def _sample(logits: torch.Tensor, temperature: float, uniform: torch.Tensor) -> torch.Tensor:
     "One token a row: greedy, or by inverting the distribution function at `uniform`."
@@ -291,29 +344,33 @@ def _sample(logits: torch.Tensor, temperature: float, uniform: torch.Tensor) -> 
 @torch.no_grad()
 def _decode(model, prompts, copies, uniforms, temperature, max_new_tokens, stop: set[int], pad: int, memory, keep: bool):
     "Tokens after each prompt copy, and what to remember. Rows that have stopped leave the batch once they are a quarter of it."
-    cache, seen, position, logits, length = _prefill(model, prompts, copies, memory, max_new_tokens, pad)
-    owner = [i for i, n in enumerate(copies) for _ in range(n)]
+    shared, logits = _prefill(model, prompts, copies, memory, pad)
+    owner, own = list(shared.owner), _own(shared, model, max_new_tokens)
     out: list[list[int]] = [[] for _ in owner]
     rows, learnt = torch.arange(len(out)), []
+    position = torch.tensor([[len(prompts[o]) - 1] for o in owner], device=logits.device)
+    all_ = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=logits.device)              # the prompts know what to hide
     def remember(i: int, row: int):
-        p, read = prompts[owner[row]], out[row][:-1]
-        place = slice(length - len(p), length + len(read))
-        learnt.append((p + read, torch.stack([torch.stack([x[i, :, place] for x in kv]) for kv in
-                       ([l.keys for l in cache.layers], [l.values for l in cache.layers])])))
+        p, said = prompts[owner[row]], out[row][:-1]
+        whole = lambda far, near: torch.cat([far[shared.owner[i], :, far.shape[2] - len(p):], near[i, :, :len(said)]], 1)
+        learnt.append((p + said, torch.stack([torch.stack([whole(far, l.keys) for far, l in zip(shared.keys, own.layers)]),
+                                              torch.stack([whole(far, l.values) for far, l in zip(shared.values, own.layers)])])))
     ended = lambda row: bool(out[row]) and out[row][-1] in stop
-    for k in range(max_new_tokens):
-        token = _sample(logits, temperature, uniforms[rows, k].to(logits.device))
-        for row, t in zip(rows.tolist(), token.tolist()):
-            if not ended(row): out[row].append(t)
-        live = [i for i, row in enumerate(rows.tolist()) if not ended(row)]
-        if not live or k == max_new_tokens - 1: break
-        if len(live) < 0.75 * len(rows):
-            if keep: [remember(i, row) for i, row in enumerate(rows.tolist()) if ended(row)]
-            left = torch.tensor(live, device=logits.device)
-            for layer in cache.layers: layer.keys, layer.values = layer.keys[left], layer.values[left]
-            seen, position, token, rows = seen[left], position[left], token[left], rows[left.cpu()]
-        position = position + 1
-        logits = model(token.unsqueeze(1), attention_mask=seen[:, :length + k + 1], position_ids=position, past_key_values=cache).logits[:, -1]
+    with grouped(model):
+        for k in range(max_new_tokens):
+            token = _sample(logits, temperature, uniforms[rows, k].to(logits.device))
+            for row, t in zip(rows.tolist(), token.tolist()):
+                if not ended(row): out[row].append(t)
+            live = [i for i, row in enumerate(rows.tolist()) if not ended(row)]
+            if not live or k == max_new_tokens - 1: break
+            if len(live) < 0.75 * len(rows):
+                if keep: [remember(i, row) for i, row in enumerate(rows.tolist()) if ended(row)]
+                left = torch.tensor(live, device=logits.device)
+                for layer in own.layers: layer.keys, layer.values = layer.keys[left], layer.values[left]
+                shared.belong([shared.owner[i] for i in live])
+                position, token, rows = position[left], token[left], rows[left.cpu()]
+            position, shared.said = position + 1, k + 1
+            logits = model(token.unsqueeze(1), attention_mask=all_, position_ids=position, past_key_values=own, prompts=shared).logits[:, -1]
     if keep: [remember(i, row) for i, row in enumerate(rows.tolist())]
     return out, learnt
 
@@ -329,7 +386,13 @@ def generate_tokens(model: PreTrainedModel,        # a causal language model
                     memory: PrefixMemory | None = None,  # what earlier calls have read; updated
                     first: int = 0,                # number of the first row, where several processes share the work
                     ) -> list[list[int]]:
-    "New token ids for each prompt, the stopping id included. Prompts are sorted by length, so padding is rare."
+    """New token ids for each prompt, the stopping id included. Prompts are sorted by length, so padding is rare. Raises `UserError` if they are longer
+    than the attention of the model."""
+    text, longest = model.config.get_text_config(), max(map(len, prompts), default=0) + max_new_tokens
+    window = getattr(text, "sliding_window", None) if "sliding_attention" in (getattr(text, "layer_types", None) or ["sliding_attention"]) else None
+    if window and longest > window:
+        raise UserError(f"this model sees {window} tokens back (its sliding_window), and rollouts here see all of up to {longest}; lower max_prompt_tokens "
+                        "and max_new_tokens, or serve it by an engine that knows such windows (--base-url)")
     groups: dict[tuple, list[int]] = {}
     for i, p in enumerate(prompts): groups.setdefault(tuple(p), []).append(i)
     out: list[list[int]] = [[] for _ in prompts]
@@ -402,7 +465,7 @@ def packaged_warm_model(adapter: str | Path = WARM_ADAPTER,  # folder of a LoRA 
     start = packaged_model(cache)
     folder = start.with_name(f"{start.name}-warm-{hashlib.sha256(weights.read_bytes()).hexdigest()[:8]}")
     if not (folder / "config.json").exists():
-        model, tokenizer = load_model(start)
+        model, tokenizer = load_model(start, torch.bfloat16)
         save_model(PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(), tokenizer, folder)
     return folder
 
@@ -443,12 +506,19 @@ def find_model(path: str | Path = "smollm2",  # "smollm2" (packaged), "smollm2-w
     if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token
     return path, config, tokenizer
 
-def load_model(path: str | Path = "smollm2",  # as `find_model` takes it
+def fast_dtype() -> torch.dtype:
+    "What this machine computes with: bfloat16 on a GPU and on a CPU with instructions for it, else float32, which such a CPU multiplies eight times as fast."
+    able = torch.cpu.get_capabilities()
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported() if able["architecture"] != "x86_64" else able["amx_bf16"] or able["avx512_bf16"]
+    return torch.bfloat16 if torch.cuda.is_available() or native else torch.float32
+
+def load_model(path: str | Path = "smollm2",    # as `find_model` takes it
+               dtype: torch.dtype | None = None,# of its weights; None takes `fast_dtype()`
                ) -> tuple[PreTrainedModel, "AutoTokenizer"]:
-    "Model (bfloat16, evaluation mode) and tokenizer. Raises `UserError` if there is no such model."
+    "Model (in evaluation mode) and tokenizer. Raises `UserError` if there is no such model."
     path, _, tokenizer = find_model(path)
     hf_logging.disable_progress_bar()           # weights load in a second; bars would only hide the ones that matter
-    try: model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+    try: model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or fast_dtype())
     except (OSError, ValueError) as e: raise _no_model(path, e) from e
     if torch.cuda.is_available(): model = model.cuda()
     else: model.set_attn_implementation("grouped")
@@ -479,9 +549,14 @@ class TransformersPolicy:
 
     @cached_property
     def fingerprint(self) -> str:
-        "Identifies the weights: exact sums of their bits, so it is the same on any device and with any number of threads."
+        "Identifies the weights: exact sums of their bits, so it is the same on any device, with any number of threads, and in 32 bits as in 16."
         bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-        sums = [(n, p.detach().view(bits[p.element_size()]).sum(dtype=torch.int64).item()) for n, p in self.model.named_parameters()]
+        total = lambda t: t.view(bits[t.element_size()]).sum(dtype=torch.int64).item()
+        def parts(p: torch.Tensor) -> list[int]:
+            if p.dtype != torch.float32: return [total(p)]
+            rounded = p.bfloat16()
+            return [total(rounded), *filter(None, [total(p - rounded)])]              # nothing is left of what was read from 16 bits
+        sums = [(n, *parts(p.detach())) for n, p in self.model.named_parameters()]
         return hashlib.sha256(repr(sums).encode()).hexdigest()[:16]
 
     def text(self, messages: list[dict], tools: list[dict], asks: bool = True) -> str:

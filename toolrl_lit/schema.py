@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['ScenarioKind', 'SCENARIOS', 'Strategy', 'STRATEGIES', 'M', 'GROUP', 'UserError', 'SubQuestion', 'Scenario', 'ToolDoc',
            'Tool', 'ToolCall', 'Environment', 'StepRecord', 'Turn', 'Trajectory', 'replacing', 'write_text', 'reserve',
-           'refuse_other', 'holds_work', 'write_jsonl', 'explain', 'Shard', 'Manifest', 'sha256', 'verified',
-           'read_manifest', 'rows_of', 'OnDisk', 'read_jsonl', 'from_ftrl', 'to_ftrl', 'read_ftrl', 'is_ftrl', 'show']
+           'refuse_other', 'holds_work', 'lacks_memory', 'write_jsonl', 'explain', 'Shard', 'Manifest', 'sha256',
+           'verified', 'read_manifest', 'rows_of', 'OnDisk', 'read_jsonl', 'from_ftrl', 'to_ftrl', 'read_ftrl',
+           'is_ftrl', 'show']
 
 # %% ../nbs/00_schema.ipynb #4da06f13
-import hashlib, json, os, tempfile
+import hashlib, json, os, re, tempfile
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -285,6 +286,10 @@ def holds_work(folder: str | Path,       # of a run
                ) -> bool:
     "Whether something was made in a folder. A start that was refused leaves no more than notes of what was to be made."
     return any(p.is_file() and p.name not in ("parameters.json", "settings.json") and not p.name.startswith(".") for p in Path(folder).rglob("*"))
+
+def lacks_memory(e: Exception) -> bool:
+    "Whether something ended for lack of memory, of which torch tells by a `RuntimeError`, and the system by an `OSError`."
+    return isinstance(e, MemoryError) or bool(re.search("out of memory|(can't|Cannot) allocate memory", str(e)))
 
 
 # %% ../nbs/00_schema.ipynb #fb6f0bf1

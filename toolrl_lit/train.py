@@ -40,10 +40,10 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from trl.chat_template_utils import qwen3_template
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import nanstd, split_tensor_dict
-from .collect import OraclePolicy, TransformersPolicy, collect, find_model, generate_tokens, load_model, save_model
+from .collect import OraclePolicy, TransformersPolicy, collect, fast_dtype, find_model, generate_tokens, load_model, save_model
 from .episode import trl_environment, turn_advantages, turn_rewards
 from .reward import PARSERS, score_batch
-from .schema import Environment, StepRecord, Trajectory, UserError, explain, holds_work, refuse_other, show, write_text
+from .schema import Environment, StepRecord, Trajectory, UserError, explain, holds_work, lacks_memory, refuse_other, show, write_text
 
 # %% ../nbs/10_train.ipynb #cdf7b7e5
 ALGORITHMS = {
@@ -100,7 +100,10 @@ class TrainConfig(BaseModel):
     micro_prompts: int = Field(1, ge=1, description="step records, or questions, in one backward pass; memory grows with it")
     split_group: int = Field(1, ge=1,
         description="backward passes that share the turns of a step record, or the episodes of a question; each reads the prompt anew, and needs less memory")
-    rollout_rows: int = Field(128, ge=1, description="turns sampled side by side; memory grows with it, and other turns are sampled")
+    rollout_rows: int = Field(128, ge=1, description="turns sampled side by side, those of a step record with one prompt; memory grows with it, and other turns are sampled")
+    collect_rows: int = Field(128, ge=1,
+        description="conversations side by side, each with a prompt of its own, where trajectories are collected, episodes are played, or Unsloth samples; "
+                    "memory grows with it, and other turns are sampled")
     gradient_checkpointing: bool = Field(False,
         description="compute activations a second time instead of keeping them: less memory, a third more time")
     backend: Literal["auto", "plain", "unsloth"] = Field("auto",
@@ -167,11 +170,11 @@ class TrainConfig(BaseModel):
 PRESETS: dict[str, dict] = {
     "laptop": {},
     "consumer-24gb": dict(model="Qwen/Qwen3-4B", warm_steps=0, epochs=3, updates=8, prompts=16, group=16, environments=128, learning_rate=1e-5,
-        warmup=0.05, max_new_tokens=1024, max_prompt_tokens=4096, max_turns=8, lora_rank=32, split_group=8, rollout_rows=4,
+        warmup=0.05, max_new_tokens=1024, max_prompt_tokens=4096, max_turns=8, lora_rank=32, split_group=8, rollout_rows=32, collect_rows=8,
         gradient_checkpointing=True),
     "paper": dict(model="Qwen/Qwen3-8B", warm_steps=0, epochs=3, updates=8, prompts=512, mini_batches=16, oversample=1, group=16,
         environments=1024, learning_rate=1e-6, warmup=0, kl=0.001, entropy=0.001, temperature=1.0, max_new_tokens=1024,
-        max_prompt_tokens=16384, max_turns=20, lora_rank=0, rollout_rows=8, gradient_checkpointing=True)}
+        max_prompt_tokens=16384, max_turns=20, lora_rank=0, rollout_rows=64, collect_rows=8, gradient_checkpointing=True)}
 
 def make_config(preset: str = "laptop", # what `values` are put on top of, a name in `PRESETS`
                 **values,               # fields of `TrainConfig`
@@ -239,7 +242,7 @@ def _share(what: str, n: int) -> int:
 def _trainer_arguments(config: TrainConfig, out: Path) -> dict:
     "What both trainers share."
     cpu = not torch.cuda.is_available()
-    return dict(output_dir=str(out), seed=config.seed, bf16=True, use_cpu=cpu, gradient_checkpointing=config.gradient_checkpointing, report_to=config.report_to,
+    return dict(output_dir=str(out), seed=config.seed, bf16=fast_dtype() == torch.bfloat16, use_cpu=cpu, gradient_checkpointing=config.gradient_checkpointing, report_to=config.report_to,
                 project="toolrl_lit", run_name=f"{out.resolve().parent.name}/{out.name}",      # of trackio
                 logging_steps=1, save_total_limit=1, dataloader_pin_memory=not cpu, remove_unused_columns=False,
                 lr_scheduler_type="linear", max_grad_norm=1.0, disable_tqdm=True, ddp_timeout=86_400,   # seconds that others wait while one collects
@@ -286,21 +289,22 @@ def _report(config: TrainConfig, out: Path):
         raise UserError(f"report_to: {config.report_to} is not installed; pip install 'toolrl_lit[{config.report_to}]'")
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(out / "tensorboard")
 
-# What may be changed between a start and the next: the result stays, or (rollout_rows) is one of those that chance allows.
-CHANGEABLE = ("micro_prompts", "split_group", "gradient_checkpointing", "rollout_rows", "save_updates", "report_to")
-LESS_MEMORY = ("lower micro_prompts or rollout_rows, raise split_group, or set gradient_checkpointing=true, and start the same command again, which goes on "
+# What may be changed between a start and the next: the result stays, or (*_rows) is one of those that chance allows.
+CHANGEABLE = ("micro_prompts", "split_group", "gradient_checkpointing", "rollout_rows", "collect_rows", "save_updates", "report_to")
+LESS_MEMORY = ("lower micro_prompts, rollout_rows or collect_rows, raise split_group, or set gradient_checkpointing=true, and start the same command again, which goes on "
                "from the last whole checkpoint; a lower max_prompt_tokens needs another folder")
 
 def _digest_of(model: str | Path) -> str:
-    "Identifies a start policy before it is loaded: a local folder by its weights (of large files 256 pieces, evenly spread), one of the hub by its name."
-    folder, digest = Path(find_model(model)[0]), hashlib.sha256()
+    "Identifies a start policy before it is loaded: a local folder by its weights (of large files 256 pieces, evenly spread), one of the hub by its commit."
+    path, known, _ = find_model(model)
+    folder, digest = Path(path), hashlib.sha256()
     for file in sorted(p for p in folder.glob("*") if p.suffix in (".safetensors", ".bin")):
         digest.update(f"{file.name} {(size := file.stat().st_size)}".encode())
         with file.open("rb") as f:
             for at in range(0, size, max(2**16, size // 256)):
                 f.seek(at)
                 digest.update(f.read(2**16))
-    return digest.hexdigest()[:16] if folder.is_dir() else str(model)
+    return digest.hexdigest()[:16] if folder.is_dir() else f"{model}@{known._commit_hash}"
 
 def _begin(out: Path, environments: list[Environment], settings: dict, start: str | Path):
     "Note what is trained in a folder, from which start policy. Raise `UserError` if something else was, before it is taken for this, or if there is nothing to train in."
@@ -311,26 +315,25 @@ def _begin(out: Path, environments: list[Environment], settings: dict, start: st
     if note.exists() and holds_work(out):
         before = json.loads(note.read_text())
         refuse_other(out, "another training", before, now, "choose another folder, or remove this one", CHANGEABLE)
-        rows = [s.get("rollout_rows") for s in (before, now)]
-        if leads and rows[0] != rows[1] and not (out / "model" / "config.json").exists():
-            print(f"rollout_rows: {rows[0]} before, {rows[1]} from here on, so other turns are sampled than without the change")
+        rows = {k: (before.get(k), now[k]) for k in ("rollout_rows", "collect_rows") if k in now and before.get(k, now[k]) != now[k]}
+        if leads and not (out / "model" / "config.json").exists():
+            for k, (old, new) in rows.items(): print(f"{k}: {old} before, {new} from here on, so other turns are sampled than without the change")
     if leads: write_text(note, json.dumps(now, indent=1) + "\n")
 
 def _finish(trainer, out: Path, model, tokenizer) -> Path:
-    "Write log and model, once, and wait until they are there."
+    "Write log and model, in 16 bits whatever it was trained in, once, and wait until they are there."
     if trainer.is_world_process_zero():
         write_text(out / "log.json", json.dumps(trainer.state.log_history))
-        save_model(model, tokenizer, out / "model")
+        save_model(model.bfloat16(), tokenizer, out / "model")
     trainer.accelerator.wait_for_everyone()
     return out / "model"
 
 @contextlib.contextmanager
 def _explained(what: str, less: str):
-    "A full disk or lack of memory ends `what` with one sentence, which says how to need `less`. Only some of them have an exception of their own."
+    "A full disk or lack of memory ends `what` with one sentence, which says how to need `less`."
     try: yield
     except (OSError, SafetensorError, MemoryError, RuntimeError) as e:
-        if isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e):
-            raise UserError(f"{what} ran out of memory: {less}. ({e})") from e
+        if lacks_memory(e): raise UserError(f"{what} ran out of memory: {less}. ({e})") from e
         if isinstance(e, RuntimeError) and not re.search("inline_container|iostream error", str(e)): raise    # torch.save's words for a full disk
         raise UserError(f"{what} stopped: {e}. The last whole checkpoint is kept; free disk space and start the same command again.") from e
 
@@ -708,18 +711,19 @@ def _grpo_arguments(config: TrainConfig, out: Path) -> GRPOConfig:
         **({"model_init_kwargs": {"device_map": None}} if sharded() else {}))      # of the reference: TRL would spread it over all GPUs
 
 # %% ../nbs/10_train.ipynb #790763a9
-def _skeleton(model: PretrainedConfig, rank: int, gpu: bool, layers: int | None = None):
+def _skeleton(model: PretrainedConfig, rank: int, gpu: bool, dtype: torch.dtype, layers: int | None = None):
     "A model as it is trained, with so many layers, and no memory for its weights."
     model = deepcopy(model)
     if layers:
         model.num_hidden_layers = layers
         if getattr(model, "layer_types", None): model.layer_types = model.layer_types[:layers]
-    with torch.device("meta"): plain = AutoModelForCausalLM.from_config(model, dtype=torch.bfloat16)
+    with torch.device("meta"): plain = AutoModelForCausalLM.from_config(model, dtype=dtype)
     if not gpu: plain.set_attn_implementation("grouped")
     with torch.device("meta"): return trainable(plain, rank).train()
 
 def kept_bytes(model,          # from `_skeleton`; of no use afterwards
                tokens: int,    # of a row of prompt and completions
+               mixed: bool = True,  # computed in bfloat16 by autocast
                ) -> int:
     "Bytes that autograd keeps of a forward pass over one row, up to the last hidden state, weights not counted."
     kept: dict[int, tuple[int, torch.Tensor]] = {}             # the tensor too, so that no other takes its place in memory
@@ -736,7 +740,7 @@ def kept_bytes(model,          # from `_skeleton`; of no use afterwards
         own = {t.untyped_storage()._cdata for t in itertools.chain(model.parameters(), model.buffers())}
         plain = without_adapters(model)
         row, mask = torch.zeros(1, tokens, dtype=torch.long), torch.ones(1, 1, tokens, tokens, dtype=torch.bool)
-        with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             plain.get_decoder()(row, attention_mask=mask, position_ids=row, use_cache=False)
     return sum(n for n, _ in kept.values())
 
@@ -745,37 +749,41 @@ def memory_needed(config: TrainConfig,        # of the run
                   model: PretrainedConfig,    # configuration of its model
                   gpu: bool | None = None,    # trained on a GPU, or on a CPU; None: as this machine has it
                   shards: int = 1,            # processes that cut up the weights among them, with FSDP
+                  dtype: torch.dtype | None = None,  # what is computed with; None: bfloat16 on a GPU, `fast_dtype()` on a CPU
                   ) -> dict[str, float]:
     """GB of memory (1e9 bytes) by part, and at the peak of `train` on one device, where prompts and turns are as long as they may
-    be. Sampling and updates take turns, so of `rollouts` and `activations` with `logits` the larger counts."""
+    be. Collecting (`conversations`), sampling (`rollouts`) and updates (`activations` with `logits`) take turns, so the largest counts."""
     gpu = torch.cuda.is_available() if gpu is None else gpu
-    text, whole, full = model.get_text_config(), _skeleton(model, config.lora_rank, gpu), not config.lora_rank
+    dtype = dtype or (torch.bfloat16 if gpu else fast_dtype())
+    text, whole, full = model.get_text_config(), _skeleton(model, config.lora_rank, gpu, dtype), not config.lora_rank
     trained = sum(p.numel() for p in whole.parameters() if p.requires_grad)
     base = sum(p.numel() for p in whole.parameters()) - (0 if full else trained)
     fast, rows = config.backend == "unsloth", config.group // config.split_group
     row = config.max_prompt_tokens + (1 if fast else rows) * config.completion_tokens      # Unsloth reads the prompt in each row
-    one, two = (kept_bytes(_skeleton(model, config.lora_rank, gpu, n), row) for n in (1, 2))
+    size, mixed = dtype.itemsize, dtype == torch.bfloat16
+    one, two = (kept_bytes(_skeleton(model, config.lora_rank, gpu, dtype, n), row, mixed) for n in (1, 2))
     layers, layer = text.num_hidden_layers, two - one
-    inputs = layers * row * text.hidden_size * (4 if full else 2) + (base * 2 if full else 0)    # and autocast's copies of the weights
+    inputs = layers * row * text.hidden_size * (4 if full else size) + (base * 2 if full and mixed else 0)    # and autocast's copies of the weights
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    token = 2 * 2 * layers * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * head
-    collecting = min(config.rollout_rows, config.environments if config.credit == "step" else config.prompts * config.group) * (2 if gpu else 3)
-    updating = min(config.rollout_rows, config.prompts * config.oversample * config.group)
+    token = 2 * size * layers * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * head
+    conversations = min(config.collect_rows, config.environments if config.credit == "step" else config.prompts * config.group)
+    turns = min(config.collect_rows if fast else config.rollout_rows, config.prompts * config.oversample * config.group)
+    prompts = turns if fast else -(-turns // config.group)     # that are kept side by side; Unsloth keeps one for each turn
     embedded = sum(p.numel() for p in {m.weight for m in (without_adapters(whole).get_input_embeddings(), without_adapters(whole).get_output_embeddings())})
     quarter = 2 * embedded + 0.5625 * (base - embedded)      # 4 bits, and an fp32 scale for each 64 of them; embeddings stay whole
     at_once = config.micro_prompts * (rows if fast else 1)
-    parts = {"weights": quarter if config.load_in == "4bit" else base * (4 if full else 2),
-             "copy for rollouts": 0 if fast or config.vllm_server else base * 2, "reference": base * 4 if full and config.kl else 0,
+    parts = {"weights": quarter if config.load_in == "4bit" else base * (4 if full else size),
+             "copy for rollouts": 0 if fast or config.vllm_server else base * size, "reference": base * 4 if full and config.kl else 0,
              "gradients and optimizer": trained * 12 + (0 if full else trained * 4),
              "activations": at_once * (one + inputs if config.gradient_checkpointing else one + (layers - 1) * layer),
              "logits": 12 * at_once * (config.completion_tokens + 1) * text.vocab_size if fast else 5 * 4 * 512 * text.vocab_size,
-             "rollouts": 0 if config.vllm_server else max(collecting, updating) * (config.max_prompt_tokens + config.completion_tokens) * token}
+             "conversations": 0 if config.vllm_server else conversations * (1 if gpu else 3) * (config.max_prompt_tokens + config.completion_tokens) * token,
+             "rollouts": 0 if config.vllm_server or config.credit != "step" else (prompts * config.max_prompt_tokens + turns * config.completion_tokens) * token}
     if shards > 1:                              # what is whole for a moment: embeddings and head, a layer and the one after it
         for cut in ("weights", "gradients and optimizer"): parts[cut] /= shards
-        size = lambda n: sum(p.numel() for p in _skeleton(model, config.lora_rank, gpu, n).parameters())
-        parts["gathered"] = size(2) * (8 if full else 2)
-    fixed = sum(n for k, n in parts.items() if k not in ("activations", "logits", "rollouts"))
-    parts["peak"] = fixed + max(parts["activations"] + parts["logits"], parts["rollouts"])
+        parts["gathered"] = sum(p.numel() for p in _skeleton(model, config.lora_rank, gpu, dtype, 2).parameters()) * (8 if full else size)
+    fixed = sum(n for k, n in parts.items() if k not in ("activations", "logits", "conversations", "rollouts"))
+    parts["peak"] = fixed + max(parts["activations"] + parts["logits"], parts["conversations"], parts["rollouts"])
     return {k: n / 1e9 for k, n in parts.items()}
 
 # %% ../nbs/10_train.ipynb #c37686a4
@@ -790,11 +798,11 @@ def _check_room(config: TrainConfig, model: PretrainedConfig) -> None:
     free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))    # processes of a machine share it
     have = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else free
     if need["peak"] * 1e9 <= have: return
-    rollouts = need["rollouts"] > need["activations"] + need["logits"]
-    moving = max(need["rollouts"], need["activations"] + need["logits"])
+    moving, most = max((need["activations"] + need["logits"], "update"), *((need[k], k) for k in ("conversations", "rollouts")))
     if (need["peak"] - moving) * 1e9 > have:
         what = "train a smaller model" + ("" if config.lora_rank else ", or set lora_rank=16")
-    elif rollouts: what = f"lower rollout_rows={config.rollout_rows}"
+    elif most == "conversations" or most == "rollouts" and config.backend == "unsloth": what = f"lower collect_rows={config.collect_rows}"
+    elif most == "rollouts": what = f"lower rollout_rows={config.rollout_rows}"
     else: what = f"lower micro_prompts={config.micro_prompts} or max_prompt_tokens, raise split_group={config.split_group}" + (
         "" if config.gradient_checkpointing else ", or set gradient_checkpointing=true")
     parts = ", ".join(f"{k} {n:.1f}" for k, n in need.items() if k != "peak" and n >= 0.05)
@@ -830,7 +838,8 @@ def train(config: TrainConfig,                 # what to train, and how
     base, tokenizer = load_model(start or config.model)
     copy = base if config.vllm_server else load_model(start or config.model)[0]
     policy = (ServerPolicy if config.vllm_server else TransformersPolicy)(
-        copy, tokenizer, max_prompt_tokens=config.max_prompt_tokens, batch=config.rollout_rows, reasoning=config.reasoning)
+        copy, tokenizer, max_prompt_tokens=config.max_prompt_tokens, batch=config.rollout_rows if config.credit == "step" else config.collect_rows,
+        reasoning=config.reasoning)
     policy.fingerprint                          # of the start policy: trajectories of a resumed epoch belong to the same run
     tuned = trainable(base.cpu() if sharded() else base, config.lora_rank)      # FSDP moves it to a GPU layer by layer, cut up
     trainer = (_step_trainer if config.credit == "step" else _episode_trainer)(config, out, policy, tuned, environments, sandbox)
@@ -851,7 +860,7 @@ def _step_trainer(config, out, policy, tuned, environments, sandbox) -> StepTrai
         with trainer.accelerator.main_process_first():    # the others read what it has collected
             trajectories = collect(policy, where, temperature=config.temperature, max_turns=config.max_turns, kind=config.kind,
                 match=config.match, max_new_tokens=config.max_new_tokens, sandbox=sandbox, seed=config.seed + 7919 * epoch,
-                batch=config.rollout_rows, out=out / f"trajectories-{epoch}.jsonl", desc=f"collect, epoch {epoch + 1} of {config.epochs}")
+                batch=config.collect_rows, out=out / f"trajectories-{epoch}.jsonl", desc=f"collect, epoch {epoch + 1} of {config.epochs}")
         if policy.memory: policy.memory.replace([])       # of no use once the weights change
         rewards.steps, dropped = choose_steps(config, policy, environments, trajectories, epoch)
         if dropped: print(f"{dropped} step records were longer than {config.max_prompt_tokens} tokens and left out")
@@ -974,7 +983,7 @@ def load_unsloth(config: TrainConfig, model: str | Path):
     length = min(length, getattr(settings.get_text_config(), "max_position_embeddings", length))
     bits = dict(load_in_4bit=config.load_in == "4bit", load_in_16bit=config.load_in == "16bit") if config.lora_rank else \
         dict(load_in_4bit=False, full_finetuning=True, float32_mixed_precision=True)
-    loaded, _ = FastLanguageModel.from_pretrained(str(path), max_seq_length=length, dtype=torch.bfloat16, **bits,
+    loaded, _ = FastLanguageModel.from_pretrained(str(path), max_seq_length=length, dtype=fast_dtype(), **bits,
                                                   use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False)
     return loaded, tokenizer
 
@@ -1013,7 +1022,7 @@ def unsloth_trainer(config: TrainConfig, out: Path, environments: list[Environme
     "TRL's trainer of a model that Unsloth has loaded, and the policy that samples. Unsloth stays imported in this process."
     config = config.model_copy(update=dict(backend="unsloth"))
     loaded, tokenizer = load_unsloth(config, model)
-    policy = UnslothPolicy(loaded, tokenizer, max_prompt_tokens=config.max_prompt_tokens, batch=config.rollout_rows, reasoning=config.reasoning)
+    policy = UnslothPolicy(loaded, tokenizer, max_prompt_tokens=config.max_prompt_tokens, batch=config.collect_rows, reasoning=config.reasoning)
     policy.fingerprint
     policy.model, policy.memory = _adapted(loaded, config), None
     make = _step_trainer if config.credit == "step" else _episode_trainer
