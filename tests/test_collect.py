@@ -2,7 +2,7 @@
 import errno, json, random, re
 import pytest, torch
 from hypothesis import given, settings, strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from toolrl_lit import collect as module
 from toolrl_lit.collect import (OraclePolicy, PrefixMemory, Prompts, TransformersPolicy, call_text, collect, fast_dtype, find_model, generate_tokens, load_model,
                                 packaged_warm_model, save_model, wrong_calls)
@@ -375,6 +375,13 @@ def test_a_model_with_a_short_sight_is_refused_where_it_could_not_see_all():
     for model, prompt in ((sees(sliding_window=16), [5] * 9), (sees(sliding_window=None), [5] * 10)):
         theirs = model.generate(torch.tensor([prompt]), max_new_tokens=7, do_sample=False, eos_token_id=0, pad_token_id=0)[0, len(prompt):].tolist()
         assert generate(model, [prompt], temperature=0) == [theirs]
+
+def test_an_attention_that_is_not_known_is_refused():
+    small = dict(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8)
+    soft = Gemma2ForCausalLM(Gemma2Config(**small, query_pre_attn_scalar=8, sliding_window=64, layer_types=["full_attention"] * 2)).eval()
+    with pytest.raises(UserError, match="has softcap, .*--base-url"): generate(soft, [[5] * 9])
+    with pytest.raises(UserError, match="layers of linear_attention, .*--base-url"):
+        module._check_attention(LlamaConfig(**small, layer_types=["full_attention", "linear_attention"]), 9)
 
 # -- models on disk
 
