@@ -2,6 +2,7 @@
 import json, re
 from pathlib import Path
 import pandas as pd
+from toolrl_lit.evaluate import Evaluation
 
 ROOT = Path(__file__).parents[1]
 PAPERS = ROOT / "papers"
@@ -44,3 +45,18 @@ def test_the_run_of_difficulty_shows_what_was_measured():
     for name, tools, *_, score, n in rows:
         assert tools.split()[0].lstrip("+") == f"{known[name]['tools']['mean']:.1f}" and int(n) == known[name]["tools"]["n"], name
         assert score.split()[0].lstrip("+") == format(known[name]["policy's Solve-F1"]["mean"], ".2f"), name
+
+def test_results_of_the_ablation_are_of_its_parameters_and_of_no_machine():
+    kept, cells = PAPERS / "ablation", ["".join(c["source"]) for c in json.loads((ROOT / "runs" / "ablation.ipynb").read_text("utf-8"))["cells"]]
+    chosen: dict = {}
+    exec(next(c for c in cells if c.startswith('out = "out/ablation"')), chosen)
+    known = json.loads((kept / "parameters.json").read_text())
+    names = ("train_environments", "test_environments", "data_seed", "oversample", "max_turns")
+    assert {n: known[n] for n in names} == {n: chosen[n] for n in names} and known.keys() - names == {"train_sha256", "test_sha256"}
+    for path in kept.glob("*/scores.json"):
+        scores = Evaluation.load(path)
+        assert len({r.environment for r in scores.rows}) == len(scores.rows) == chosen["test_environments"]
+        assert scores.name == path.parent.name and scores.settings["environments"] == "test.jsonl"
+        if scores.name == "warm start": continue
+        rows = json.loads((path.parent / "rl" / "log.json").read_text())
+        assert [r["step"] for r in rows] == list(range(1, 9)) and all(0 <= r["solve_precision"] <= 1 for r in rows)
