@@ -253,7 +253,7 @@ def grouped_attention(module, query, key, value, attention_mask, scaling=None, d
     return out.reshape(rows, heads, new, -1).transpose(1, 2).contiguous(), None
 
 def grouped_mask(*args, **kwargs):
-    "The mask of `grouped_attention`, always written out: a cache with free places at its end has no implicit causal mask."
+    "The mask of `grouped_attention`, always written out: where query heads are further positions, an implicit causal mask would be another."
     return sdpa_mask(*args, **kwargs | {"allow_is_causal_skip": False})
 
 AttentionInterface.register("grouped", grouped_attention)
@@ -349,7 +349,7 @@ def _sample(logits: torch.Tensor, temperature: float, uniform: torch.Tensor) -> 
 def _decode(model, prompts, copies, uniforms, temperature, max_new_tokens, stop: set[int], pad: int, memory, keep: bool):
     "Tokens after each prompt copy, and what to remember. Rows that have stopped leave the batch once they are a quarter of it."
     shared, logits = _prefill(model, prompts, copies, memory, pad)
-    owner, own = list(shared.owner), _own(shared, model, max_new_tokens)
+    owner, own = shared.owner, _own(shared, model, max_new_tokens)
     out: list[list[int]] = [[] for _ in owner]
     rows, learnt = torch.arange(len(out)), []
     position = torch.tensor([[len(prompts[o]) - 1] for o in owner], device=logits.device)
