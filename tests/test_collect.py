@@ -1,13 +1,14 @@
 "Collect: rollouts that can be resumed, and generation that says what transformers says, only sooner."
-import errno, json, random, re
+import errno, json, random, re, time
+from concurrent.futures import ThreadPoolExecutor
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from toolrl_lit import collect as module
 from toolrl_lit.collect import (OraclePolicy, PrefixMemory, Prompts, TransformersPolicy, call_text, collect, fast_dtype, find_model, generate_tokens, load_model,
-                                packaged_warm_model, save_model, wrong_calls)
+                                packaged_model, packaged_warm_model, save_model, wrong_calls)
 from toolrl_lit.reward import parse_qwen
-from toolrl_lit.schema import Trajectory, UserError, read_jsonl
+from toolrl_lit.schema import Trajectory, UserError, read_jsonl, write_text
 
 @pytest.fixture(scope="module")
 def llama():
@@ -95,6 +96,20 @@ def test_the_warm_start_that_comes_with_the_library_calls_tools(environments, tm
     shown = collect(TransformersPolicy("smollm2-warm"), environments[::2], temperature=0, max_turns=2, max_new_tokens=64)
     assert all(t.n_calls for t in shown) and any(t.n_solved for t in shown)
     with pytest.raises(UserError, match="adapter_model.safetensors is missing"): packaged_warm_model(tmp_path)
+
+def test_processes_that_want_the_packaged_model_at_once_make_it_once(tmp_path, monkeypatch):
+    made = []
+    def convert(folder):
+        made.append(folder)
+        time.sleep(0.5)                         # the others come meanwhile
+        write_text(folder / "config.json", "{}")
+    monkeypatch.setattr("toolrl_lit.collect._convert", convert)
+    with ThreadPoolExecutor(4) as pool: folders = list(pool.map(lambda _: packaged_model(tmp_path), range(4)))
+    assert folders == made * 4 and (made[0] / "config.json").exists()
+
+def test_a_cache_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file: cannot be made"): packaged_model(tmp_path / "file")
 
 class Chance:
     """Acts by chance, which hangs on all that `generate` is given: right calls, wrong calls, calls that JSON cannot hold, answers, nothing,

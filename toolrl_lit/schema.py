@@ -258,13 +258,14 @@ def write_text(path: str | Path,  # file to write
 # %% ../nbs/00_schema.ipynb #c7a25743
 def reserve(folder: str | Path,    # made if it is not there
             name: str = ".lock",   # of the file in it that is locked
+            wait: float = 0,       # seconds to wait for somebody who does
             ) -> filelock.AcquireReturnProxy:
     """A lock on a folder, a context: until it ends, nobody else works there.
 
     Raises `UserError` if somebody does, or if the folder cannot be made or written to."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        return filelock.FileLock(Path(folder) / name).acquire(timeout=0)
+        return filelock.FileLock(Path(folder) / name).acquire(timeout=wait)
     except filelock.Timeout as e:                                    # also where no file can be made, as in /proc
         there = (Path(folder) / name).exists()
         raise UserError(f"{folder}: " + ("another process is working in this folder" if there else "cannot be written to")) from e
