@@ -1,9 +1,9 @@
 "Train: the same numbers as TRL's own, rewards from the environment, and runs that survive being killed."
-import contextlib, errno, itertools, json, os, re, shutil, signal, subprocess, sys, textwrap, warnings
+import contextlib, ctypes, errno, itertools, json, os, re, shutil, signal, subprocess, sys, textwrap, warnings
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
-import pytest, torch
+import psutil, pytest, torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import FileSystemReader
@@ -499,6 +499,22 @@ def test_keys_and_values_are_as_large_as_told(tiny_folder, environments, tmp_pat
     own = _own(prompts, policy.model, config.max_new_tokens)
     held = sum(x.nbytes for x in prompts.keys + prompts.values) + sum(l.keys.nbytes + l.values.nbytes for l in own.layers)
     assert memory_needed(config, policy.model.config)["rollouts"] * 1e9 == held
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim") or torch.cuda.is_available(), reason="only glibc gives memory back, and only a CPU's is meant")
+def test_memory_between_tensors_that_are_needed_goes_back_to_the_system():
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=8, num_attention_heads=2))
+    ids, resident = torch.ones(1, 4, dtype=torch.long), psutil.Process().memory_info
+    pieces = [torch.ones(2**14) for _ in range(4000)]                # of 64 KB, so from the heap
+    del pieces[::2]
+    full = resident().rss
+    model(ids)
+    assert full - resident().rss < 20e6                                # nothing gives it back by itself
+    with module._tidy(lora(model, 2)): model(ids)
+    assert full - resident().rss > 100e6
+    full = resident().rss
+    del pieces[::2]
+    model(ids)
+    assert full - resident().rss < 20e6                                # the hooks are gone
 
 @pytest.mark.parametrize("changes, said", [
     (dict(group=40_000, max_new_tokens=90), "lower micro_prompts=1.*split_group=1.*gradient_checkpointing"),

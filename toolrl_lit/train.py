@@ -10,7 +10,7 @@ __all__ = ['ALGORITHMS', 'PRESETS', 'CHANGEABLE', 'LESS_MEMORY', 'CURVES', 'Trai
            'load_unsloth', 'UnslothPolicy', 'unsloth_trainer', 'merge_adapter', 'ServerPolicy', 'curves']
 
 # %% ../nbs/10_train.ipynb #2a00af23
-import contextlib, hashlib, importlib.util, itertools, json, math, os, random, re, sys, time, urllib.request, warnings
+import contextlib, ctypes, hashlib, importlib.util, itertools, json, math, os, random, re, sys, time, urllib.request, warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -226,6 +226,7 @@ def trainable(model, rank: int):
     "The model with what is to be trained in fp32: LoRA adapters of `rank`, or all weights if it is 0."
     return lora(model, rank) if rank else model.float().requires_grad_()
 
+# %% ../nbs/10_train.ipynb #5b1e07ab
 def processes() -> int:
     "How many processes train together, as `accelerate launch` or `torchrun` has it."
     return int(os.environ.get("WORLD_SIZE", 1))
@@ -239,6 +240,7 @@ def _share(what: str, n: int) -> int:
     if n % processes(): raise UserError(f"{what}: expected a multiple of the {processes()} processes, got {n}")
     return n // processes()
 
+# %% ../nbs/10_train.ipynb #5b1e07ad
 def _trainer_arguments(config: TrainConfig, out: Path) -> dict:
     "What both trainers share."
     cpu = not torch.cuda.is_available()
@@ -271,6 +273,7 @@ class _Finite(TrainerCallback):
                                 "Start again in another folder with a lower learning_rate; to begin from that checkpoint, give it as model=... "
                                 "(adapters after toolrl_lit.train.merge_adapter(model, checkpoint, out), which writes such a folder).")
 
+# %% ../nbs/10_train.ipynb #5b1e07ae
 class _Live(TrainerCallback):
     "Draws the curves anew in a notebook's cell, batch by batch."
     def __init__(self): self.handle = None
@@ -289,6 +292,7 @@ def _report(config: TrainConfig, out: Path):
         raise UserError(f"report_to: {config.report_to} is not installed; pip install 'toolrl_lit[{config.report_to}]'")
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(out / "tensorboard")
 
+# %% ../nbs/10_train.ipynb #5b1e07b0
 # What may be changed between a start and the next: the result stays, or (*_rows) is one of those that chance allows.
 CHANGEABLE = ("micro_prompts", "split_group", "gradient_checkpointing", "rollout_rows", "collect_rows", "save_updates", "report_to")
 LESS_MEMORY = ("lower micro_prompts, rollout_rows or collect_rows, raise split_group, or set gradient_checkpointing=true, and start the same command again, which goes on "
@@ -320,6 +324,7 @@ def _begin(out: Path, environments: list[Environment], settings: dict, start: st
             for k, (old, new) in rows.items(): print(f"{k}: {old} before, {new} from here on, so other turns are sampled than without the change")
     if leads: write_text(note, json.dumps(now, indent=1) + "\n")
 
+# %% ../nbs/10_train.ipynb #5b1e07b2
 def _finish(trainer, out: Path, model, tokenizer) -> Path:
     "Write log and model, in 16 bits whatever it was trained in, once, and wait until they are there."
     if trainer.is_world_process_zero():
@@ -337,11 +342,22 @@ def _explained(what: str, less: str):
         if isinstance(e, RuntimeError) and not re.search("inline_container|iostream error", str(e)): raise    # torch.save's words for a full disk
         raise UserError(f"{what} stopped: {e}. The last whole checkpoint is kept; free disk space and start the same command again.") from e
 
+@contextlib.contextmanager
+def _tidy(model):
+    "On a CPU, let the allocator give free memory back to the system a few times in each pass."
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" and not torch.cuda.is_available() else None    # glibc's
+    def give_back(*_): trim(0)
+    layers = getattr(without_adapters(model).get_decoder(), "layers", []) if trim else []
+    hooks = [layer.register_forward_pre_hook(give_back) for layer in layers[::-(-len(layers) // 6) or 1]]
+    try: yield
+    finally:
+        for hook in hooks: hook.remove()
+
 def _run(trainer, folder: Path, what: str):
     "Train, from the newest checkpoint on if there is one."
     trainer.remove_callback(PrinterCallback)
     for callback in (_Bar(what), _Finite()): trainer.add_callback(callback)
-    return trainer.train(resume_from_checkpoint=_resume(folder))
+    with _tidy(trainer.model): return trainer.train(resume_from_checkpoint=_resume(folder))
 
 # %% ../nbs/10_train.ipynb #b008e464
 def _resume(folder: Path) -> str | None:
