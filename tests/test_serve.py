@@ -273,7 +273,7 @@ def test_trajectories_are_added_to_a_file_and_nothing_else_is_touched(tmp_path):
     before = other.read_bytes()
     with pytest.raises(UserError, match=r"other\.jsonl, line 1"): keep([session.trajectory], other)
     assert other.read_bytes() == before
-    with pytest.raises(UserError, match="cannot be written"): keep([], other / "t.jsonl")
+    with pytest.raises(UserError, match="cannot be made"): keep([], other / "t.jsonl")
 
 # -- refusals
 

@@ -12,10 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from filelock import FileLock
 from .reward import KINDS, MARKUP, Match, Parsed, score_turn
 from .sandbox import CallResult, ToolSandbox, failure, shared, timeout_text
-from .schema import Environment, ToolCall, Trajectory, Turn, UserError, read_jsonl, write_jsonl
+from .schema import Environment, ToolCall, Trajectory, Turn, UserError, read_jsonl, reserve, write_jsonl
 
 # %% ../nbs/13a_serve.ipynb #9d36241d
 class Session:
@@ -187,7 +186,5 @@ def keep(trajectories: Sequence[Trajectory],  # what sessions did
          path: str | Path,                    # JSON Lines; made, or added to
          ) -> Path:
     "Add trajectories to a file. Raises `UserError` if the file holds something else or the disk refuses."
-    path, lock = Path(path), FileLock(f"{path}.lock")
-    try: lock.acquire()
-    except OSError as e: raise UserError(f"{path}: cannot be written: {e.strerror or e}") from e
-    with lock: return write_jsonl(path, [*(read_jsonl(path, Trajectory) if path.exists() else []), *trajectories])
+    path = Path(path)
+    with reserve(path.parent, f"{path.name}.lock", wait=600): return write_jsonl(path, [*(read_jsonl(path, Trajectory) if path.exists() else []), *trajectories])
