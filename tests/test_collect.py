@@ -80,6 +80,24 @@ def test_the_memory_forgets_when_weights_change(llama):
     assert memory.find([1, 2, 3, 4]) == (0, None)
     assert generate(model, [[1, 2, 3, 4, 5]], memory=memory) == generate(model, [[1, 2, 3, 4, 5]])
 
+def test_all_layers_keep_one_mask_and_attend_as_if_each_had_its_own(llama):
+    ids, mask = torch.arange(1, 21)[None], torch.ones(1, 1, 20, 20, dtype=torch.bool).tril()
+    kept = {}
+    def keep(t): return kept.setdefault((t.untyped_storage()._cdata, t.shape), t)
+    def run():
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): loss = llama(ids, attention_mask=mask).logits.logsumexp(-1).sum()
+        return torch.autograd.grad(loss, list(llama.parameters()))
+    ours = run()
+    assert sum(shape[-2:] == (3 * 20, 20) for _, shape in kept) == 1                 # three query heads for each key head
+    llama.set_attn_implementation("sdpa")
+    try: theirs = run()
+    finally: llama.set_attn_implementation("grouped")
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(ours, theirs))
+    before = llama(ids, attention_mask=mask).logits[0, -1]
+    mask[0, 0, -1, :10] = False                                                      # a mask that was used, changed in place
+    assert torch.equal(llama(ids, attention_mask=mask).logits[0, -1], llama(ids, attention_mask=mask.clone()).logits[0, -1])
+    assert not torch.allclose(before, llama(ids, attention_mask=mask).logits[0, -1])
+
 # -- the loop
 
 def told(trajectories, json=False): return [t.model_dump_json() if json else t.model_dump() for t in trajectories]

@@ -239,6 +239,16 @@ class Prompts:
 # %% ../nbs/09_collect.ipynb #b0c7e5d9
 ELSEWHERE = "serve it by an engine that does, and give --base-url"
 
+def _stacked(mask: torch.Tensor, groups: int, new: int, length: int, dtype: torch.dtype) -> torch.Tensor:
+    """Of a mask (rows or 1, 1, new or 1, length): what is added to the scores of `groups` query heads, one below the other.
+
+    Left on the mask for all layers, since autograd keeps what a layer attends by."""
+    key = groups, new, length, dtype, 0 if mask.is_inference() else mask._version
+    if getattr(mask, "stacked", (None,))[0] != key:
+        wide = mask.expand(-1, 1, new, length).repeat(1, 1, groups, 1)
+        mask.stacked = key, torch.zeros_like(wide, dtype=dtype).masked_fill_(~wide, -torch.inf) if wide.dtype == torch.bool else wide
+    return mask.stacked[1]
+
 def grouped_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, prompts: Prompts | None = None, **kwargs):
     """Scaled dot-product attention in which the query heads of one key head are further positions of it.
     Shapes: query (rows, heads, new, d), key and value (rows, key heads, length, d); returns (rows, new, heads, d). Raises `UserError` if the model wants more."""
@@ -249,8 +259,8 @@ def grouped_attention(module, query, key, value, attention_mask, scaling=None, d
     query = query.reshape(rows, -1, groups * new, d)
     if prompts: out = prompts.attend(module.layer_idx, query, key, value, scaling)
     else:
-        attention_mask = attention_mask.expand(-1, 1, new, length).repeat(1, 1, groups, 1)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling)
+        mask = _stacked(attention_mask, groups, new, length, query.dtype)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
     return out.reshape(rows, heads, new, -1).transpose(1, 2).contiguous(), None
 
 def grouped_mask(*args, **kwargs):
