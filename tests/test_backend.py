@@ -209,7 +209,11 @@ def measure(out, **parameters):
 def test_the_benchmark_of_backends_says_that_it_needs_a_gpu(tmp_path):
     with pytest.raises(Exception, match="UserError: bench_backend: there is no GPU on this machine"): measure(tmp_path)
 
-def test_the_benchmark_measures_the_plain_backend_anywhere(tmp_path):
-    measure(tmp_path, sizes=["tiny"], backends=["plain"], prompt_tokens=40, new_tokens=6, group=4, repeats=1)
-    row, = json.loads((tmp_path / "metrics.json").read_text())
-    assert row["rollout tokens/s"] > 0 < row["update tokens/s"] and 5 < row["loss"] < 8              # ln 600 is 6.4
+def test_the_benchmark_compares_plain_with_trl_itself_anywhere(tmp_path):
+    measure(tmp_path, sizes=["tiny"], backends=["trl", "plain"], prompt_tokens=40, new_tokens=6, group=4, repeats=1)
+    trl, plain = json.loads((tmp_path / "metrics.json").read_text())
+    for row in (trl, plain): assert row["rollout tokens/s"] > 0 < row["update tokens/s"] and 5 < row["loss"] < 8   # ln 600 is 6.4
+    assert trl["largest difference of a log-probability"] < 0.05 and trl["updates, times as fast as trl"] == 1
+
+def test_the_benchmark_of_backends_refuses_one_it_does_not_know(tmp_path):
+    with pytest.raises(Exception, match=r"UserError: backends: expected some of trl.*got \['Plain'\]"): measure(tmp_path, backends=["Plain"])

@@ -360,7 +360,8 @@ def test_train_makes_a_policy_and_refuses_another_run_in_its_folder(toolrl, envs
     pairs = [x for k, v in given.items() for x in ("-p", f"{k}={v}")]
     done = toolrl("train", "-e", envs, *pairs)
     assert done.code == 0 and str(tmp_path / "run" / "rl" / "model") in done.out
-    assert toolrl("layers", tmp_path / "run" / "warm" / "model", tmp_path / "run" / "rl" / "model", "-o", tmp_path / "l.html").code == 0
+    for tuned in ("model", "adapter"):
+        assert toolrl("layers", tmp_path / "run" / "warm" / "model", tmp_path / "run" / "rl" / tuned, "-o", tmp_path / "l.html").code == 0
     release()
     assert refused(toolrl("train", "-e", envs, *pairs, "-p", "seed=1"), tmp_path / "run", "seed")
 

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOTrainer
 from toolrl_lit import train as module
 from toolrl_lit.collect import OraclePolicy, TransformersPolicy, _own, _prefill, collect
+from toolrl_lit.layers import compare
 from toolrl_lit.reward import score_turn
 from toolrl_lit.sandbox import ToolSandbox
 from toolrl_lit.schema import Trajectory, UserError, read_jsonl, write_jsonl
@@ -542,6 +543,14 @@ def test_what_was_trained_in_32_bits_is_saved_in_16(tiny_folder, environments, t
     for folder in (warm_start(config, environments), train(config, environments)):
         before, after = load_file(tiny_folder / "model.safetensors"), load_file(folder / "model.safetensors")
         assert {w.dtype for w in after.values()} == {torch.bfloat16} and any((before[k] != after[k]).any() for k in after)
+        adapter = folder.with_name("adapter")
+        if not rank: assert not adapter.exists()
+        else:
+            assert {w.dtype for w in load_file(adapter / "adapter_model.safetensors").values()} == {torch.float32}
+            merged = load_file(module.merge_adapter(tiny_folder, adapter, adapter.with_name("merged")) / "model.safetensors")
+            assert merged.keys() == after.keys() and all(torch.allclose(merged[k].float(), w.float(), rtol=1e-2, atol=1e-5) for k, w in after.items())
+            moved = compare(tiny_folder, adapter)
+            assert set(moved[moved.relative > 0].name) == {k for k in after if "proj" in k}
 
 # -- whole runs
 
@@ -976,6 +985,8 @@ def test_cut_up_weights_are_gathered_into_the_model_on_disk(sharded, name, stage
     for k, v in weights(out).items():
         assert torch.equal(v, wanted[k]) if name == "all" else torch.allclose(v.float(), wanted[k].float(), rtol=1e-2, atol=1e-3), k
     assert {k for k in wanted if not torch.equal(weights(out)[k], first[k])} >= {k for k in wanted if "up_proj" in k}
+    adapters = load_file(out / "adapter" / "adapter_model.safetensors") if name != "all" else {}
+    assert adapters.keys() == {k for k in held if "lora" in k} and all(torch.equal(v, held[k]) for k, v in adapters.items())
 
 @pytest.mark.parametrize("name", ["lora", "all"])
 def test_an_interrupted_run_of_cut_up_weights_goes_on_to_the_same_ones(sharded, name):

@@ -322,12 +322,14 @@ def evaluate(environments: Environments, out: Out, model: Model = "smollm2", nam
     print(result.summary(by="kind").to_string(index=False))
 
 @app.command()
-def layers(base: Annotated[str, typer.Argument(help="Model folder before.")], tuned: Annotated[str, typer.Argument(help="Model folder after.")],
+def layers(base: Annotated[str, typer.Argument(help="Model folder before, 'smollm2' or 'smollm2-warm'.")],
+           tuned: Annotated[str, typer.Argument(help="Model folder after, or better its adapter, which no 16 bits have rounded.")],
            out: Out = Path("layers.html")):
     "Show which layers and modules changed."
+    from toolrl_lit.collect import PACKAGED
     from toolrl_lit.evaluate import write_report
     from toolrl_lit.layers import compare, heatmap
-    table = compare(base, tuned)
+    table = compare(PACKAGED[base]() if base in PACKAGED else base, tuned)
     print(f"written: {write_report(out, 'Relative change of the weights', [('By layer and module', [heatmap(table), table])])}")
 
 @app.command()

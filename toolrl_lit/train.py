@@ -325,11 +325,15 @@ def _begin(out: Path, environments: list[Environment], settings: dict, start: st
     if leads: write_text(note, json.dumps(now, indent=1) + "\n")
 
 # %% ../nbs/10_train.ipynb #5b1e07b2
-def _finish(trainer, out: Path, model, tokenizer) -> Path:
-    "Write log and model, in 16 bits whatever it was trained in, once, and wait until they are there."
+def _finish(trainer, out: Path, copy, tuned, tokenizer) -> Path:
+    """Write log, adapters as they were trained, and `copy` with the weights of `tuned`, in 16 bits whatever they were trained in; once, and wait until
+    they are there."""
+    merge_into(copy, tuned)
+    adapters = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in tuned.named_parameters() if "lora_" in name}
     if trainer.is_world_process_zero():
         write_text(out / "log.json", json.dumps(trainer.state.log_history))
-        save_model(model.bfloat16(), tokenizer, out / "model")
+        if adapters: tuned.save_pretrained(out / "adapter", state_dict=adapters, save_embedding_layers=False)
+        save_model(copy.bfloat16(), tokenizer, out / "model")
     trainer.accelerator.wait_for_everyone()
     return out / "model"
 
@@ -451,8 +455,7 @@ def warm_start(config: TrainConfig,            # `warm_*`, `model`, `lora_rank`,
     _report(config, out)
     trainer = _WarmTrainer(model=tuned, args=arguments, train_dataset=Dataset.from_list(data), processing_class=policy.tokenizer)
     _run(trainer, out, "warm start")
-    merge_into(copy, tuned)
-    return _finish(trainer, out, copy, policy.tokenizer)
+    return _finish(trainer, out, copy, tuned, policy.tokenizer)
 
 # %% ../nbs/10_train.ipynb #bf64221c
 def pack_groups(ids: torch.Tensor,   # (rows, P + C): left-padded prompt, right-padded completion; rows of a group together
@@ -739,7 +742,7 @@ def _skeleton(model: PretrainedConfig, rank: int, gpu: bool, dtype: torch.dtype,
 
 def kept_bytes(model,          # from `_skeleton`; of no use afterwards
                tokens: int,    # of a row of prompt and completions
-               mixed: bool = True,  # computed in bfloat16 by autocast
+               dtype: torch.dtype = torch.bfloat16,  # what is computed with
                ) -> int:
     "Bytes that autograd keeps of a forward pass over one row, up to the last hidden state, weights not counted."
     kept: dict[int, tuple[int, torch.Tensor]] = {}             # the tensor too, so that no other takes its place in memory
@@ -756,7 +759,7 @@ def kept_bytes(model,          # from `_skeleton`; of no use afterwards
         own = {t.untyped_storage()._cdata for t in itertools.chain(model.parameters(), model.buffers())}
         plain = without_adapters(model)
         row, mask = torch.zeros(1, tokens, dtype=torch.long), torch.ones(1, 1, tokens, tokens, dtype=torch.bool)
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             plain.get_decoder()(row, attention_mask=mask, position_ids=row, use_cache=False)
     return sum(n for n, _ in kept.values())
 
@@ -777,7 +780,7 @@ def memory_needed(config: TrainConfig,        # of the run
     fast, rows = config.backend == "unsloth", config.group // config.split_group
     row = config.max_prompt_tokens + (1 if fast else rows) * config.completion_tokens      # Unsloth reads the prompt in each row
     size, mixed = dtype.itemsize, dtype == torch.bfloat16
-    one, two = (kept_bytes(_skeleton(model, config.lora_rank, gpu, dtype, n), row, mixed) for n in (1, 2))
+    one, two = (kept_bytes(_skeleton(model, config.lora_rank, gpu, dtype, n), row, dtype) for n in (1, 2))
     layers, layer = text.num_hidden_layers, two - one
     inputs = layers * row * text.hidden_size * (4 if full else size) + (base * 2 if full and mixed else 0)    # and autocast's copies of the weights
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -863,8 +866,7 @@ def train(config: TrainConfig,                 # what to train, and how
     if live: trainer.add_callback(_Live())
     _run(trainer, out, f"train, {config.algorithm}")
     if config.vllm_server: copy, _ = load_model(start or config.model)
-    merge_into(copy, tuned)
-    return _finish(trainer, out, copy, tokenizer)
+    return _finish(trainer, out, copy, tuned, tokenizer)
 
 # %% ../nbs/10_train.ipynb #73da260e
 def _step_trainer(config, out, policy, tuned, environments, sandbox) -> StepTrainer:
