@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
-from toolrl_lit.layers import MATRICES, Weights, compare, heatmap, lora_norm, place, transplant, weights
+from toolrl_lit.layers import MATRICES, Weights, by_depth, compare, heatmap, lora_norm, place, transplant, weights
 from toolrl_lit.schema import UserError
 
 def llama(seed=0, **changes):
@@ -176,6 +176,14 @@ def test_sources_that_are_nothing(base, tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{")
     with pytest.raises(UserError, match="adapter_config.json"): compare(base, tmp_path / "adapter")
+
+def test_means_by_depth_are_those_of_the_weights(base, tuned):
+    df = compare(base, tuned)
+    means, inside = by_depth(df, lowest=1), df[df.layer.notna()]
+    for module, kinds in (("MLP", ("gate", "up", "down")), ("attention", ("q", "k", "v", "o"))):
+        for column, layers in (("layers 0 to 0", inside.layer == 0), ("layers from 1 on", inside.layer >= 1)):
+            assert means.loc[module, column] == pytest.approx(inside[inside.kind.isin(kinds) & layers].relative.mean())
+    assert list(by_depth(df, lowest=99)) == ["layers 0 to 98"] and by_depth(df[df.layer.isna()]).empty
 
 def test_heatmap_shows_the_numbers(base, tuned):
     df = compare(base, tuned)

@@ -328,9 +328,11 @@ def layers(base: Annotated[str, typer.Argument(help="Model folder before, 'smoll
     "Show which layers and modules changed."
     from toolrl_lit.collect import PACKAGED
     from toolrl_lit.evaluate import write_report
-    from toolrl_lit.layers import compare, heatmap
+    from toolrl_lit.layers import by_depth, compare, heatmap
     table = compare(PACKAGED[base]() if base in PACKAGED else base, tuned)
-    print(f"written: {write_report(out, 'Relative change of the weights', [('By layer and module', [heatmap(table), table])])}")
+    drawn, means = heatmap(table), by_depth(table)
+    print(means.to_string())
+    print(f"written: {write_report(out, 'Relative change of the weights', [('By layer and module', [drawn, means.reset_index(), table])])}")
 
 @app.command()
 def report(evaluations: Annotated[list[Path], typer.Argument(help="Files of `toolrl evaluate`, the earlier policy first.")],
