@@ -314,6 +314,8 @@ def test_after_kill_9_no_paid_request_is_repeated(setup, tmp_path):
         while len(list((tmp_path / "answers").glob("??/*.json"))) < 31: assert process.poll() is None; time.sleep(0.02)
     finally: process.send_signal(signal.SIGKILL); process.wait()
     assert not (tmp_path / "e.jsonl").exists()
+    came = -1
+    while server.requests > came or server.busy > sum(server.lost.values()): came = server.requests; time.sleep(0.5)    # what it asked last is held too
     server.hold_after = None
     server.held.set()
     built = build(setup(server)[1], out=tmp_path / "e.jsonl")
