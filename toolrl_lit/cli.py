@@ -326,10 +326,10 @@ def layers(base: Annotated[str, typer.Argument(help="Model folder before, 'smoll
            tuned: Annotated[str, typer.Argument(help="Model folder after, or better its adapter, which no 16 bits have rounded.")],
            out: Out = Path("layers.html")):
     "Show which layers and modules changed."
-    from toolrl_lit.collect import PACKAGED
+    from toolrl_lit.collect import unpacked
     from toolrl_lit.evaluate import write_report
     from toolrl_lit.layers import by_depth, compare, heatmap
-    table = compare(PACKAGED[base]() if base in PACKAGED else base, tuned)
+    table = compare(unpacked(base), tuned)
     drawn, means = heatmap(table), by_depth(table)
     print(means.to_string())
     print(f"written: {write_report(out, 'Relative change of the weights', [('By layer and module', [drawn, means.reset_index(), table])])}")

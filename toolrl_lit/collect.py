@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Prompt', 'ELSEWHERE', 'CHAT_TEMPLATE', 'WARM_ADAPTER', 'PACKAGED', 'Policy', 'call_text', 'wrong_calls',
            'OraclePolicy', 'collect', 'Prompts', 'grouped_attention', 'grouped_mask', 'grouped', 'PrefixMemory',
-           'generate_tokens', 'packaged_model', 'packaged_warm_model', 'save_model', 'find_model', 'fast_dtype',
-           'load_model', 'TransformersPolicy', 'wire_messages', 'reply_text', 'EndpointPolicy']
+           'generate_tokens', 'packaged_model', 'packaged_warm_model', 'save_model', 'unpacked', 'find_model',
+           'fast_dtype', 'load_model', 'TransformersPolicy', 'wire_messages', 'reply_text', 'EndpointPolicy']
 
 # %% ../nbs/09_collect.ipynb #d5ab5ef4
 import bisect, contextlib, hashlib, importlib.util, json, os, random, shutil, tempfile, time
@@ -521,6 +521,11 @@ def save_model(model, tokenizer, folder: str | Path) -> Path:
 # %% ../nbs/09_collect.ipynb #fa163090
 PACKAGED = {"smollm2": packaged_model, "smollm2-warm": packaged_warm_model}
 
+def unpacked(path: str | Path,  # a name in `PACKAGED`, or anything else
+             ) -> str | Path:
+    "The folder of a packaged model; anything else as it is."
+    return PACKAGED[str(path)]() if str(path) in PACKAGED else path
+
 def _no_model(path: str | Path, e: Exception) -> UserError:
     return UserError(f"{path}: no model could be loaded: expected {' or '.join(map(repr, PACKAGED))}, a folder with config.json, or a hub name "
                      f"({str(e).splitlines()[0]})")
@@ -528,7 +533,7 @@ def _no_model(path: str | Path, e: Exception) -> UserError:
 def find_model(path: str | Path = "smollm2",  # "smollm2" (packaged), "smollm2-warm" (after a warm start), a local folder, or a hub name
                ) -> tuple[str | Path, PretrainedConfig, "AutoTokenizer"]:
     "Where a model is, its configuration and its tokenizer, which can pad; no weights. Raises `UserError` if there is no such model."
-    path = PACKAGED[str(path)]() if str(path) in PACKAGED else path
+    path = unpacked(path)
     local = isinstance(path, Path) or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1 or Path(path).exists()
     if local and not (Path(path) / "config.json").exists(): raise UserError(f"{path}: no model here (config.json is missing)")
     try: config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)

@@ -329,7 +329,7 @@ def _finish(trainer, out: Path, copy, tuned, tokenizer) -> Path:
     """Write log, adapters as they were trained, and `copy` with the weights of `tuned`, in 16 bits whatever they were trained in; once, and wait until
     they are there."""
     merge_into(copy, tuned)
-    adapters = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in tuned.named_parameters() if "lora_" in name}
+    adapters = {name: _whole(p) for name, p in tuned.named_parameters() if "lora_" in name}
     if trainer.is_world_process_zero():
         write_text(out / "log.json", json.dumps(trainer.state.log_history))
         if adapters: tuned.save_pretrained(out / "adapter", state_dict=adapters, save_embedding_layers=False)
@@ -411,12 +411,15 @@ def gathered(module):
     finally:
         for m, name, p in cut: m._parameters[name] = p
 
+def _whole(weight):
+    "A weight, gathered where FSDP has cut it up."
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
 @torch.no_grad()
 def merge_into(copy, tuned) -> None:
     "Write the weights of `tuned`, a plain model or a PEFT model with its adapters merged, into `copy`, a plain model."
     if not hasattr(tuned, "get_base_model"):
-        for name, weight in tuned.named_parameters():
-            copy.get_parameter(name).copy_(weight.full_tensor() if isinstance(weight, DTensor) else weight)
+        for name, weight in tuned.named_parameters(): copy.get_parameter(name).copy_(_whole(weight))
         return
     for name, module in tuned.get_base_model().named_modules():
         if hasattr(module, "get_delta_weight"):
