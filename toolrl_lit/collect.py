@@ -82,7 +82,7 @@ class OraclePolicy:
 def _take_turn(step: StepRecord, traj: Trajectory, text: str, score) -> StepRecord | None:
     "Write one turn into `traj`; the step that follows, or None if the conversation has ended."
     calls = [ToolCall(name=c.name, arguments=c.arguments) for c in score.calls]
-    traj.add(score.content, Turn(text=text, calls=calls, results=[c.result for c in score.calls], reward=score.reward,
+    traj.add(score.content, Turn(text=text, calls=calls, results=[c.result for c in score.calls], reward=score.reward, case=score.case,
         solved=[(c.name, c.solved) if c.solved is not None else None for c in score.calls]))
     if not calls: return None
     left = sum(map(len, score.unsolved.values()))

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['SUBJECTS', 'RELATIONS', 'MARGIN', 'CONTESTED', 'Chain', 'Relation', 'Subject', 'convert', 'vocabulary', 'distance',
            'owner_split', 'specific', 'Difficulty', 'Generator', 'find_path', 'follow', 'noun_phrase', 'ask', 'compare',
-           'join_branches', 'extent', 'walk', 'KnowledgeGenerator', 'plain', 'match_paper', 'gives_away', 'faults',
-           'decompose']
+           'join_branches', 'extent', 'walk', 'KnowledgeGenerator', 'faults', 'decompose']
 
 # %% ../nbs/02_scenario.ipynb #48a23c49
 import importlib.resources, itertools, math, random, re, unicodedata, zlib
@@ -19,6 +18,7 @@ from typing import Protocol
 from zoneinfo import ZoneInfo
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from .schema import SCENARIOS, Scenario, ScenarioKind, SubQuestion, UserError, show
+from .engine.match import gives_away, match_paper, plain
 
 # %% ../nbs/02_scenario.ipynb #562d69ed
 @dataclass(frozen=True)
@@ -761,33 +761,6 @@ def _compose(id: str, kind: ScenarioKind, split: str, branches: list[Chain], rng
                 depends_on=[f"q{len(subs)}"] if hop else [], relation=relation.name,
                 entities=[subject] if relation.value == "number" else [subject, value]))
     return Scenario(id=id, kind=kind, question=question[0].upper() + question[1:], answer=answer, sub_questions=subs, split=split)
-
-# %% ../nbs/02_scenario.ipynb #5503934c
-def plain(text: str,  # anything the matching rule compares
-          ) -> str:
-    "Text as the paper's rule compares it: lower case, no commas, stripped."
-    return text.lower().replace(",", "").strip()
-
-def match_paper(text: str,    # a call's result as the policy reads it
-                golden: str,  # golden answer of a sub-question
-                ) -> bool:
-    "The authors' matching rule, exactly (paper section 3.3): every part of the golden answer is somewhere in the result."
-    text = plain(text)
-    return all(plain(part) in text for part in golden.split(", "))
-
-@lru_cache(maxsize=1 << 12)
-def _bare(text: str) -> str:
-    "Its words and numbers between blanks, without signs, dots and zeros in front."
-    words = re.findall(r"[0-9]+[.][0-9]+|\w+", plain(text))
-    return " ".join(["", *(w.lstrip("0") or "0" for w in words), ""])
-
-def gives_away(text: str,              # a result or a fact
-               goldens: Iterable[str], # golden answers
-               ) -> bool:
-    "Whether any rule would find a golden answer here: the paper's, or one that passes over signs and hyphens as `match_strict` does."
-    low, bare = plain(text), _bare(text)
-    return any(plain(g) in low or _bare(g) in bare for g in goldens)
-
 
 # %% ../nbs/02_scenario.ipynb #c1ed2514
 def faults(scenario: Scenario) -> list[str]:

@@ -188,6 +188,7 @@ class Turn(BaseModel):
     results: list[str] = []                   # feedback text of each call
     solved: list[tuple[str, str] | None] = [] # for each call: the (tool, golden answer) it solved, or None
     reward: float = 0.0                       # reward of this turn
+    case: str = ""                            # row of the reward table it met: "calls", "empty", "malformed", "answer", "done", "other"
 
 # %% ../nbs/00_schema.ipynb #6aa22e5f
 class Trajectory(BaseModel):
