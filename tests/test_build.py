@@ -30,10 +30,10 @@ def test(): return build_environments(GENERATOR, 60, seed=1, split="test", progr
 class Flaky:
     "A sandbox that stops the build after some batches."
     def __init__(self, batches): self.left = batches
-    def call_many(self, calls):
+    def examine(self, calls):
         self.left -= 1
         if self.left < 0: raise KeyboardInterrupt
-        return shared().call_many(calls)
+        return shared().examine(calls)
 
 def test_scenarios_are_balanced_and_every_attempt_is_accounted_for(train):
     assert Counter(e.kind for e in train) == {k: 30 for k in SCENARIOS}

@@ -245,14 +245,14 @@ def test_environment_step_and_record_score_alike(box):
         assert score.reward == 1.0 and score.solved == {"capital": ["Paris"]} and score.unsolved == {"capital": []}
 
 
-def test_a_batch_scores_as_its_turns_alone_and_runs_equal_calls_once(box, monkeypatch):
+def test_a_batch_scores_as_its_turns_alone_and_runs_equal_calls_of_an_environment_once(box, monkeypatch):
     texts = [call("capital", {"country": c}) * n + s for c in ("France", "Italy", "Spain") for n in (0, 1, 2) for s in ("", "x")]
     turns = [(t, r) for t in texts for r in (RECORD, environment())]
     sizes = []
     real = box.call_many
     monkeypatch.setattr(box, "call_many", lambda calls: sizes.append(len(calls)) or real(calls))
     batch = score_batch(turns, sandbox=box)
-    assert sizes == [3]
+    assert sizes == [2 * 3]      # two environments with the same tool share nothing
     assert batch == [score_turn(t, r, sandbox=box) for t, r in turns]
     assert score_batch([], sandbox=box) == []
 

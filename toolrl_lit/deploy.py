@@ -16,6 +16,7 @@ from .schema import Environment, Tool
 from .scenario import gives_away, plain
 from .document import Draft, ToolPlan, tool_doc
 from . import sandbox as sandboxes
+from .sandbox import Call
 
 # %% ../nbs/06_deploy.ipynb #d5de69e0
 _TYPES = {"string": "str", "enum": "str", "integer": "int", "array": "list[str]", "object": "dict[str, str]"}
@@ -227,11 +228,17 @@ def check_many(environments: list[Environment],  # to examine
     "Problems of each environment, as `kind: detail`; an empty list for one that passes."
     found = [check_documents(e) for e in environments]
     todo = [(i, p, env.codes()[p.tool]) for i, env in enumerate(environments) if not found[i] for p in probes(env)]
-    results = (sandbox or sandboxes.shared()).call_many([(p.tool, p.arguments, code) for _, p, code in todo]) if todo else []
-    for (i, p, _), r in zip(todo, results):
-        if p.wanted is not None and r.text != p.wanted:
-            found[i].append(f"golden call fails: {p.tool}({p.arguments}) gave {r.text[:80]!r}, expected {p.wanted!r}")
-        elif gives_away(r.text, p.forbidden): found[i].append(f"solved by {p.why}: {p.tool}({p.arguments})")
+    if not todo:
+        return found
+    results, engines = (sandbox or sandboxes.shared()).examine([Call(p.tool, p.arguments, code, group=i) for i, p, code in todo])
+    for (i, p, _), result in zip(todo, results):
+        if p.wanted is not None and p.wanted != result.text:
+            found[i].append(f"golden call fails: {p.tool}({p.arguments}) gave {result.text[:80]!r}, expected {p.wanted!r}")
+        elif gives_away(result.text, p.forbidden):
+            found[i].append(f"solved by {p.why}: {p.tool}({p.arguments})")
+    for i in {i for i, _, _ in todo}:
+        for tool in environments[i].tools:
+            tool.engine = engines.get((i, tool.code))
     return found
 
 def check(env: Environment,  # to examine

@@ -27,7 +27,7 @@ from .schema import (SCENARIOS, STRATEGIES, Environment, Scenario, ScenarioKind,
 from .scenario import Difficulty, faults, plain, specific
 from .integrate import Embed, TWINS, overlapping, sentence_embedder
 from .deploy import check, check_documents, embedded, mentions
-from .sandbox import harmless, shared, steady_rules
+from .sandbox import repeats, shared
 
 # %% ../nbs/06a_llm.ipynb #4621e416
 class Question(BaseModel):
@@ -689,10 +689,10 @@ def narrow(env: Environment, sandbox=None) -> list[str]:
 # %% ../nbs/06a_llm.ipynb #ef32271b
 def code_problems(sketch: Sketch, program: Program, sandbox) -> tuple[Environment | None, list[str]]:
     "The environment with this code, and what is wrong with it."
-    codes, rules = {c.tool: c.code for c in program.codes}, steady_rules()
+    codes = {c.tool: c.code for c in program.codes}
     if sorted(codes) != sorted(t.name for t in sketch.tools): return None, ["not one source for each tool"]
-    wild = [name for name, code in codes.items() if name not in (harmless(code, rules) or ())]
-    if wild: return None, [f"code that is not allowed: {name}: expected a plain function, by the rules" for name in wild]
+    wild = [name for name, code in codes.items() if not repeats(code)]
+    if wild: return None, [f"code that is not allowed: {name}: equal calls must give equal results, by the rules" for name in wild]
     env = sketch.environment(codes)
     return env, check(env, sandbox) or shortcuts(env) or untyped(env) or narrow(env, sandbox)
 

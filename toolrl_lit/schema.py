@@ -88,6 +88,7 @@ class Tool(BaseModel):
     doc: ToolDoc
     code: str                                 # Python source that defines a function named `doc.name`
     distractor: bool = False                  # True if no sub-question needs it (toolset extension)
+    engine: Literal["monty", "cpython"] | None = None  # what runs the code, chosen at the examination of stage 5
 
     @property
     def name(self) -> str: return self.doc.name
@@ -138,6 +139,10 @@ class Environment(BaseModel):
         "Python source by tool name."
         return {t.name: t.code for t in self.tools}
 
+    def engines(self) -> dict[str, str]:
+        "What runs each tool, where the examination of stage 5 has chosen."
+        return {t.name: t.engine for t in self.tools if t.engine}
+
     def unsolved(self) -> dict[str, list[str]]:
         "Golden answers by tool name, before the first turn."
         golden: dict[str, list[str]] = {}
@@ -151,7 +156,7 @@ class Environment(BaseModel):
     def start(self) -> "StepRecord":
         "The step record of the empty history."
         return StepRecord(environment=self.id, messages=[{"role": "user", "content": self.question}], tools=self.documents(),
-            codes=self.codes(), unsolved=self.unsolved(), answer=self.answer, split=self.split, kind=self.kind)
+            codes=self.codes(), unsolved=self.unsolved(), answer=self.answer, split=self.split, kind=self.kind, engines=self.engines())
 
 # %% ../nbs/00_schema.ipynb #1cf4cc84
 class StepRecord(BaseModel):
@@ -161,6 +166,7 @@ class StepRecord(BaseModel):
     messages: list[dict[str, Any]]            # chat messages so far
     tools: list[dict[str, Any]]               # documents as chat templates take them
     codes: dict[str, str]                     # Python source by tool name
+    engines: dict[str, str] = {}              # what runs each tool, where that has been chosen
     unsolved: dict[str, list[str]]            # golden sub-answers still unsolved, by tool name
     answer: str | None = None                 # golden final answer
     solve_rate: float = 0.0                   # share of sub-questions solved so far
