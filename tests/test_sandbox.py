@@ -361,7 +361,7 @@ def test_weaker_backend_says_so_once_and_holds_what_it_can(tmp_path):
 
 
 def test_refuses_where_nothing_works(monkeypatch):
-    import toolrl_lit.sandbox as module
+    import toolrl_lit.engine.walls as module
     monkeypatch.setattr(module, "BOOT", "raise SystemExit(1)")
     with pytest.raises(UserError, match="unsafe"): ToolSandbox(workers=1).call("add", {"a": 1, "b": 2}, WILD + ADD)
     assert ToolSandbox(workers=1).call_many([Call("add", {"a": 1, "b": 2}, ADD, None, "monty")])[0].ok   # needs no walls
