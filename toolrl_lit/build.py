@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, Protocol
 from tqdm import tqdm
 import toolrl_lit
 from . import sandbox as sandboxes
+from .engine.walls import end_with_parent
 from .schema import (GROUP, SCENARIOS, STRATEGIES, Environment, Manifest, OnDisk, Scenario, ScenarioKind, Shard,
                                StepRecord, Strategy, SubQuestion, Tool, ToolDoc, UserError, read_manifest, refuse_other,
                                replacing, reserve, rows_of, sha256, show, verified, write_text)
@@ -163,7 +164,7 @@ def _in_order(tasks: Iterable, begin: Callable, end: Callable, ahead: int) -> It
 
 def _processes(plan: Plan, tasks: Iterable, workers: int) -> Iterator[dict[int, Made]]:
     "Batches made by processes of this machine."
-    pool, facts = ProcessPoolExecutor(workers, mp_context=get_context("spawn")), fact_versions()
+    pool, facts = ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent), fact_versions()
     try: yield from _in_order(tasks, lambda t: pool.submit(_remote, plan, t, facts), lambda f: f.result(), 2 * workers)
     except BrokenProcessPool as e:
         raise UserError("workers: one of the processes was ended from outside, perhaps for want of memory; with `out`, the same "

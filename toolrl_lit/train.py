@@ -41,6 +41,7 @@ from trl.chat_template_utils import qwen3_template
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import nanstd, split_tensor_dict
 from .collect import OraclePolicy, TransformersPolicy, collect, fast_dtype, find_model, generate_tokens, load_model, save_model
+from .engine.walls import end_with_parent
 from .episode import trl_environment, turn_advantages, turn_rewards
 from .reward import PARSERS, score_batch
 from .schema import Environment, StepRecord, Trajectory, UserError, explain, holds_work, lacks_memory, refuse_other, show, write_text
@@ -1079,7 +1080,7 @@ def _train_apart(config: TrainConfig, environments: list[Environment], name: str
     "`train` by Unsloth, in a process of its own."
     out = Path(config.out) / name
     if torch.cuda.is_available(): torch.cuda.empty_cache()     # what a warm start has left in this process
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as pool:
         try: pool.submit(_by_unsloth, config, environments, name, start).result()
         except BrokenProcessPool as e:
             raise UserError(f"the process that trained by Unsloth was killed, as for lack of memory; the last whole checkpoint in {out} is kept: "
