@@ -264,7 +264,7 @@ def _on_data(self: ToolSandbox, jobs: list[Job], results: list):
         _replace(data, after)
     self._held = data, marshal.dumps(data, 2), session
 
-# %% ../nbs/01_sandbox.ipynb #1279a43f
+# %% ../nbs/01_sandbox.ipynb #346a9fc8
 @patch
 def _choose(self: ToolSandbox, jobs: list[Job], results: list) -> dict[int, Engine]:
     "The engine of each job, by its place. What ran out of time while engines were tried is not run again: it is a result."
@@ -290,14 +290,14 @@ def _mark(code: str, paper: bool) -> bytes:
     return sha256(f"{paper} {code}".encode("utf-8", "surrogatepass")).digest()
 
 @patch
-def _both(self: ToolSandbox, jobs: list[Job], key) -> tuple[dict, dict]:
-    "What Monty and CPython give for each job, by its place; None where a Monty session did not live to tell."
+def _both(self: ToolSandbox, jobs: list[Job], key, more: Sequence[Job] = ()) -> tuple[dict, dict]:
+    "What Monty and CPython give for each job, by its place; None where a Monty session did not live to tell. `more` is for CPython alone."
     monty, cpython = {}, {}
     def in_monty(group: list[Job]):
         for j, ran in zip(group, self._monty().run(group) or [None] * len(group)):
             monty[j.place] = ran and ran[0]
-    groups = _split(jobs, key)
-    self._run([*(partial(in_monty, g) for g in groups), *(partial(self._in_cpython, g, cpython) for g in groups)])
+    self._run([*(partial(in_monty, g) for g in _split(jobs, key)),
+               *(partial(self._in_cpython, g, cpython) for g in _split([*jobs, *more], key))])
     return monty, cpython
 
 @patch
@@ -319,7 +319,7 @@ def _try_both(self: ToolSandbox, jobs: list[Job], results: list, most: int = 4):
         same = some and all(monty[j.place] == cpython[j.place] for j in some.values())
         _engines[mark] = "monty" if same else "cpython"
 
-# %% ../nbs/01_sandbox.ipynb #66009ec1
+# %% ../nbs/01_sandbox.ipynb #dd433cef
 @patch
 def examine(self: ToolSandbox,
             calls: Sequence[tuple],      # `Call`s, or tuples of their first fields
@@ -327,15 +327,14 @@ def examine(self: ToolSandbox,
     """Return what CPython gives for each call, and the engine of each (group, source): Monty where it gives the same to the letter,
     with the scope of a module and with the authors'. Raises `UserError` if no confined CPython starts."""
     results, jobs = prepare(calls, False)
-    key = lambda j: j.call.group
-    monty, module = self._both(jobs, key)
-    paper: dict[int, CallResult] = {}
-    self._run([partial(self._in_cpython, g, paper) for g in _split([j._replace(paper=True) for j in jobs], key)])
+    key, n = lambda j: j.call.group, len(calls)
+    monty, cpython = self._both(jobs, key, [j._replace(place=j.place + n, paper=True) for j in jobs])
     engines: dict[tuple, Engine] = {}
     for j in jobs:
-        same, tool = fits(j) and monty[j.place] == module[j.place] == paper[j.place], (j.call.group, j.call.code)
+        same = fits(j) and monty[j.place] == cpython[j.place] == cpython[j.place + n]
+        tool = j.call.group, j.call.code
         engines[tool] = "monty" if same and engines.get(tool) != "cpython" else "cpython"
-    return [module.get(i, r) for i, r in enumerate(results)], engines
+    return [cpython.get(i, r) for i, r in enumerate(results)], engines
 
 # %% ../nbs/01_sandbox.ipynb #fdf50fb0
 def _after_fork():
