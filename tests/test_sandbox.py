@@ -160,6 +160,19 @@ def test_no_tool_can_signal_anybody(backend):
     other.kill()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the filter is Linux's")
+def test_the_filter_alone_keeps_files_whole(tmp_path):
+    kept = tmp_path / "kept"
+    kept.write_text("whole")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with ToolSandbox(workers=1, backend="process", engine="cpython") as box:
+            for flags in ("os.O_RDONLY | os.O_TRUNC", "os.O_WRONLY", "os.O_RDWR", "os.O_RDONLY | os.O_APPEND", "os.O_RDONLY | os.O_CREAT"):
+                assert "not permitted" in told(box, "f", f"import os\ndef f(path): return os.open(path, {flags})", path=str(kept))
+            assert box.call("f", {"path": str(kept)}, "def f(path): return open(path).read()").text == "whole"    # reading is Landlock's part
+    assert kept.read_text() == "whole"
+
+
 PAY = "def pay(to, data):\n    data['log'].append(to)\n    return len(data['log'])"
 
 def test_data_keeps_its_state_for_its_owner_only(box):
