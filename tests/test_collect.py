@@ -130,7 +130,7 @@ def test_a_cache_that_cannot_be_written_to_is_named(tmp_path):
     with pytest.raises(UserError, match="file: cannot be made"): packaged_model(tmp_path / "file")
 
 class Chance:
-    """Acts by chance, which hangs on all that `generate` is given: right calls, wrong calls, calls that JSON cannot hold, answers, nothing,
+    """Acts by chance, which hangs on all that `generate` is given: right calls, wrong calls, calls with numbers that JSON does not have, answers, nothing,
     and conversations that are too long. Like a model it remembers the last wave, which here shows in what it says. `asked` is what it was asked."""
     parser, fails_at = "qwen", None
     def __init__(self, environments): self.known, self.asked, self.memory = {e.question: e for e in environments}, [], []
@@ -175,7 +175,7 @@ def test_an_interrupted_collection_goes_on_as_if_it_had_not_been(environments, t
     whole, broken, later = (Chance(environments) for _ in range(3))
     collect(whole, environments, out=tmp_path / "whole.jsonl", **options)
     assert told(collect(Chance(environments), environments, **options), json=True) == told(read_jsonl(tmp_path / "whole.jsonl", Trajectory), json=True)
-    assert any(re.search(r'"odd": ?null', t.model_dump_json()) for t in read_jsonl(tmp_path / "whole.jsonl", Trajectory))
+    assert any(re.search(r'"odd": ?NaN', t.model_dump_json()) for t in read_jsonl(tmp_path / "whole.jsonl", Trajectory))
     assert len(whole.asked) > 16
     at = at * len(whole.asked) // 26                                       # from the first call to the last
     broken.fails_at = at

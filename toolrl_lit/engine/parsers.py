@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEEPEST', 'Parser', 'OPEN', 'CLOSE', 'PARSERS', 'MARKUP', 'MOST_CALLS', 'Parsed', 'OddCall', 'storable', 'written',
            'Reply', 'read_turn', 'turn_key', 'parse_qwen', 'parse_llama', 'parse_mistral', 'message_calls',
-           'reply_text', 'response_parser', 'parser_for']
+           'content_text', 'reply_text', 'response_parser', 'parser_for']
 
 # %% ../../nbs/engine/parsers.ipynb #f26cce95
 import json, re
@@ -270,18 +270,19 @@ def message_calls(message: Any,   # a dict or an object, with `tool_calls` or `f
             except (ValueError, RecursionError): malformed.append(f"{OPEN}\n{CLOSE}")
     return calls, malformed
 
-def _words(content: Any) -> str:
+def content_text(content: Any,   # of a message: a text, parts, or nothing
+                 ) -> str:
     "The text of a content, which may stand in parts. Raises `TypeError` if it is something else."
     if content is None or isinstance(content, str): return content or ""
-    if isinstance(content, list | tuple): return "".join(map(_words, content))
+    if isinstance(content, list | tuple): return "".join(map(content_text, content))
     words = _get(content, "text")
     if words is None and _get(content, "type") is None: raise TypeError(f"expected a text as content, got {content!r:.60}")
-    return _words(words)
+    return content_text(words)
 
 def reply_text(message: Any,   # a dict or an object, as an endpoint or the openai client gives it
                ) -> str:
     "A message of the OpenAI protocol as a turn: its words, and a `Reply` where it has calls. Raises `TypeError` if its content is no text."
-    said = storable(_words(_get(message, "content")) or _words(_get(message, "refusal")))
+    said = storable(content_text(_get(message, "content")) or content_text(_get(message, "refusal")))
     calls, malformed = message_calls(message)
     if not calls and not malformed: return said
     marked = [f'{OPEN}\n{json.dumps({"name": c.name, "arguments": c.arguments}, ensure_ascii=False)}\n{CLOSE}' for c in calls]
