@@ -51,7 +51,8 @@ def call_text(calls: list[ToolCall]) -> str:
 def wrong_calls(env: Environment,      # where to err
                 chance: random.Random, # picks the tool
                 ) -> list[ToolCall]:
-    "The first golden calls, each sent to a tool that does not answer it, with one argument where both have some; empty if there is no other tool."
+    """The first golden calls, each sent to a tool that does not answer it, with one argument where both have some; empty if there is
+    no other tool."""
     wrong = []
     for call in env.golden_calls()[0]:
         others = [t.doc for t in env.tools if t.doc.name != call.name]
@@ -357,7 +358,8 @@ def _own(prompts: Prompts, model, room: int) -> StaticCache:
 def _sample(logits: torch.Tensor, temperature: float, uniform: torch.Tensor) -> torch.Tensor:
     "One token a row: greedy, or by inverting the distribution function at `uniform`. Raises `UserError` if the logits are no numbers."
     if not logits.amax(-1).isfinite().all():
-        raise UserError("the model's logits are not finite: its weights have become NaN or infinite, or overflow in this type of numbers; load another checkpoint")
+        raise UserError("the model's logits are not finite: its weights have become NaN or infinite, or overflow in this type of numbers; "
+                        "load another checkpoint")
     if temperature == 0: return logits.argmax(-1)
     cdf = torch.softmax(logits.float() / temperature, -1).cumsum(-1)
     return torch.searchsorted(cdf, (uniform * cdf[:, -1]).unsqueeze(1)).squeeze(1).clamp(max=logits.shape[-1] - 1)
@@ -401,7 +403,8 @@ def _check_attention(config: PretrainedConfig, longest: int):
     "Raise `UserError` if a model has not as many positions, or layers of it do not see all of so many tokens."
     positions = getattr(config, "max_position_embeddings", None)
     if positions and longest > positions:
-        raise UserError(f"this model has {positions} positions (its max_position_embeddings), and prompts and turns may take {longest}; lower max_prompt_tokens or max_new_tokens")
+        raise UserError(f"this model has {positions} positions (its max_position_embeddings), and prompts and turns may take {longest}; "
+                        "lower max_prompt_tokens or max_new_tokens")
     kinds, window = set(getattr(config, "layer_types", None) or ["sliding_attention"]), getattr(config, "sliding_window", None)
     if other := kinds - {"full_attention", "sliding_attention"}:
         raise UserError(f"this model has layers of {', '.join(sorted(other))}, which rollouts here do not know; {ELSEWHERE}")
@@ -615,8 +618,10 @@ class TransformersPolicy:
             if n < 1: raise UserError(f"{name}: expected at least 1, got {n}")
         self.model, self.tokenizer = (model, tokenizer) if isinstance(model, PreTrainedModel) else load_model(model)
         if self.tokenizer is None: raise UserError("a loaded model needs its tokenizer: TransformersPolicy(model, tokenizer)")
-        if not self.tokenizer.chat_template: raise UserError("this model has no chat template, so it cannot be shown a conversation: expected chat_template in its tokenizer")
-        self.parser, self._shows_tools, self._said_short = parser or parser_for(self.tokenizer.chat_template, self.tokenizer), None, False
+        if not self.tokenizer.chat_template:
+            raise UserError("this model has no chat template, so it cannot be shown a conversation: expected chat_template in its tokenizer")
+        self.parser = parser or parser_for(self.tokenizer.chat_template, self.tokenizer)
+        self._shows_tools, self._said_short = None, False
         self.max_prompt_tokens, self.batch, self.reasoning = max_prompt_tokens, batch, reasoning
         if reasoning and not self._can_reason():
             raise UserError("reasoning: the chat template of this model writes the same with and without enable_thinking; leave reasoning out")
@@ -641,15 +646,20 @@ class TransformersPolicy:
 
     def text(self, messages: list[dict], tools: list[dict], asks: bool = True) -> str:
         "A conversation as the chat template writes it; where it `asks`, up to where the assistant writes."
-        messages = plain_history(messages)
-        shown = self._shown(messages, tools=tools, add_generation_prompt=asks, enable_thinking=self.reasoning)
+        messages, how = plain_history(messages), dict(add_generation_prompt=asks, enable_thinking=self.reasoning)
+        shown = self._shown(messages, tools=tools, **how)
         if tools and self._shows_tools != self.tokenizer.chat_template:              # seen once is seen for all
-            bare = self._shown(messages, add_generation_prompt=asks, enable_thinking=self.reasoning)
-            names = [str(t.get("function", t).get("name")) for t in tools]
-            if lost := [n for n in names if shown == bare or n not in shown and json.dumps(n)[1:-1] not in shown]:
-                raise UserError(f"the chat template of this model leaves the tools out (such as {lost[0]!r}): expected one that writes them into the prompt")
+            if lost := self._lost_tools(shown, messages, tools, how):
+                raise UserError(f"the chat template of this model leaves the tools out (such as {lost!r}): expected one that writes them into the prompt")
             self._shows_tools = self.tokenizer.chat_template
         return shown
+
+    def _lost_tools(self, shown: str, messages: list[dict], tools: list[dict], how: dict) -> str | None:
+        "A tool that does not stand in what was shown, or only because a message names it."
+        names = [str(t.get("function", t).get("name")) for t in tools]
+        if lost := [n for n in names if n not in shown and json.dumps(n)[1:-1] not in shown]: return lost[0]
+        try: return names[0] if self._shown(messages, **how) == shown else None
+        except UserError: return None                                                # it cannot do without tools
 
     def _shown(self, messages: list[dict], **how) -> str:
         "What the chat template writes. Raises `UserError` if it fails."
@@ -659,8 +669,8 @@ class TransformersPolicy:
     def _say_short(self):
         "Say once that the model cannot read as much as is asked for."
         if not self._said_short:
-            warnings.warn(f"this model has {self.positions} positions, fewer than max_prompt_tokens={self.max_prompt_tokens} and a turn may take: conversations end "
-                          "where prompt and max_new_tokens are beyond them", stacklevel=3)
+            warnings.warn(f"this model has {self.positions} positions, fewer than max_prompt_tokens={self.max_prompt_tokens} and a turn may take: "
+                          "conversations end where prompt and max_new_tokens are beyond them", stacklevel=3)
         self._said_short = True
 
     def _can_reason(self) -> bool:

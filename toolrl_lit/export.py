@@ -15,7 +15,7 @@ from typing import Any
 import datasets
 from jinja2 import TemplateError
 from .collect import call_text
-from .schema import Environment, StepRecord, ToolCall, Trajectory, UserError, to_ftrl, write_jsonl, write_text
+from .schema import Environment, StepRecord, ToolCall, Trajectory, UserError, check_distinct, to_ftrl, write_jsonl, write_text
 
 # %% ../nbs/13_export.ipynb #392fcfe1
 def plain_messages(step: StepRecord,  # a step record
@@ -54,7 +54,9 @@ def _with_calls(message: dict[str, Any]) -> str:
 def step_records(trajectories: Iterable[Trajectory],   # rollouts
                  environments: Iterable[Environment],  # where they were made
                  ) -> list[StepRecord]:
-    "Every situation of some rollouts, each once. Raises `UserError` if they were made in other environments."
+    "Every situation of some rollouts, each once. Raises `UserError` if they were made in other environments, or two environments have one id."
+    environments = list(environments)
+    check_distinct("step_records", environments)
     known, found = {e.id: e for e in environments}, {}
     for t in trajectories:
         try: steps = list(t.step_records(known[t.environment]))

@@ -128,7 +128,7 @@ class Client:
         telling = [form for s in self._secrets if len(s) >= 8 or len(s) >= 6 and not s.isalpha() for form in {s, json.dumps(s)[1:-1]}]    # no word is one
         try: self.openai = openai.OpenAI(api_key=key, base_url=bare, timeout=timeout, max_retries=retries, default_headers=headers, default_query=query,
                                          http_client=limited(timeout, most, telling))
-        except (openai.OpenAIError, ValueError) as e: raise UserError(f"base_url {redact(base_url)!r}: {self.tell(e)}") from None
+        except Exception as e: raise UserError(f"base_url {redact(base_url)!r}: {self.tell(e)}") from None     # some errors of addresses are of no family
         self.where = self.tell(self.openai.base_url)
         for name in ("httpx", "httpx2", "openai._base_client"): logging.getLogger(name).addFilter(_NoSecrets(self._secrets))
 
