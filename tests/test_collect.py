@@ -8,7 +8,7 @@ from toolrl_lit import collect as module
 from toolrl_lit.collect import (CHAT_TEMPLATE, OraclePolicy, PrefixMemory, Prompts, TransformersPolicy, call_text, collect, fast_dtype, find_model, generate_tokens, load_model,
                                 packaged_model, packaged_warm_model, plain_history, save_model, wrong_calls)
 from toolrl_lit.evaluate import evaluate
-from toolrl_lit.export import step_records
+from toolrl_lit.export import plain_messages, step_records
 from toolrl_lit.reward import parse_qwen
 from toolrl_lit.schema import Environment, Scenario, SubQuestion, Tool, ToolDoc, Trajectory, UserError, read_jsonl, write_text
 
@@ -455,6 +455,10 @@ def test_the_packaged_template_and_policy_show_foreign_histories_as_our_own(poli
         foreign = [m | {"content": [{"type": "text", "text": m["content"]}] if m["content"] else None} | ({"tool_calls": calls(m, spell)} if m.get("tool_calls") else {}) for m in ours]
         assert policy.text(foreign, env.documents()) == policy.text(ours, env.documents())
         if spell is json.dumps: assert policy.tokenizer.apply_chat_template(foreign, tools=env.documents(), tokenize=False, add_generation_prompt=True) == policy.text(ours, env.documents())
+        exported = [plain_messages(env.start().model_copy(update={"messages": messages})) for messages in (foreign, ours)]
+        assert exported[0] == exported[1] and call_text(env.golden_calls()[0]) in str(exported[0][2]["content"])
+    with pytest.raises(UserError, match="expected calls with a name and an object"):
+        plain_messages(env.start().model_copy(update={"messages": [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "no JSON"}}]}]}))
     assert all(a is b for a, b in zip(plain_history(ours), ours))
     for nothing in (None, "", "null"):
         said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "clock", "arguments": nothing}}]}]

@@ -231,7 +231,7 @@ def test_histories_of_other_makers_are_continued(environments, serve, said, resu
     ([{"role": "user", "content": "?"}, {"role": "tool", "content": "Tiber"}], "message 2: expected as many results"),
     ([{"role": "assistant", "content": "Hm."}, {"role": "tool", "content": "Tiber"}], "message 2: expected as many results"),
     ([{"role": "assistant", "content": TEXT}, {"role": "tool", "content": "Tiber"}, {"role": "tool", "content": "Arno"}], "message 3: expected as many results"),
-    ([{"content": "Hm."}], "message 1: expected role"), ([{"role": "user", "content": 3}], "message 1: expected role"), ([{"role": "user", "content": "?"}, "Hm."], "message 2: expected role"),
+    ([{"content": "Hm."}], "message 1: expected role"), ([{"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": "{}"}}]}], "message 1: expected role"), ([{"role": "user", "content": 3}], "message 1: expected role"), ([{"role": "user", "content": "?"}, "Hm."], "message 2: expected role"),
     ([{"role": "assistant", "content": "", "tool_calls": [{"name": "river"}]}], "message 1: expected role")])
 def test_histories_that_make_no_sense_are_refused_in_one_sentence(history, said):
     with pytest.raises(UserError, match=said): wire_messages(history)

@@ -583,7 +583,7 @@ def _plain_message(i: int, m: dict) -> dict:
     "The i-th message; itself where nothing is to be done."
     try:
         calls = m.get("tool_calls") or ([{"function": m["function_call"]}] if m.get("function_call") else [])
-        plain = [c if isinstance(c["function"]["arguments"], dict) else _plain_call(c) for c in calls]
+        plain = [_plain_call(c) for c in calls]
         if isinstance(m.get("content"), str) and m["role"] != "function" and plain == m.get("tool_calls", []): return m
         more = {"content": content_text(m.get("content")), "role": "tool" if m["role"] == "function" else m["role"]}
         return {k: v for k, v in m.items() if k not in ("tool_calls", "function_call")} | more | ({"tool_calls": plain} if plain else {})
@@ -591,12 +591,14 @@ def _plain_message(i: int, m: dict) -> dict:
         raise UserError(f"message {i}: expected role, content as a text, and calls with name and arguments, got {m!r:.80}") from e
 
 def _plain_call(call: dict) -> dict:
-    "A call whose arguments are an object, where they can be read as one."
-    given = call["function"]["arguments"]
+    "A call whose arguments are an object, where they can be read as one; itself where nothing is to be done. Raises `KeyError` if it has no name."
+    function, name = call["function"], call["function"]["name"]
+    given = written = function.get("arguments")
+    if isinstance(given, dict): return call
     for _ in range(2):
         if isinstance(given, str): given = _loaded(given) if given.strip() else {}
-    values = given if isinstance(given, dict) else {} if given is None else call["function"]["arguments"]
-    return call | {"type": "function", "function": call["function"] | {"arguments": values}}
+    values = given if isinstance(given, dict) else {} if given is None else written
+    return call | {"type": "function", "function": function | {"name": name, "arguments": values}}
 
 def _loaded(text: str) -> Any:
     "What a text of JSON says; itself as a list, which no arguments are, if it says nothing."

@@ -325,7 +325,7 @@ def _send(self: Endpoint, stage: str, request: dict, schema: dict, file: Path) -
     for attempt in range(1 + self.config.retries):
         try: answer = _attempt(self, stage, request, schema, file)
         except (openai.OpenAIError, _Garbled) as e:
-            if attempt == self.config.retries or self._client.refused(e) or not _passing(e): raise _failed(self, e) from e
+            if attempt == self.config.retries or self._client.refused(e) or not _passing(e): raise _failed(self, e) from None
             _pause(self, attempt, e)
         else:
             self._failures = 0

@@ -37,6 +37,12 @@ def hide(settings: Any,    # of a request
 # %% ../../nbs/engine/client.ipynb #b8ce1da6
 MOST_BYTES, _MOST_REDIRECTS = 32 * 2**20, 5
 
+def _found(secrets: list[str]) -> re.Pattern | None:
+    "Finds secrets in a body of JSON; one that is a word, only where it is not part of another."
+    def pattern(form: str) -> str: return rf"(?:(?<!\w)|(?<=\\[nrt])){form}(?!\w)" if form.isalpha() else re.escape(form)
+    forms = sorted({form for s in secrets for form in (s, json.dumps(s)[1:-1])}, key=len, reverse=True)
+    return re.compile("|".join(map(pattern, forms)).encode()) if forms else None
+
 def _origin(url) -> tuple: return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 @lru_cache(1)
@@ -53,7 +59,7 @@ def _parts() -> tuple[type, type]:
         "An HTTP client that gives a whole request `seconds`, a reply `most` bytes, and a redirect to another host up."
         def __init__(self, seconds: float, most: int, secrets: list[str], **how):
             super().__init__(**how)
-            self.seconds, self.most, self.secrets = min(seconds, threading.TIMEOUT_MAX), most, [s.encode() for s in secrets]
+            self.seconds, self.most, self.secrets = min(seconds, threading.TIMEOUT_MAX), most, _found(secrets)
 
         def send(self, request, *, stream: bool = False, **how):
             if stream: return super().send(request, stream=True, **how)
@@ -94,7 +100,7 @@ def _parts() -> tuple[type, type]:
 
         def _read(self, response, body: bytes):
             "The reply as it would be if it had come at once, without secrets."
-            for secret in self.secrets: body = body.replace(secret, HIDDEN.encode())
+            if self.secrets: body = self.secrets.sub(HIDDEN.encode(), body)
             headers = [(k, v) for k, v in response.headers.multi_items() if k.lower() not in ("content-encoding", "content-length", "transfer-encoding")]
             return http.Response(response.status_code, headers=headers, content=body, request=response.request)
     return Limited, Refused
@@ -123,9 +129,9 @@ class Client:
         base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
         try: bare, headers, query, self._secrets = _taken_apart(base_url)
         except ValueError as e: raise UserError(f"base_url {redact(base_url)!r}: {redact(e)}") from None
-        self._secrets.append(key)
         limited, self._refused = _parts()
-        telling = [form for s in self._secrets if len(s) >= 8 or len(s) >= 6 and not s.isalpha() for form in {s, json.dumps(s)[1:-1]}]    # no word is one
+        telling = [s for s in self._secrets if len(s) > 3] + [key] * (len(key) > 7 and not key.isalpha() and " " not in key)   # some write "anything" as a key
+        self._secrets.append(key)
         try: self.openai = openai.OpenAI(api_key=key, base_url=bare, timeout=timeout, max_retries=retries, default_headers=headers, default_query=query,
                                          http_client=limited(timeout, most, telling))
         except Exception as e: raise UserError(f"base_url {redact(base_url)!r}: {self.tell(e)}") from None     # some errors of addresses are of no family
