@@ -1,6 +1,7 @@
 "A model behind an endpoint acts as one that runs here, whatever the endpoint does on the way."
 import gzip, http.server, json, logging, sys, threading, time, traceback
 from types import SimpleNamespace
+from urllib.parse import parse_qs, quote, quote_plus, urlsplit
 import pytest
 from pydantic import BaseModel
 from toolrl_lit.cli import main
@@ -329,12 +330,12 @@ def test_a_page_that_is_no_chat_completion_is_one_sentence(raw, body, kind):
 # -- secrets
 
 class Word(BaseModel): word: str
-SECRETS = ("hunter2-pass", "open-sesame-42", "sk-very-secret-key")
+SECRETS = ("hunter2-pass", "open/sesame 42", "sk-very-secret-key")
 
 def echo(status):
     "Repeats all that it was sent: address, headers, and who that is."
     def act(handler):
-        all_ = {"path": handler.path, "headers": dict(handler.headers), "url": f"http://me:{SECRETS[0]}@host/v1?key={SECRETS[1]}"}
+        all_ = {"path": handler.path, "headers": dict(handler.headers), "url": f"http://me:{SECRETS[0]}@host/v1?key={quote(SECRETS[1])}"}
         body = {"choices": [{"index": 0, "message": {"role": "assistant", "content": json.dumps(all_)}}]} if status == 200 else {"error": {"message": json.dumps(all_), "key": SECRETS[2]}}
         answer(handler, status, json.dumps(body).encode())
     return act
@@ -347,7 +348,7 @@ def test_passwords_and_keys_are_neither_said_nor_written_nor_logged(environments
         seen.update(path=handler.path, auth=handler.headers["Authorization"])
         echo(status)(handler)
     server = raw(act)
-    url = f"http://me:{SECRETS[0]}@{server.netloc}/v1?key={SECRETS[1]}"
+    url = f"http://me:{SECRETS[0]}@{server.netloc}/v1?key={quote_plus(SECRETS[1])}"
     with caplog.at_level(logging.DEBUG):
         policy = EndpointPolicy("m", url, retries=0, api_key_of_theirs="x", extra={"api_key": "a-third-secret"})
         said = []
@@ -357,10 +358,10 @@ def test_passwords_and_keys_are_neither_said_nor_written_nor_logged(environments
             endpoint = Endpoint(llm_config(model="m", base_url=url, retries=0, repairs=0, cache=str(tmp_path / "answers"), settings={"api_key": "a-third-secret"}))
             with endpoint.open(): endpoint.ask("say", [{"role": "user", "content": "?"}], Word)
         except Exception as e: said += [*traceback.format_exception(e), str(endpoint.stopped)]
-    assert seen["path"] == f"/v1/chat/completions?key={SECRETS[1]}" and seen["auth"].startswith("Basic ")      # they arrive where they belong
+    assert parse_qs(urlsplit(seen["path"]).query) == {"key": [SECRETS[1]]} and seen["auth"].startswith("Basic ")      # they arrive where they belong
     written = "".join(p.read_text() for p in tmp_path.rglob("*") if p.is_file())
     logged = "".join(r.getMessage() for r in caplog.records)
-    for secret in (*SECRETS, seen["auth"].split()[1], "a-third-secret"):
+    for secret in (*SECRETS, quote(SECRETS[1], safe=""), quote_plus(SECRETS[1]), seen["auth"].split()[1], "a-third-secret"):
         assert secret not in written and secret not in "".join(said), secret
         assert secret not in logged, secret
     assert bool(said) == (status != 200) and f"http://{server.netloc}/v1" in "".join(said) + written
@@ -377,6 +378,12 @@ def test_an_address_that_is_none_is_told_without_its_password(monkeypatch):
     ("https://me:pw@host/v1", "https://***@host/v1"), ("see https://token@host and http://a:b:c@d:1/?x=1&key=2#f.", "see https://***@host and http://***@d:1/?x=***&key=***#f."),
     ("mail me@host about http://host/a", "mail me@host about http://host/a"), ("what? a=b", "what? a=b"), ('"http://h?key=1"', '"http://h?key=***"')])
 def test_addresses_are_said_without_what_they_hide(text, clean): assert redact(text) == clean
+
+@pytest.mark.parametrize("secret", ["pw", "p@", "word", "pass word", 'q"uote'])
+def test_a_secret_is_found_in_whatever_stands_around_it(raw, monkeypatch, secret):
+    server = raw(lambda handler: answer(handler, 400, json.dumps({"error": {"message": f"no: {secret}, '{secret}'!"}}).encode()))
+    said, _ = asked(EndpointPolicy("m", f"http://me:{quote(secret)}@{server.netloc}/v1", retries=0))
+    assert "***, '***'!" in said.replace("\\'", "'") and secret not in said and "word" not in redact("a sword, keyword", "word").replace("sword", "").replace("keyword", "")
 
 def test_settings_that_are_named_as_secrets_are_hidden():
     assert hide({"top_p": 1, "max_tokens": 2, "extra": [{"Authorization": "a", "client_secret": "b", "keys": 3}]}) == {

@@ -8,8 +8,9 @@ __all__ = ['HIDDEN', 'MOST_BYTES', 'redact', 'hide', 'Client']
 # %% ../../nbs/engine/client.ipynb #6d097561
 import base64, json, logging, os, re, threading, time
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit, urlunsplit
 from ..schema import UserError
 
 # %% ../../nbs/engine/client.ipynb #1afbe4bd
@@ -23,8 +24,8 @@ def redact(text: Any,      # what is to be said, such as an error
     "The same as a text without secrets: neither those that are given, nor the passwords and queries of addresses in it."
     text = _QUERY.sub(rf"\1{HIDDEN}", _USER.sub(f"://{HIDDEN}@", str(text)))
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
-        edge = "" if len(secret) > 5 else r"\b"                       # a short one may be part of a word, which is none of it
-        for form in {secret, json.dumps(secret)[1:-1]}: text = re.sub(f"{edge}{re.escape(form)}{edge}", HIDDEN, text)
+        before, after = ("", "") if len(secret) > 5 else (r"(?<!\w)", r"(?!\w)")            # a short one may be part of a word, which is none of it
+        for form in {secret, json.dumps(secret)[1:-1]}: text = re.sub(f"{before}{re.escape(form)}{after}", HIDDEN, text)
     return text
 
 def hide(settings: Any,    # of a request
@@ -50,7 +51,7 @@ def _parts() -> tuple[type, type]:
     "An HTTP client with limits, and what it raises beside the usual. Made when wanted, since `openai` takes a second to import."
     import openai
     usual = openai.DefaultHttpxClient
-    http = __import__(next(c.__module__ for c in usual.__mro__ if c.__module__.startswith("httpx")).partition(".")[0])   # httpx or its successor
+    http = import_module(next(c.__module__ for c in usual.__mro__ if c.__module__.startswith("httpx")).partition(".")[0])   # httpx or its successor
 
     class Refused(openai.OpenAIError):
         "A reply that is not read on. Asking again does not help."
@@ -135,19 +136,21 @@ class Client:
         try: self.openai = openai.OpenAI(api_key=key, base_url=bare, timeout=timeout, max_retries=retries, default_headers=headers, default_query=query,
                                          http_client=limited(timeout, most, telling))
         except Exception as e: raise UserError(f"base_url {redact(base_url)!r}: {self.tell(e)}") from None     # some errors of addresses are of no family
-        self.where = self.tell(self.openai.base_url)
+        self.where = redact(self.openai.base_url)
         for name in ("httpx", "httpx2", "openai._base_client"): logging.getLogger(name).addFilter(_NoSecrets(self._secrets))
 
     def tell(self, e: Any) -> str:
         "What an error says, in a few words and without secrets."
-        text = redact(e, *self._secrets)
         cause = getattr(e, "__cause__", None)
-        if cause is not None and str(cause): text += f" ({redact(cause, *self._secrets)})"
+        text = f"{e} ({cause})" if cause is not None and str(cause) else str(e)
+        text = " ".join(redact(text, *self._secrets).split())
         return text if len(text) <= 500 else f"{text[:500]}…"
 
     def refused(self, e: Exception) -> bool:
         "Whether a reply was given up, so that asking again does not help."
         return isinstance(e, self._refused)
+
+def _spellings(secret: str) -> set[str]: return {secret, quote(secret, safe=""), quote_plus(secret)}
 
 def _taken_apart(base_url: str | None) -> tuple[str | None, dict[str, str], dict[str, str], list[str]]:
     "An address without user and query, the header and the query that take their places, and the secrets among them. Raises `ValueError`."
@@ -157,7 +160,7 @@ def _taken_apart(base_url: str | None) -> tuple[str | None, dict[str, str], dict
     if user:
         name, _, password = user.partition(":")
         both = base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
-        headers, secrets = {"Authorization": f"Basic {both}"}, [both, *{password or name, unquote(password or name)}]
+        headers, secrets = {"Authorization": f"Basic {both}"}, [both, *_spellings(unquote(password or name)), password or name]
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    secrets += [v for v in query.values() if len(v) > 3]
+    secrets += [form for v in query.values() if len(v) > 3 for form in _spellings(v)]
     return urlunsplit(parts._replace(netloc=host, query="", fragment="")), headers, query, secrets
