@@ -3,12 +3,14 @@ import errno, json, random, re, time
 from concurrent.futures import ThreadPoolExecutor
 import pytest, torch
 from hypothesis import given, settings, strategies as st
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from toolrl_lit import collect as module
-from toolrl_lit.collect import (OraclePolicy, PrefixMemory, Prompts, TransformersPolicy, call_text, collect, fast_dtype, find_model, generate_tokens, load_model,
-                                packaged_model, packaged_warm_model, save_model, wrong_calls)
+from toolrl_lit.collect import (CHAT_TEMPLATE, OraclePolicy, PrefixMemory, Prompts, TransformersPolicy, call_text, collect, fast_dtype, find_model, generate_tokens, load_model,
+                                packaged_model, packaged_warm_model, plain_history, save_model, wrong_calls)
+from toolrl_lit.evaluate import evaluate
+from toolrl_lit.export import plain_messages, step_records
 from toolrl_lit.reward import parse_qwen
-from toolrl_lit.schema import Trajectory, UserError, read_jsonl, write_text
+from toolrl_lit.schema import Environment, Scenario, SubQuestion, Tool, ToolDoc, Trajectory, UserError, read_jsonl, write_text
 
 @pytest.fixture(scope="module")
 def llama():
@@ -49,6 +51,35 @@ def test_copies_of_a_prompt_differ_and_a_seed_repeats_itself(llama):
     rows = generate(llama, [[5, 6, 7]] * 8, temperature=1.0)
     assert len({tuple(r) for r in rows}) > 1 and rows == generate(llama, [[5, 6, 7]] * 8, temperature=1.0)
     assert rows != generate(llama, [[5, 6, 7]] * 8, temperature=1.0, seed=1)
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_sampled_tokens_have_the_model_s_probabilities_at_every_temperature(llama, temperature):
+    n = 6000
+    draws = torch.tensor(generate(llama, [[5, 6, 7]] * n, temperature=temperature, max_new_tokens=2, stop=set(), batch=n))
+    with torch.no_grad(): logits = llama(torch.tensor([[5, 6, 7]])).logits[0, -1]
+    share = lambda t: (logits / t).softmax(-1)
+    away = lambda t: (torch.bincount(draws[:, 0], minlength=61) / n - share(t)).abs().sum().item() / 2
+    assert away(temperature) < 0.06 and all(away(t) > 0.1 for t in (0.5, 1.0, 2.0) if t != temperature)
+    second = draws[draws[:, 0] == draws[:, 0].mode().values, 1]          # of one first token: what follows has probabilities of its own
+    with torch.no_grad(): then = (llama(torch.tensor([[5, 6, 7, draws[:, 0].mode().values]])).logits[0, -1] / temperature).softmax(-1)
+    assert (torch.bincount(second, minlength=61) / len(second) - then).abs().sum().item() / 2 < 0.15
+
+def test_processes_that_share_the_work_draw_other_numbers(llama):
+    whole = generate(llama, [[5, 6, 7]] * 8, temperature=1.0)
+    assert whole == generate(llama, [[5, 6, 7]] * 3, temperature=1.0) + generate(llama, [[5, 6, 7]] * 5, temperature=1.0, first=3)
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [0, 0.5, 1.0])
+def test_weights_that_are_no_numbers_are_told(broken, temperature):
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)).eval()
+    weights = [p for name, p in model.named_parameters() if name in ("lm_head.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight")]
+    for p in weights:
+        before = p.detach().clone()
+        with torch.no_grad(): p.flatten()[3] = broken
+        with pytest.raises(UserError, match="logits are not finite"): generate(model, [[1, 2, 3], [4]], temperature=temperature)
+        with torch.no_grad(): p.copy_(before)
+    generate(model, [[1, 2, 3], [4]], temperature=temperature)
+    assert module._sample(torch.tensor([[0.0, -torch.inf, 1.0]]), temperature, torch.tensor([0.99])).tolist() == [2]      # a token that is ruled out
 
 def test_a_row_ends_with_the_stop_token_or_is_full(llama):
     rows = generate(llama, [[i] for i in range(1, 40)], temperature=2.0, stop={0, 3, 9, 20, 30}, max_new_tokens=9)
@@ -130,7 +161,7 @@ def test_a_cache_that_cannot_be_written_to_is_named(tmp_path):
     with pytest.raises(UserError, match="file: cannot be made"): packaged_model(tmp_path / "file")
 
 class Chance:
-    """Acts by chance, which hangs on all that `generate` is given: right calls, wrong calls, calls that JSON cannot hold, answers, nothing,
+    """Acts by chance, which hangs on all that `generate` is given: right calls, wrong calls, calls with numbers that JSON does not have, answers, nothing,
     and conversations that are too long. Like a model it remembers the last wave, which here shows in what it says. `asked` is what it was asked."""
     parser, fails_at = "qwen", None
     def __init__(self, environments): self.known, self.asked, self.memory = {e.question: e for e in environments}, [], []
@@ -175,7 +206,7 @@ def test_an_interrupted_collection_goes_on_as_if_it_had_not_been(environments, t
     whole, broken, later = (Chance(environments) for _ in range(3))
     collect(whole, environments, out=tmp_path / "whole.jsonl", **options)
     assert told(collect(Chance(environments), environments, **options), json=True) == told(read_jsonl(tmp_path / "whole.jsonl", Trajectory), json=True)
-    assert any(re.search(r'"odd": ?null', t.model_dump_json()) for t in read_jsonl(tmp_path / "whole.jsonl", Trajectory))
+    assert any(re.search(r'"odd": ?NaN', t.model_dump_json()) for t in read_jsonl(tmp_path / "whole.jsonl", Trajectory))
     assert len(whole.asked) > 16
     at = at * len(whole.asked) // 26                                       # from the first call to the last
     broken.fails_at = at
@@ -340,6 +371,133 @@ def test_no_more_rows_than_asked_for_are_decoded_together(llama, prompts, copies
         rows = generate(llama, prompts, temperature=1, batch=batch)
     assert max(sizes) <= batch and sum(sizes) == len(prompts)
     assert rows == generate(llama, prompts, temperature=1, batch=1000)
+
+# -- environments and turns that are not as usual
+
+def place(name, *, parameters, distractor=False, answer="Tiber"):
+    return Tool(doc=ToolDoc(name=name, description="Finds.", parameters=parameters), code=f"def {name}(*a, **k): return {answer!r}", distractor=distractor)
+
+def small(tools, arguments, id="e1", question="Which river?", answer="Tiber"):
+    sub = SubQuestion(id="q1", question=question, answer=answer, tool=tools[0].name, arguments=arguments)
+    return Environment(scenario=Scenario(id=id, kind="single-hop", question=question, answer=answer, sub_questions=[sub]), tools=tools)
+
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
+NOTHING = [{"type": "object", "properties": {}}, {"type": "object"}, {}, {"type": "object", "properties": {}, "required": []}]
+
+class Says:
+    "A policy that says given turns one after another."
+    parser = "qwen"
+    def __init__(self, *turns): self.turns = turns
+    def generate(self, prompts, *, temperature, max_new_tokens, seed): return [self.turns[sum(m["role"] == "assistant" for m in messages) % len(self.turns)] for messages, _ in prompts]
+
+@pytest.mark.parametrize("bare", NOTHING)
+def test_slips_work_where_a_tool_takes_no_arguments(bare):
+    for tools, arguments, slipped in (([place("clock", parameters=bare), place("other", parameters=CITY)], {}, {}), ([place("river", parameters=CITY), place("clock", parameters=bare)], {"city": "Rome"}, {}),
+                                      ([place("river", parameters=CITY), place("other", parameters=CITY | {"required": ["city"]})], {"city": "Rome"}, {"city": "Rome"})):
+        env = small(tools, arguments)
+        traj, = collect(OraclePolicy([env], slips=1), [env], temperature=0)
+        assert traj.turns[0].calls[0].name == tools[1].name and traj.turns[0].calls[0].arguments == slipped and traj.n_solved == 1
+
+def test_environments_that_share_an_id_are_refused():
+    one, two = small([place("river", parameters=CITY)], {}), small([place("sea", parameters=CITY)], {}, question="Which sea?")
+    trajs = collect(OraclePolicy([one]), [one], temperature=0)
+    for use in (lambda: collect(OraclePolicy([one, two]), [one, two]), lambda: evaluate(OraclePolicy([one, two]), [one, two]), lambda: step_records(trajs, [one, two])):
+        with pytest.raises(UserError, match="expected every environment id once, 'e1' appears 2 times"): use()
+    assert len(collect(OraclePolicy([one]), [one.start(), one.start()], temperature=0)) == 2, "step records of one environment may be many"
+
+def test_a_finished_collection_with_odd_text_is_read_back(tmp_path):
+    env = small([place("river", parameters=CITY)], {"city": "Rome"})
+    for n, said in enumerate(["It is the Tiber \ud83d", "\udc00", call_text([]) + "\ud83d<tool_call>{", '<tool_call>{"name": "river", "arguments": {"city": "\\ud83d"}}</tool_call>']):
+        path = tmp_path / f"{n}.jsonl"
+        made = collect(Says(said, "Tiber \ud83d"), [env], temperature=0, out=path)
+        assert read_jsonl(path, Trajectory) == made and "?" in made[0].turns[-1].text
+
+@pytest.mark.parametrize("depth", [97, 150, 195, 250, 900, 5000])
+def test_deep_arguments_end_no_collection_and_their_file_is_read(tmp_path, depth):
+    env = small([place("river", parameters=CITY)], {"city": "Rome"})
+    turn = '<tool_call>{"name": "river", "arguments": {"city": ' + "[" * depth + "]" * depth + "}}</tool_call>"
+    made = collect(Says(turn, "Tiber"), [env], temperature=0, out=tmp_path / "t.jsonl")
+    assert read_jsonl(tmp_path / "t.jsonl", Trajectory) == made
+    assert [t.case for t in made[0].turns] == (["calls", "answer"] if depth < 1000 else ["malformed"])         # Python reads no deeper, nor did the authors
+    assert collect(Says(turn, "Tiber"), [env], temperature=0, out=tmp_path / "t.jsonl") == made
+
+# -- templates
+
+@pytest.mark.parametrize("template, said", [
+    ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "leaves the tools out .such as "), ("{{ raise_exception('no system here') }}", "fails: TemplateError: no system here"),
+    ("{{ messages[0].content + 1 }}", "fails: TypeError"), ("{% for m in messages %}", "fails: TemplateSyntaxError"), ("{{ messages[99].content.x }}", "fails: UndefinedError"),
+    ("{{ messages[0].content }} {{ tools | length }} tools", "leaves the tools out"), ("{% for i in range(99) %}{{ messages[0].content }}{% endfor %}", "leaves the tools out")])
+def test_a_template_that_cannot_show_the_tools_is_refused(tiny_folder, environments, template, said):
+    model, tokenizer = load_model(tiny_folder)
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=f"chat template of this model {said}"): collect(TransformersPolicy(model, tokenizer), environments[:1], max_new_tokens=2)
+
+def test_a_template_is_not_taken_at_the_word_of_a_question_and_may_insist_on_tools(tiny_folder):
+    model, tokenizer = load_model(tiny_folder)
+    named = small([place("river", parameters=CITY)], {}, question="Is a river a river?")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(UserError, match="leaves the tools out .such as 'river'"): collect(TransformersPolicy(model, tokenizer), [named], max_new_tokens=2)
+    tokenizer.chat_template = "{% for t in tools[:tools | length] %}{{ t.function.name }}{% endfor %}{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert collect(TransformersPolicy(model, tokenizer), [named], max_turns=1, max_new_tokens=2)
+
+def test_without_a_template_there_is_no_policy_and_without_tools_none_is_missed(tiny_folder):
+    model, tokenizer = load_model(tiny_folder)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert TransformersPolicy(model, tokenizer).text([{"role": "user", "content": "Hm."}], []) == "Hm."
+    tokenizer.chat_template = None
+    with pytest.raises(UserError, match="has no chat template"): TransformersPolicy(model, tokenizer)
+
+def test_the_packaged_template_and_policy_show_foreign_histories_as_our_own(policy, environments):
+    env = environments[1]
+    ours = collect(OraclePolicy([env]), [env], temperature=0)[0].messages
+    calls = lambda m, spell: [{"id": "a", "type": "function", "function": {"name": c["function"]["name"], "arguments": spell(c["function"]["arguments"])}} for c in m.get("tool_calls", [])]
+    for spell in (json.dumps, lambda a: json.dumps(json.dumps(a))):
+        foreign = [m | {"content": [{"type": "text", "text": m["content"]}] if m["content"] else None} | ({"tool_calls": calls(m, spell)} if m.get("tool_calls") else {}) for m in ours]
+        assert policy.text(foreign, env.documents()) == policy.text(ours, env.documents())
+        if spell is json.dumps: assert policy.tokenizer.apply_chat_template(foreign, tools=env.documents(), tokenize=False, add_generation_prompt=True) == policy.text(ours, env.documents())
+        exported = [plain_messages(env.start().model_copy(update={"messages": messages})) for messages in (foreign, ours)]
+        assert exported[0] == exported[1] and call_text(env.golden_calls()[0]) in str(exported[0][2]["content"])
+    with pytest.raises(UserError, match="expected calls with a name and an object"):
+        plain_messages(env.start().model_copy(update={"messages": [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "no JSON"}}]}]}))
+    assert all(a is b for a, b in zip(plain_history(ours), ours))
+    for nothing in (None, "", "null"):
+        said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "clock", "arguments": nothing}}]}]
+        assert '{"name": "clock", "arguments": {}}' in policy.text(said, [])
+    with pytest.raises(UserError, match="message 1: expected role"): policy.text([{"role": "user", "content": 3}], [])
+
+# -- positions
+
+def test_a_prompt_beyond_the_model_s_positions_ends_and_is_said_once(tiny_folder, environments):
+    model, tokenizer = load_model(tiny_folder)
+    starts = [len(TransformersPolicy(model, tokenizer).render(e.start().messages, e.documents())) for e in environments[:3]]
+    model.config.max_position_embeddings = sorted(starts)[1] + 4
+    with pytest.warns(UserWarning, match=f"has {sorted(starts)[1] + 4} positions, fewer than max_prompt_tokens=4096") as told_:
+        short = TransformersPolicy(model, tokenizer)
+        trajs = collect(short, environments[:3], max_turns=1, max_new_tokens=4)
+    assert len(told_) == 1 and [t.stop == "too_long" for t in trajs] == [n > sorted(starts)[1] for n in starts] and {t.stop for t in trajs} != {"too_long"}
+    with pytest.warns(UserWarning, match="positions") as told_:
+        quiet = TransformersPolicy(model, tokenizer, max_prompt_tokens=sorted(starts)[1])
+        trajs = [collect(quiet, environments[:3], max_turns=1, max_new_tokens=5) for _ in range(2)][0]
+    assert len(told_) == 1 and [t.stop == "too_long" for t in trajs] == [n >= sorted(starts)[1] for n in starts]
+    with pytest.raises(UserError, match="positions .its max_position_embeddings.*lower max_prompt_tokens"): generate(model, [[5] * max(starts)], max_new_tokens=4)
+
+def test_a_prompt_of_just_the_length_that_is_allowed_is_read(tiny_folder, environments):
+    env = environments[0]
+    n = len(TransformersPolicy(tiny_folder).render(env.start().messages, env.documents()))
+    stops = [collect(TransformersPolicy(tiny_folder, max_prompt_tokens=k), [env], max_turns=1, max_new_tokens=2)[0].stop for k in (n - 1, n)]
+    assert stops[0] == "too_long" != stops[1]
+
+def test_a_turn_ends_with_either_token_that_may_end_it(tiny_folder):
+    model, tokenizer = load_model(tiny_folder)
+    assert TransformersPolicy(model, tokenizer).stop == {tokenizer.eos_token_id}
+    other = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    for ends in (other, [other], [other, tokenizer.eos_token_id]):
+        model.generation_config.eos_token_id = ends
+        both = TransformersPolicy(model, tokenizer)
+        assert both.stop == {other, tokenizer.eos_token_id}
+        assert both.decode([60, other]) == both.decode([60]) == both.decode([60, tokenizer.eos_token_id]) and both.decode([other, 60]) != both.decode([60])
+    model.generation_config.eos_token_id = None
+    assert TransformersPolicy(model, tokenizer).stop == {tokenizer.eos_token_id}
 
 # -- reasoning
 

@@ -6,10 +6,10 @@
 __all__ = ['Prompt', 'ELSEWHERE', 'CHAT_TEMPLATE', 'WARM_ADAPTER', 'PACKAGED', 'Policy', 'call_text', 'wrong_calls',
            'OraclePolicy', 'collect', 'Prompts', 'grouped_attention', 'grouped_mask', 'grouped', 'PrefixMemory',
            'generate_tokens', 'packaged_model', 'packaged_warm_model', 'save_model', 'unpacked', 'find_model',
-           'fast_dtype', 'load_model', 'TransformersPolicy', 'wire_messages', 'reply_text', 'EndpointPolicy']
+           'fast_dtype', 'load_model', 'plain_history', 'TransformersPolicy', 'wire_messages', 'EndpointPolicy']
 
 # %% ../nbs/09_collect.ipynb #d5ab5ef4
-import bisect, contextlib, hashlib, importlib.util, json, os, random, shutil, tempfile, time
+import bisect, contextlib, hashlib, importlib.util, json, os, random, re, shutil, tempfile, time, warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,14 +19,17 @@ from typing import Any, Protocol
 import numpy as np, torch
 import torch.nn.functional as F
 from peft import PeftModel
+from pydantic import BaseModel
 from tqdm import tqdm
 from transformers import (AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig,
                           PreTrainedModel, StaticCache)
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging as hf_logging
-from .reward import Parser, parser_for, score_batch
+from .engine.client import MOST_BYTES, Client, hide
+from .engine.parsers import Parser, Reply, content_text, parse_qwen, parser_for, reply_text, storable
+from .reward import score_batch
 from .schema import (Environment, Scenario, StepRecord, SubQuestion, Tool, ToolCall, ToolDoc, Trajectory, Turn, UserError,
-                               read_jsonl, refuse_other, reserve, write_jsonl, write_text)
+                               check_distinct, read_jsonl, refuse_other, reserve, write_jsonl, write_text)
 
 # %% ../nbs/09_collect.ipynb #3fe089f0
 Prompt = tuple[list[dict], list[dict]]        # chat messages, tool documents
@@ -37,7 +40,7 @@ class Policy(Protocol):
     parser: str | Parser                      # the tool-call format it writes, a name in `reward.PARSERS` or a function
 
     def generate(self, prompts: list[Prompt], *, temperature: float, max_new_tokens: int, seed: int) -> list[str]:
-        "One raw assistant text for each prompt. `temperature` 0 means greedy."
+        "One raw assistant text for each prompt, a `Reply` where calls came as data. `temperature` 0 means greedy."
 
 # %% ../nbs/09_collect.ipynb #8a709acb
 def call_text(calls: list[ToolCall]) -> str:
@@ -48,14 +51,15 @@ def call_text(calls: list[ToolCall]) -> str:
 def wrong_calls(env: Environment,      # where to err
                 chance: random.Random, # picks the tool
                 ) -> list[ToolCall]:
-    "The first golden calls, each sent to a tool that does not answer it; empty if there is no other tool."
+    """The first golden calls, each sent to a tool that does not answer it, with one argument where both have some; empty if there is
+    no other tool."""
     wrong = []
     for call in env.golden_calls()[0]:
         others = [t.doc for t in env.tools if t.doc.name != call.name]
         if not others: return []
         doc = chance.choice(others)
-        key = next(iter(doc.parameters.get("required") or doc.parameters["properties"]))
-        wrong.append(ToolCall(name=doc.name, arguments={key: next(iter(call.arguments.values()))}))
+        keys = [*(doc.parameters.get("required") or doc.parameters.get("properties") or {})][:1]
+        wrong.append(ToolCall(name=doc.name, arguments=dict(zip(keys, call.arguments.values()))))
     return wrong
 
 class OraclePolicy:
@@ -82,7 +86,7 @@ class OraclePolicy:
 def _take_turn(step: StepRecord, traj: Trajectory, text: str, score) -> StepRecord | None:
     "Write one turn into `traj`; the step that follows, or None if the conversation has ended."
     calls = [ToolCall(name=c.name, arguments=c.arguments) for c in score.calls]
-    traj.add(score.content, Turn(text=text, calls=calls, results=[c.result for c in score.calls], reward=score.reward, case=score.case,
+    traj.add(score.content, Turn(text=text, calls=calls, results=[storable(c.result) for c in score.calls], reward=score.reward, case=score.case,
         solved=[(c.name, c.solved) if c.solved is not None else None for c in score.calls]))
     if not calls: return None
     left = sum(map(len, score.unsolved.values()))
@@ -97,6 +101,7 @@ def _seed_of(seed: int, part: int) -> int:
 def _wave(policy, active: list[tuple[StepRecord, Trajectory]], max_turns: int, seed: int, asked: dict, scoring: dict):
     "Let all active rollouts take a turn; those that go on, each with its next step."
     texts = policy.generate([(s.messages, s.tools) for s, _ in active], seed=seed, **asked)
+    texts = [x if x is None or isinstance(x, Reply) else storable(x) for x in texts]
     fits = [(s, t, x) for (s, t), x in zip(active, texts) if x is not None]
     for (_, t), x in zip(active, texts):
         if x is None: t.stop = "too_long"
@@ -180,7 +185,8 @@ def collect(policy: Policy,                   # writes the turns
     """Trajectories of `policy`, environment by environment in order (paper section 3.3).
 
     With `out`, what has been done is kept beside it whenever another `batch` rollouts have ended, and `out` itself is written in the
-    end. Raises `UserError` if they hold trajectories of other environments, settings or weights."""
+    end. Raises `UserError` if they hold trajectories of other environments, settings or weights, or if two environments have one id."""
+    check_distinct("collect", environments)
     for name, n in (("max_turns", max_turns), ("batch", batch)):
         if n < 1: raise UserError(f"{name}: expected at least 1, got {n}")
     starts, begun = [(e.start(), k) for e in environments for k in range(samples)], []
@@ -350,7 +356,10 @@ def _own(prompts: Prompts, model, room: int) -> StaticCache:
     return cache
 
 def _sample(logits: torch.Tensor, temperature: float, uniform: torch.Tensor) -> torch.Tensor:
-    "One token a row: greedy, or by inverting the distribution function at `uniform`."
+    "One token a row: greedy, or by inverting the distribution function at `uniform`. Raises `UserError` if the logits are no numbers."
+    if not logits.amax(-1).isfinite().all():
+        raise UserError("the model's logits are not finite: its weights have become NaN or infinite, or overflow in this type of numbers; "
+                        "load another checkpoint")
     if temperature == 0: return logits.argmax(-1)
     cdf = torch.softmax(logits.float() / temperature, -1).cumsum(-1)
     return torch.searchsorted(cdf, (uniform * cdf[:, -1]).unsqueeze(1)).squeeze(1).clamp(max=logits.shape[-1] - 1)
@@ -391,7 +400,11 @@ def _decode(model, prompts, copies, uniforms, temperature, max_new_tokens, stop:
 
 # %% ../nbs/09_collect.ipynb #cb8a0e41
 def _check_attention(config: PretrainedConfig, longest: int):
-    "Raise `UserError` if layers of a model do not see all of so many tokens."
+    "Raise `UserError` if a model has not as many positions, or layers of it do not see all of so many tokens."
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and longest > positions:
+        raise UserError(f"this model has {positions} positions (its max_position_embeddings), and prompts and turns may take {longest}; "
+                        "lower max_prompt_tokens or max_new_tokens")
     kinds, window = set(getattr(config, "layer_types", None) or ["sliding_attention"]), getattr(config, "sliding_window", None)
     if other := kinds - {"full_attention", "sliding_attention"}:
         raise UserError(f"this model has layers of {', '.join(sorted(other))}, which rollouts here do not know; {ELSEWHERE}")
@@ -432,7 +445,8 @@ def generate_tokens(model: PreTrainedModel,        # a causal language model
 
 # %% ../nbs/09_collect.ipynb #2412a32d
 CHAT_TEMPLATE = (
-    "{%- set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' -%}"
+    "{%- macro words(c) %}{{ c if c is string else (c or []) | map(attribute='text') | join }}{% endmacro %}"
+    "{%- set system = words(messages[0]['content']) if messages[0]['role'] == 'system' else '' -%}"
     "{%- if system or tools %}{{ '<|im_start|>system\n' + system }}"
     "{%- if tools %}{{ ('\n' if system else '') + 'Answer with these tools.\n<tools>\n' }}"
     "{%- for tool in tools %}{{ (tool['function'] | tojson) + '\n' }}{% endfor %}"
@@ -440,11 +454,11 @@ CHAT_TEMPLATE = (
     "{{ '<|im_end|>\n' }}{% endif %}"
     "{%- for m in messages %}{%- if m['role'] == 'tool' %}"
     "{%- if loop.first or messages[loop.index0 - 1]['role'] != 'tool' %}{{ '<|im_start|>user' }}{% endif %}"
-    "{{ '\n<tool_response>\n' + m['content'] + '\n</tool_response>' }}"
+    "{{ '\n<tool_response>\n' + words(m['content']) + '\n</tool_response>' }}"
     "{%- if loop.last or messages[loop.index0 + 1]['role'] != 'tool' %}{{ '<|im_end|>\n' }}{% endif %}"
-    "{%- elif m['role'] != 'system' %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
-    "{%- for c in m['tool_calls'] or [] %}{{ '\n' if m['content'] or not loop.first }}{{ '<tool_call>\n{\"name\": ' + "
-    "(c['function']['name'] | tojson) + ', \"arguments\": ' + (c['function']['arguments'] | tojson) + '}\n</tool_call>' }}{% endfor %}"
+    "{%- elif m['role'] != 'system' %}{{ '<|im_start|>' + m['role'] + '\n' + words(m['content']) }}"
+    "{%- for c in m['tool_calls'] or [] %}{%- set given = c['function']['arguments'] or {} %}{{ '\n' if m['content'] or not loop.first }}"
+    "{{ '<tool_call>\n{\"name\": ' + (c['function']['name'] | tojson) + ', \"arguments\": ' + (given if given is string else given | tojson) + '}\n</tool_call>' }}{% endfor %}"
     "{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 
@@ -480,7 +494,7 @@ def packaged_model(cache: str | Path | None = None,  # folder to keep it in; Non
                    ) -> Path:
     "SmolLM2-135M-Instruct as a folder that transformers loads and trains, converted on the first call (15 s)."
     root = Path(cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "toolrl_lit")
-    folder = root / "SmolLM2-135M-Instruct-1"  # raise the number when the conversion changes
+    folder = root / "SmolLM2-135M-Instruct-2"  # raise the number when the conversion changes
     return _made(folder, lambda: _convert(folder))
 
 # %% ../nbs/09_collect.ipynb #fee7eea8
@@ -559,9 +573,42 @@ def load_model(path: str | Path = "smollm2",    # as `find_model` takes it
     else: model.set_attn_implementation("grouped")
     return model.eval(), tokenizer
 
+# %% ../nbs/09_collect.ipynb #01a7403b
+def plain_history(messages: list[dict],   # of a conversation, of whatever maker
+                  ) -> list[dict]:
+    "The same messages with content as a text and arguments as objects. Raises `UserError` naming a message that is none."
+    return [_plain_message(i, m) for i, m in enumerate(messages, 1)]
+
+def _plain_message(i: int, m: dict) -> dict:
+    "The i-th message; itself where nothing is to be done."
+    try:
+        calls = m.get("tool_calls") or ([{"function": m["function_call"]}] if m.get("function_call") else [])
+        plain = [_plain_call(c) for c in calls]
+        if isinstance(m.get("content"), str) and m["role"] != "function" and plain == m.get("tool_calls", []): return m
+        more = {"content": content_text(m.get("content")), "role": "tool" if m["role"] == "function" else m["role"]}
+        return {k: v for k, v in m.items() if k not in ("tool_calls", "function_call")} | more | ({"tool_calls": plain} if plain else {})
+    except (AttributeError, LookupError, TypeError) as e:
+        raise UserError(f"message {i}: expected role, content as a text, and calls with name and arguments, got {m!r:.80}") from e
+
+def _plain_call(call: dict) -> dict:
+    "A call whose arguments are an object, where they can be read as one; itself where nothing is to be done. Raises `KeyError` if it has no name."
+    function, name = call["function"], call["function"]["name"]
+    given = written = function.get("arguments")
+    if isinstance(given, dict): return call
+    for _ in range(2):
+        if isinstance(given, str): given = _loaded(given) if given.strip() else {}
+    values = given if isinstance(given, dict) else {} if given is None else written
+    return call | {"type": "function", "function": function | {"name": name, "arguments": values}}
+
+def _loaded(text: str) -> Any:
+    "What a text of JSON says; itself as a list, which no arguments are, if it says nothing."
+    try: return json.loads(text)
+    except (ValueError, RecursionError): return [text]
+
 # %% ../nbs/09_collect.ipynb #6838df7d
 class TransformersPolicy:
-    "A causal language model as a policy."
+    """A causal language model as a policy. Raises `UserError` if there is no such model, it has no chat template, or its template cannot reason where that
+    is asked for; writing a conversation raises it if the template fails, or leaves the tools out."""
     def __init__(self, model: str | Path | PreTrainedModel = "smollm2",  # a path or name, or a loaded model
                  tokenizer=None,                # needed with a loaded model
                  parser: str | Parser | None = None,  # tool-call format it writes; None reads it off the tokenizer
@@ -573,7 +620,10 @@ class TransformersPolicy:
             if n < 1: raise UserError(f"{name}: expected at least 1, got {n}")
         self.model, self.tokenizer = (model, tokenizer) if isinstance(model, PreTrainedModel) else load_model(model)
         if self.tokenizer is None: raise UserError("a loaded model needs its tokenizer: TransformersPolicy(model, tokenizer)")
+        if not self.tokenizer.chat_template:
+            raise UserError("this model has no chat template, so it cannot be shown a conversation: expected chat_template in its tokenizer")
         self.parser = parser or parser_for(self.tokenizer.chat_template, self.tokenizer)
+        self._shows_tools, self._said_short = None, False
         self.max_prompt_tokens, self.batch, self.reasoning = max_prompt_tokens, batch, reasoning
         if reasoning and not self._can_reason():
             raise UserError("reasoning: the chat template of this model writes the same with and without enable_thinking; leave reasoning out")
@@ -581,6 +631,8 @@ class TransformersPolicy:
         # a GPU reads a prompt again sooner than it could keep all of them
         self.memory, self.generated = PrefixMemory(self.model) if self.model.device.type == "cpu" else None, 0
         self.stop = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        self.positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or None
+        if self.positions and max_prompt_tokens > self.positions: self._say_short()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -596,13 +648,36 @@ class TransformersPolicy:
 
     def text(self, messages: list[dict], tools: list[dict], asks: bool = True) -> str:
         "A conversation as the chat template writes it; where it `asks`, up to where the assistant writes."
-        return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=asks,
-                                                  enable_thinking=self.reasoning)
+        messages, how = plain_history(messages), dict(add_generation_prompt=asks, enable_thinking=self.reasoning)
+        shown = self._shown(messages, tools=tools, **how)
+        if tools and self._shows_tools != self.tokenizer.chat_template:              # seen once is seen for all
+            if lost := self._lost_tools(shown, messages, tools, how):
+                raise UserError(f"the chat template of this model leaves the tools out (such as {lost!r}): expected one that writes them into the prompt")
+            self._shows_tools = self.tokenizer.chat_template
+        return shown
+
+    def _lost_tools(self, shown: str, messages: list[dict], tools: list[dict], how: dict) -> str | None:
+        "A tool that does not stand in what was shown, or only because a message names it."
+        names = [str(t.get("function", t).get("name")) for t in tools]
+        if lost := [n for n in names if n not in shown and json.dumps(n)[1:-1] not in shown]: return lost[0]
+        try: return names[0] if self._shown(messages, **how) == shown else None
+        except UserError: return None                                                # it cannot do without tools
+
+    def _shown(self, messages: list[dict], **how) -> str:
+        "What the chat template writes. Raises `UserError` if it fails."
+        try: return self.tokenizer.apply_chat_template(messages, tokenize=False, **how)
+        except Exception as e: raise UserError(f"the chat template of this model fails: {type(e).__name__}: {e}") from e      # a template may raise anything
+
+    def _say_short(self):
+        "Say once that the model cannot read as much as is asked for."
+        if not self._said_short:
+            warnings.warn(f"this model has {self.positions} positions, fewer than max_prompt_tokens={self.max_prompt_tokens} and a turn may take: "
+                          "conversations end where prompt and max_new_tokens are beyond them", stacklevel=3)
+        self._said_short = True
 
     def _can_reason(self) -> bool:
         "Whether the chat template can switch thinking on and off, or always opens a thought."
-        on, off = (self.tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True,
-                                                      enable_thinking=x) for x in (True, False))
+        on, off = (self._shown([{"role": "user", "content": "?"}], add_generation_prompt=True, enable_thinking=x) for x in (True, False))
         return on != off or on.rstrip().endswith("<think>")
 
     def ids(self, text: str) -> list[int]:
@@ -614,9 +689,11 @@ class TransformersPolicy:
         return self.ids(self.text(messages, tools))
 
     def generate(self, prompts: list[Prompt], *, temperature: float = 1.0, max_new_tokens: int = 128, seed: int = 0) -> list[str | None]:
-        "One assistant text for each prompt; None where the prompt is longer than `max_prompt_tokens`."
+        "One assistant text for each prompt; None where the prompt is longer than `max_prompt_tokens`, or leaves no positions for a turn."
         ids = [self.render(*p) for p in prompts]
-        fits = [i for i, p in enumerate(ids) if len(p) <= self.max_prompt_tokens]
+        short = [i for i, p in enumerate(ids) if len(p) <= self.max_prompt_tokens]
+        fits = [i for i in short if not self.positions or len(ids[i]) + max_new_tokens <= self.positions]
+        if len(fits) < len(short): self._say_short()
         rows = self.tokens([ids[i] for i in fits], temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
         self.generated += sum(map(len, rows))
         texts: list[str | None] = [None] * len(prompts)
@@ -638,27 +715,50 @@ class TransformersPolicy:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
 # %% ../nbs/09_collect.ipynb #c6176a10
-def wire_messages(messages: list[dict],  # of a conversation, as trajectories keep them
+def wire_messages(messages: list[dict],  # of a conversation, as trajectories keep them, or of another maker
                   ) -> list[dict]:
-    "The same as the OpenAI protocol wants them: every call has an id, its result names it, and arguments are a string."
-    out, open_ids = [], []
-    for i, m in enumerate(messages):
+    """The same as the OpenAI protocol wants them: every call has an id, its result names it, and arguments are a string. Calls that stand as text in
+    Qwen's format become calls where a result follows. Raises `UserError` naming a message that is none, or a result that follows no call."""
+    out, waiting = [], []
+    for i, m in enumerate(plain_history(messages)):
         m = dict(m)
-        if m.get("tool_calls"):
-            open_ids = [f"call_{i}_{k}" for k in range(len(m["tool_calls"]))]
-            m["tool_calls"] = [{"id": id, "type": "function", "function": {"name": str(c["function"]["name"]),
-                "arguments": json.dumps(c["function"]["arguments"], ensure_ascii=False)}} for id, c in zip(open_ids, m["tool_calls"])]
-        elif m["role"] == "tool": m = {"role": "tool", "tool_call_id": open_ids.pop(0), "content": m["content"]}
+        if m.get("tool_calls"): m["tool_calls"], waiting = _wired(m["tool_calls"], i)
+        elif m["role"] == "tool":
+            if not waiting: waiting = _call_ids(out)
+            if not waiting: raise UserError(f"message {i + 1}: expected as many results of tools as the message before them has calls, got one more")
+            id = m.get("tool_call_id") if m.get("tool_call_id") in waiting else waiting[0]
+            waiting.remove(id)
+            m = {"role": "tool", "tool_call_id": id, "content": m["content"]}
         out.append(m)
     return out
 
-def reply_text(message) -> str:
-    "A reply of the openai client as the model would have written it: content, then calls in Qwen's markup."
-    calls = [(c.function.name, (c.function.arguments or "{}").replace("<", "\\u003c")) for c in message.tool_calls or [] if c.type == "function"]
-    marked = [f'<tool_call>\n{{"name": {json.dumps(name)}, "arguments": {arguments}}}\n</tool_call>' for name, arguments in calls]
-    return "\n".join(part for part in (message.content or "", *marked) if part)
+def _wired(calls: list[dict], i: int) -> tuple[list[dict], list[str]]:
+    "Calls of the i-th message as the protocol wants them, and their ids."
+    ids = [c.get("id") for c in calls]
+    if len(set(ids)) < len(ids) or not all(isinstance(x, str) and x for x in ids): ids = [f"call_{i}_{k}" for k in range(len(calls))]
+    as_text = lambda x: x if isinstance(x, str) else json.dumps(x, ensure_ascii=False)
+    return [{"id": id, "type": "function", "function": {"name": str(c["function"]["name"]), "arguments": as_text(c["function"]["arguments"])}}
+            for id, c in zip(ids, calls)], list(ids)
+
+def _call_ids(out: list[dict]) -> list[str]:
+    "Ids of the calls that the last message holds as text, which are made calls there."
+    if not out or out[-1]["role"] != "assistant" or out[-1].get("tool_calls"): return []
+    said = parse_qwen(out[-1]["content"])
+    if not said.calls: return []
+    calls, ids = _wired([{"function": c.model_dump()} for c in said.calls], len(out) - 1)
+    out[-1] |= {"content": said.content, "tool_calls": calls}
+    return ids
 
 # %% ../nbs/09_collect.ipynb #2f13c5f7
+_TOO_LONG = re.compile("context_length|context (length|size|window)|prompt is too long", re.I)
+
+def _first_message(reply: Any) -> Any:
+    "The message of the first choice of a chat completion. Raises `ValueError` if it is none."
+    try: message = reply.choices[0].message
+    except (AttributeError, LookupError, TypeError): message = None
+    if not isinstance(message, dict | BaseModel): raise ValueError(f"what it sends is no chat completion ({reply!r:.80})")
+    return message
+
 class EndpointPolicy:
     "A model behind an OpenAI-compatible endpoint as a policy. Raises `UserError` if there is no API key or the URL is none."
     parser = "qwen"
@@ -666,16 +766,13 @@ class EndpointPolicy:
     def __init__(self, model: str,                # as the endpoint calls it
                  base_url: str | None = None,     # of the endpoint, such as http://localhost:8000/v1; None is OpenAI
                  concurrency: int = 16,           # requests at a time
-                 timeout: float = 300,            # seconds to wait for a turn
+                 timeout: float = 300,            # seconds to wait for a turn, whole
                  retries: int = 6,                # repetitions of a failed request, after Retry-After or longer and longer
+                 most_bytes: int = MOST_BYTES,    # of a reply; a longer one ends the work
                  **settings):                     # further fields of a request, such as top_p=0.9
-        import openai
-        key = os.environ.get("OPENAI_API_KEY")
-        if not key: raise UserError("no API key: set the environment variable OPENAI_API_KEY (to any text if none is wanted)")
         self.model, self.concurrency, self.settings, self.generated = model, concurrency, settings, 0
-        try: self._client = openai.OpenAI(api_key=key, base_url=base_url, timeout=timeout, max_retries=retries)
-        except (openai.OpenAIError, ValueError) as e: raise UserError(f"base_url {base_url!r}: {e}") from e
-        self.fingerprint = json.dumps([str(self._client.base_url), model, settings], sort_keys=True)
+        self._client = Client(base_url, None, timeout, retries, most_bytes)
+        self.fingerprint = json.dumps([self._client.where, model, hide(settings)], sort_keys=True)
 
     def generate(self, prompts: list[Prompt], *, temperature: float = 1.0, max_new_tokens: int = 128, seed: int = 0) -> list[str | None]:
         """One assistant text for each prompt; None where the prompt is longer than the model reads. Raises `UserError` if the
@@ -693,11 +790,12 @@ class EndpointPolicy:
         "The text of a turn, and how many tokens it has, where the endpoint tells."
         import openai
         try:
-            reply = self._client.chat.completions.create(model=self.model, messages=wire_messages(messages), temperature=temperature, seed=seed,
+            reply = self._client.openai.chat.completions.create(model=self.model, messages=wire_messages(messages), temperature=temperature, seed=seed,
                 max_completion_tokens=max_new_tokens, extra_body=self.settings, **({"tools": tools} if tools else {}))
-            return reply_text(reply.choices[0].message), (reply.usage.completion_tokens or 0) if reply.usage else 0
+            tokens = getattr(getattr(reply, "usage", None), "completion_tokens", None)
+            return reply_text(_first_message(reply)), tokens if type(tokens) is int else 0
         except openai.BadRequestError as e:
-            if "context_length" in str(e) or "maximum context length" in str(e): return None, 0
-            raise UserError(f"the endpoint {self._client.base_url} refuses a request: {e}") from e
-        except (openai.OpenAIError, AttributeError, IndexError, TypeError, ValueError) as e:   # the last four: no chat completion
-            raise UserError(f"the endpoint {self._client.base_url} fails: {e}") from e
+            if _TOO_LONG.search(str(e)): return None, 0
+            raise UserError(f"the endpoint {self._client.where} refuses a request: {self._client.tell(e)}") from None
+        except (openai.OpenAIError, TypeError, ValueError, RecursionError) as e:
+            raise UserError(f"the endpoint {self._client.where} fails: {self._client.tell(e)}") from None      # what it says may hold secrets

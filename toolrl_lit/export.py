@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 import datasets
 from jinja2 import TemplateError
-from .collect import call_text
-from .schema import Environment, StepRecord, ToolCall, Trajectory, UserError, to_ftrl, write_jsonl, write_text
+from pydantic import ValidationError
+from .collect import call_text, plain_history
+from .schema import Environment, StepRecord, ToolCall, Trajectory, UserError, check_distinct, to_ftrl, write_jsonl, write_text
 
 # %% ../nbs/13_export.ipynb #392fcfe1
 def plain_messages(step: StepRecord,  # a step record
@@ -23,7 +24,7 @@ def plain_messages(step: StepRecord,  # a step record
                    ) -> list[dict[str, str]]:
     """Its history as messages of role and content only: tools in the system message, calls as text.
     Raises `UserError` if the tokenizer's template cannot be made to say the same by such messages."""
-    said, *rest = [{"role": m["role"], "content": _with_calls(m)} for m in step.messages]
+    said, *rest = [{"role": m["role"], "content": _with_calls(m)} for m in plain_history(step.messages)]
     if said["role"] != "system": said, rest = {"role": "system", "content": ""}, [said, *rest]
     if tokenizer: return [{"role": "system", "content": _system(step, rest, tokenizer)}, *rest]
     documents = "".join(json.dumps(t["function"], ensure_ascii=False) + "\n" for t in step.tools)
@@ -45,16 +46,18 @@ def _system(step: StepRecord, rest: list[dict[str, str]], tokenizer) -> str:
                     f"{step.environment!r}, turn {step.turn}, reads otherwise as plain messages; leave it out")
 
 def _with_calls(message: dict[str, Any]) -> str:
-    "A message's content followed by its calls as text. (Foreign records may hold arguments as a string of JSON.)"
-    calls = [ToolCall(name=f["name"], arguments=json.loads(f["arguments"]) if isinstance(f["arguments"], str) else f["arguments"])
-             for f in (c["function"] for c in message.get("tool_calls") or [])]
-    return "\n".join(part for part in (message.get("content") or "", call_text(calls)) if part)
+    "A message's content followed by its calls as text. Raises `UserError` if a call is none."
+    try: calls = [ToolCall(**c["function"]) for c in message.get("tool_calls") or []]
+    except ValidationError as e: raise UserError(f"messages: expected calls with a name and an object as arguments, got {message!r:.80}") from e
+    return "\n".join(part for part in (message["content"], call_text(calls)) if part)
 
 # %% ../nbs/13_export.ipynb #9e3e3cfa
 def step_records(trajectories: Iterable[Trajectory],   # rollouts
                  environments: Iterable[Environment],  # where they were made
                  ) -> list[StepRecord]:
-    "Every situation of some rollouts, each once. Raises `UserError` if they were made in other environments."
+    "Every situation of some rollouts, each once. Raises `UserError` if they were made in other environments, or two environments have one id."
+    environments = list(environments)
+    check_distinct("step_records", environments)
     known, found = {e.id: e for e in environments}, {}
     for t in trajectories:
         try: steps = list(t.step_records(known[t.environment]))

@@ -28,6 +28,8 @@ from .scenario import Difficulty, faults, plain, specific
 from .integrate import Embed, TWINS, overlapping, sentence_embedder
 from .deploy import check, check_documents, embedded, mentions
 from .sandbox import repeats, shared
+from .engine.client import Client, hide
+from .engine.parsers import storable
 
 # %% ../nbs/06a_llm.ipynb #4621e416
 class Question(BaseModel):
@@ -145,13 +147,8 @@ class Endpoint:
         config: LLMConfig,
         api_key: str | None = None,    # None takes the environment variable OPENAI_API_KEY
         ):
-        import openai
-        key = api_key or os.environ.get("OPENAI_API_KEY")
-        if not key: raise UserError("no API key: set the environment variable OPENAI_API_KEY (to any text if none is wanted)")
         self.config, self.ledger = config, Ledger(config)
-        patience = dict(timeout=config.timeout, max_retries=0)         # `_send` repeats, and counts
-        try: self._client = openai.OpenAI(api_key=key, base_url=config.base_url, **patience)
-        except (openai.OpenAIError, ValueError) as e: raise UserError(f"base_url {config.base_url!r}: {e}") from e
+        self._client = Client(config.base_url, api_key, config.timeout)         # `_send` repeats, and counts
         self._money, self._turns, self._reserved = threading.Condition(), {}, []
         self._failures, self._structured, self.stopped = 0, True, CLOSED   # why no more is asked, or None
 
@@ -230,9 +227,9 @@ def _create(self: Endpoint, stage: str, request: dict, schema: dict, structured:
     "One call of the client."
     form = {"type": "json_schema", "json_schema": {"name": stage, "schema": schema}}
     known = {k: request[k] for k in ("model", "messages", "max_completion_tokens")}
-    try: return self._client.chat.completions.create(**known, extra_body={k: v for k, v in request.items() if k not in known},
+    try: return self._client.openai.chat.completions.create(**known, extra_body={k: v for k, v in request.items() if k not in known},
                                                      **({"response_format": form} if structured else {}))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise _Garbled("what it sends is not JSON") from e
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e: raise _Garbled("what it sends is not JSON") from e
 
 def _post(self: Endpoint, stage: str, request: dict, schema: dict) -> Answer:
     "One chat completion; `_Garbled` if what came is none, or an error of the openai client."
@@ -250,9 +247,9 @@ def _read(stage: str, request: dict, reply) -> Answer:
     try: text = reply.choices[0].message.content
     except (AttributeError, LookupError, TypeError) as e: raise _Garbled("what it sends is no chat completion") from e
     if not isinstance(text, str | None): raise _Garbled("what it sends is no chat completion")
-    text = (text or "").encode("utf-8", "replace").decode()      # half a character may come as an escape
+    text = storable(text or "")                                  # half a character may come as an escape
     counted = lambda name, instead: n if type(n := getattr(reply.usage, name, None)) is int and n > 0 else instead
-    return Answer(stage=stage, request=request, text=text, prompt_tokens=counted("prompt_tokens", _worst(request).prompt_tokens),
+    return Answer(stage=stage, request=hide(request), text=text, prompt_tokens=counted("prompt_tokens", _worst(request).prompt_tokens),
                   completion_tokens=counted("completion_tokens", min(len(text.encode()), request["max_completion_tokens"])))
 
 
@@ -276,7 +273,7 @@ def _attempt(self: Endpoint, stage: str, request: dict, schema: dict, file: Path
     "Send a request once and keep its answer. From before it is sent, a note books it as lost, until that is known to be wrong."
     import openai
     worst, note = _worst(request), Path(self.config.cache) / LOST / f"{uuid.uuid4().hex}.json"
-    booked = Answer(stage=LOST, request=request, text="", prompt_tokens=worst.prompt_tokens, completion_tokens=worst.completion_tokens)
+    booked = Answer(stage=LOST, request=hide(request), text="", prompt_tokens=worst.prompt_tokens, completion_tokens=worst.completion_tokens)
     with _reserve(self, request):
         if self.stopped: raise Unanswered(self.stopped)
         _keep(self, note, booked)
@@ -328,7 +325,7 @@ def _send(self: Endpoint, stage: str, request: dict, schema: dict, file: Path) -
     for attempt in range(1 + self.config.retries):
         try: answer = _attempt(self, stage, request, schema, file)
         except (openai.OpenAIError, _Garbled) as e:
-            if attempt == self.config.retries or not _passing(e): raise _failed(self, e) from e
+            if attempt == self.config.retries or self._client.refused(e) or not _passing(e): raise _failed(self, e) from None
             _pause(self, attempt, e)
         else:
             self._failures = 0
@@ -338,12 +335,12 @@ def _send(self: Endpoint, stage: str, request: dict, schema: dict, file: Path) -
 def _failed(self: Endpoint, e: Exception) -> Exception:
     "What to make of an error of the openai client."
     import openai
-    where = f"the endpoint {self._client.base_url}"
+    where, told = f"the endpoint {self._client.where}", self._client.tell(e)
     if isinstance(e, (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)):
-        self.stop(f"{where} refuses us: {e}")
+        self.stop(f"{where} refuses us: {told}")
         return Unanswered(self.stopped)
     self._failures += 1
-    said = f"{where} fails: {e} (after {self.config.retries} retries)"
+    said = f"{where} fails: {told} (after {self.config.retries} retries)"
     if self._failures >= PATIENCE: self.stop(f"{said}; {self._failures} requests in a row failed")
     refused = isinstance(e, openai.APIStatusError) and e.status_code in (400, 413, 422)
     return Dropped("refused by the endpoint") if refused and not self.stopped else Unanswered(self.stopped or said)

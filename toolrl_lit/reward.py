@@ -16,7 +16,7 @@ from .sandbox import Call, CallResult, ToolSandbox, repeats, shared, uncollected
 from .schema import Environment, StepRecord, ToolCall, UserError
 from .engine.match import UNITS, match_paper, match_strict, offers, plain, tokens
 from .engine.parsers import (CLOSE, MARKUP, OPEN, PARSERS, OddCall, Parsed, Parser, parse_llama, parse_mistral, parse_qwen,
-                                       parser_for, response_parser, written)
+                                       parser_for, read_turn, response_parser, turn_key, written)
 
 # %% ../nbs/08_reward.ipynb #e6290b71
 Kind = Literal["f1", "p", "r", "pr"]
@@ -166,23 +166,25 @@ class _Plan:
 
     def add(self, text: str, record: Any):
         "Take in one more turn."
-        if (at := self.seen.get((text, id(record)))) is not None: self.which.append((at, True)); return
+        key = turn_key(text)
+        if (at := self.seen.get((key, id(record)))) is not None: self.which.append((at, True)); return
         if id(record) not in self.facts: self.facts[id(record)] = self._read(record)
-        if text not in self.read: self.read[text] = self.parse(text)
+        if key not in self.read: self.read[key] = read_turn(text, self.parse)
         facts, owner = self.facts[id(record)]
-        turn, steady = _Turn(self.read[text], facts, []), True
+        turn, steady = _Turn(self.read[key], facts, []), True
         for call in turn.parsed.calls:                 # `read` keeps the calls, so their ids stay theirs
-            name, arguments, key = self.keys.get(id(call)) or self.keys.setdefault(id(call), _key(call))
+            name, arguments, same_call = self.keys.get(id(call)) or self.keys.setdefault(id(call), _key(call))
             code = turn.facts.codes.get(name) if isinstance(name, str) else None
             same = code is None or isinstance(code, str) and repeats(code)
-            place = self.places.setdefault((key, code, owner), self.numbered) if same else self.numbered
+            place = self.places.setdefault((same_call, code, owner), self.numbered) if same else self.numbered
             if place == self.numbered:
                 group = owner if same else (owner, len(self.different))
-                self.jobs.append(Call(name, arguments, code, None, turn.facts.engines.get(name) if code else None, group, self.paper_scope))
+                engine = turn.facts.engines.get(name) if code else None
+                self.jobs.append(Call(name, arguments, code, None, engine, group, self.paper_scope))
                 self.numbered += 1
             turn.places.append(place)
             steady &= same
-        if steady: self.seen[text, id(record)] = len(self.different)
+        if steady: self.seen[key, id(record)] = len(self.different)
         self.which.append((len(self.different), False))
         self.different.append(turn)
 

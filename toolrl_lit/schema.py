@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['ScenarioKind', 'SCENARIOS', 'Strategy', 'STRATEGIES', 'M', 'GROUP', 'UserError', 'SubQuestion', 'Scenario', 'ToolDoc',
-           'Tool', 'ToolCall', 'Environment', 'StepRecord', 'Turn', 'Trajectory', 'replacing', 'write_text', 'reserve',
-           'refuse_other', 'holds_work', 'lacks_memory', 'write_jsonl', 'explain', 'Shard', 'Manifest', 'sha256',
-           'verified', 'read_manifest', 'rows_of', 'OnDisk', 'read_jsonl', 'from_ftrl', 'to_ftrl', 'read_ftrl',
-           'is_ftrl', 'show']
+           'Tool', 'ToolCall', 'Environment', 'check_distinct', 'StepRecord', 'Turn', 'Trajectory', 'replacing',
+           'write_text', 'reserve', 'refuse_other', 'holds_work', 'lacks_memory', 'write_jsonl', 'explain', 'Shard',
+           'Manifest', 'sha256', 'verified', 'read_manifest', 'rows_of', 'OnDisk', 'read_jsonl', 'from_ftrl', 'to_ftrl',
+           'read_ftrl', 'is_ftrl', 'show']
 
 # %% ../nbs/00_schema.ipynb #4da06f13
 import hashlib, json, os, re, tempfile
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 import filelock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticSerializationError
 
 # %% ../nbs/00_schema.ipynb #ed8c31ba
 class UserError(Exception):
@@ -106,7 +108,7 @@ STRATEGIES: tuple[Strategy, ...] = ("functionality generalization", "parameter e
 # %% ../nbs/00_schema.ipynb #16e15e11
 class Environment(BaseModel):
     "A question, its golden decomposition, and the tools to answer it (stages 3 to 5)."
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
     scenario: Scenario
     tools: list[Tool]
     strategies: list[Strategy] = []           # complexity scaling applied (stage 4)
@@ -158,10 +160,19 @@ class Environment(BaseModel):
         return StepRecord(environment=self.id, messages=[{"role": "user", "content": self.question}], tools=self.documents(),
             codes=self.codes(), unsolved=self.unsolved(), answer=self.answer, split=self.split, kind=self.kind, engines=self.engines())
 
+# %% ../nbs/00_schema.ipynb #4f98c8c0
+def check_distinct(what: str,                          # where the environments are wanted
+                   environments: Iterable["Environment | StepRecord"],  # those to compare; many step records may be of one environment
+                   ):
+    "Raise `UserError` if two environments have one id: their rollouts could not be told apart."
+    times = Counter(e.id for e in environments if isinstance(e, Environment))
+    if twice := [i for i, n in times.items() if n > 1]:
+        raise UserError(f"{what}: expected every environment id once, {twice[0]!r} appears {times[twice[0]]} times")
+
 # %% ../nbs/00_schema.ipynb #1cf4cc84
 class StepRecord(BaseModel):
     "One training prompt (paper section 3.3): the history, the tools, and the sub-answers still unsolved."
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
     environment: str = ""                     # id of the environment
     messages: list[dict[str, Any]]            # chat messages so far
     tools: list[dict[str, Any]]               # documents as chat templates take them
@@ -199,7 +210,7 @@ class Turn(BaseModel):
 # %% ../nbs/00_schema.ipynb #6aa22e5f
 class Trajectory(BaseModel):
     "One rollout of a policy in one environment."
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
     environment: str
     sample: int = 0                           # number of this rollout among those of its environment
     kind: str = ""
@@ -306,9 +317,14 @@ M = TypeVar("M", bound=BaseModel)
 def write_jsonl(path: str | Path,             # file to write
                 items: Iterable[BaseModel],   # models, one a line
                 ) -> Path:
-    "Write models as JSON Lines, whole or not at all. The same models give the same bytes."
+    """Write models as JSON Lines, whole or not at all. The same models give the same bytes.
+
+    Raises `UserError` if the disk refuses, or if a model holds what JSON cannot: half a surrogate pair, or values nested hundreds deep."""
     with replacing(path) as f:
-        for m in items: f.write(f"{m.model_dump_json(exclude_defaults=True)}\n".encode())
+        for n, m in enumerate(items, 1):
+            try: line = m.model_dump_json(exclude_defaults=True)
+            except PydanticSerializationError as e: raise UserError(f"{path}, line {n}: cannot be written as JSON: {e}") from e
+            f.write(f"{line}\n".encode())
     return Path(path)
 
 def explain(e: ValidationError,               # what pydantic raised
