@@ -15,7 +15,7 @@ from typing import Any
 import datasets
 from jinja2 import TemplateError
 from .collect import call_text
-from .schema import Environment, StepRecord, ToolCall, Trajectory, UserError, to_ftrl, write_jsonl, write_text
+from .schema import Environment, StepRecord, ToolCall, Trajectory, UserError, check_ids, to_ftrl, write_jsonl, write_text
 
 # %% ../nbs/13_export.ipynb #392fcfe1
 def plain_messages(step: StepRecord,  # a step record
@@ -155,7 +155,7 @@ def _write_parquet(rows: datasets.Dataset, path: Path) -> Path:
     finally: draft.unlink(missing_ok=True)
 
 # %% ../nbs/13_export.ipynb #ab80ee3e
-from .episode import check_ids, trl_environment
+from .episode import trl_environment
 
 # %% ../nbs/13_export.ipynb #f6f6fe11
 _VERIFIERS = '''"Environments of toolrl_lit as a taskset of verifiers, with the harness that runs their tools."

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['ScenarioKind', 'SCENARIOS', 'Strategy', 'STRATEGIES', 'M', 'GROUP', 'UserError', 'SubQuestion', 'Scenario', 'ToolDoc',
-           'Tool', 'ToolCall', 'Environment', 'StepRecord', 'Turn', 'Trajectory', 'replacing', 'write_text', 'reserve',
-           'refuse_other', 'holds_work', 'lacks_memory', 'write_jsonl', 'explain', 'Shard', 'Manifest', 'sha256',
-           'verified', 'read_manifest', 'rows_of', 'OnDisk', 'read_jsonl', 'from_ftrl', 'to_ftrl', 'read_ftrl',
-           'is_ftrl', 'show']
+           'Tool', 'ToolCall', 'Environment', 'check_ids', 'StepRecord', 'Turn', 'Trajectory', 'replacing',
+           'write_text', 'reserve', 'refuse_other', 'holds_work', 'lacks_memory', 'write_jsonl', 'explain', 'Shard',
+           'Manifest', 'sha256', 'verified', 'read_manifest', 'rows_of', 'OnDisk', 'read_jsonl', 'from_ftrl', 'to_ftrl',
+           'read_ftrl', 'is_ftrl', 'show']
 
 # %% ../nbs/00_schema.ipynb #4da06f13
 import hashlib, json, os, re, tempfile
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -153,6 +154,15 @@ class Environment(BaseModel):
         return StepRecord(environment=self.id, messages=[{"role": "user", "content": self.question}], tools=self.documents(),
             codes=self.codes(), unsolved=self.unsolved(), answer=self.answer, split=self.split, kind=self.kind)
 
+# %% ../nbs/00_schema.ipynb #5d5da04c
+def check_ids(what: str,                       # who asks
+              environments: Sequence["Environment | StepRecord"]):
+    "Raise `UserError` if there are no environments or an id appears twice."
+    times = Counter(e.id for e in environments)
+    if not times: raise UserError(f"{what}: expected at least one environment, got none")
+    if twice := sorted(i for i, n in times.items() if n > 1):
+        raise UserError(f"{what}: expected every id once, {twice[0]!r} appears {times[twice[0]]} times")
+
 # %% ../nbs/00_schema.ipynb #1cf4cc84
 class StepRecord(BaseModel):
     "One training prompt (paper section 3.3): the history, the tools, and the sub-answers still unsolved."
@@ -178,6 +188,15 @@ class StepRecord(BaseModel):
     def open(self) -> int:
         "How many sub-questions are unsolved."
         return sum(len(v) for v in self.unsolved.values())
+
+    def after(self, messages: list[dict[str, Any]],  # what the turn and its results added to the history
+              unsolved: dict[str, list[str]],        # golden sub-answers left after it, by tool name
+              of: int,                               # sub-questions that were unsolved in the beginning
+              ) -> "StepRecord":
+        "The step that follows a turn."
+        left = sum(map(len, unsolved.values()))
+        return self.model_copy(update=dict(messages=[*self.messages, *messages], unsolved=unsolved, turn=self.turn + 1,
+                                           solve_rate=1 - left / max(1, of)))
 
 # %% ../nbs/00_schema.ipynb #a64c22c3
 class Turn(BaseModel):
@@ -209,26 +228,37 @@ class Trajectory(BaseModel):
     def n_solved(self) -> int: return sum(s is not None for t in self.turns for s in t.solved)
 
     def add(self, said: str,                  # the turn without its calls
-            turn: Turn):
-        "Take a turn in, and its messages: what was said, then a result for each call."
+            turn: Turn) -> list[dict[str, Any]]:
+        "Take a turn in, and its messages, which are returned: what was said, then a result for each call."
         message: dict[str, Any] = {"role": "assistant", "content": said}
         if turn.calls: message["tool_calls"] = [{"type": "function", "function": c.model_dump()} for c in turn.calls]
-        self.messages += [message, *({"role": "tool", "name": c.name, "content": r} for c, r in zip(turn.calls, turn.results))]
+        new = [message, *({"role": "tool", "name": c.name, "content": r} for c, r in zip(turn.calls, turn.results))]
+        self.messages += new
         self.turns.append(turn)
+        return new
+
+    def take(self, step: StepRecord,          # where the turn was written
+             text: str,                       # the turn as the policy wrote it
+             score,                           # what it was worth, a `reward.TurnScore`
+             ) -> StepRecord:
+        "Take a scored turn in; the step that follows it."
+        calls = [ToolCall(name=c.name, arguments=c.arguments) for c in score.calls]
+        solved = [None if c.solved is None else (c.name, c.solved) for c in score.calls]
+        turn = Turn(text=text, calls=calls, results=[c.result for c in score.calls], solved=solved, reward=score.reward, case=score.case)
+        return step.after(self.add(score.content, turn), score.unsolved, self.sub_questions)
 
     def step_records(self, env: "Environment | StepRecord") -> Iterator[StepRecord]:
         "The step records of this trajectory: the start, then one after every turn that called tools."
         step, cut = env.start(), self.start
-        unsolved = {k: list(v) for k, v in step.unsolved.items()}
         yield step
-        for i, turn in enumerate(self.turns, 1):
+        for turn in self.turns:
             if not turn.calls: return
+            unsolved = {k: list(v) for k, v in step.unsolved.items()}
             for hit in turn.solved:
                 if hit: unsolved[hit[0]].remove(hit[1])
-            cut += 1 + len(turn.calls)
-            left = sum(map(len, unsolved.values()))
-            yield step.model_copy(update=dict(messages=self.messages[:cut], turn=step.turn + i,
-                unsolved={k: list(v) for k, v in unsolved.items()}, solve_rate=1 - left / max(1, self.sub_questions)))
+            new, cut = self.messages[cut:cut + 1 + len(turn.calls)], cut + 1 + len(turn.calls)
+            step = step.after(new, unsolved, self.sub_questions)
+            yield step
 
 # %% ../nbs/00_schema.ipynb #46d9d960
 @contextmanager

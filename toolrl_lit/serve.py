@@ -10,11 +10,10 @@ import copy, math, signal, socket, sys, threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from .reward import KINDS, MARKUP, Match, Parsed, score_turn
+from .reward import Match, Parsed, score_parsed
 from .sandbox import CallResult, ToolSandbox, failure, shared, timeout_text
-from .schema import Environment, ToolCall, Trajectory, Turn, UserError, read_jsonl, reserve, write_jsonl
+from .schema import Environment, ToolCall, ToolDoc, Trajectory, UserError, read_jsonl, reserve, write_jsonl
 
 # %% ../nbs/13a_serve.ipynb #9d36241d
 class Session:
@@ -39,34 +38,22 @@ class Session:
              ) -> list[CallResult]:
         "Run the calls of one turn; score it (paper section 3.3) and keep it in `trajectory`."
         with self.lock:
-            results, solved, t = [], [], self.trajectory
-            for call in calls:
-                results.append(self._run(call))
-                solved.append(self._credit(call, results[-1]))
-            reward = KINDS["f1"](len(solved) - solved.count(None), len(solved)) if calls else \
-                score_turn(said, self.step, match=self.match, parser=_spoken).reward
-            self.step = self.step.model_copy(update={"solve_rate": 1 - self.step.open() / max(1, t.sub_questions)})
-            t.add(said, Turn(text=said, calls=list(calls), results=[r.text for r in results], solved=solved, reward=reward))
+            results = [self._unsourced(c, r) for c, r in zip(calls, self._run(calls))]
+            score = score_parsed(Parsed(said.strip(), list(calls), []), results, self.step, match=self.match)
+            self.step = self.trajectory.take(self.step, said, score)
             return results
 
-    def _run(self, call: ToolCall) -> CallResult:
-        "The result of a call, without the tool's source."
-        result = self.sandbox.call(call.name, call.arguments, self.env.codes().get(call.name), self.data)
+    def _run(self, calls: Sequence[ToolCall]) -> list[CallResult]:
+        "The results of the calls of one turn: in one batch, or one after the other where each must see what the one before has changed."
+        codes = self.env.codes()
+        jobs = [(c.name, c.arguments, codes.get(c.name)) for c in calls]
+        return self.sandbox.call_many(jobs) if self.data is None else [self.sandbox.call(*job, self.data) for job in jobs]
+
+    def _unsourced(self, call: ToolCall, result: CallResult) -> CallResult:
+        "A result without the tool's source, which a time-out tells."
         if result.error != "timeout": return result
         told = timeout_text(call.name, call.arguments, "...", self.sandbox.limits["timeout"])
         return replace(result, text=failure(call.name, told))
-
-    def _credit(self, call: ToolCall, result: CallResult) -> tuple[str, str] | None:
-        "Tool and golden answer of the sub-question that a call solved."
-        ran = SimpleNamespace(call_many=lambda calls: [result])
-        score = score_turn("", self.step, match=self.match, parser=lambda _: Parsed("", [call], []), sandbox=ran)
-        self.step = self.step.model_copy(update={"unsolved": score.unsolved})
-        return None if score.calls[0].solved is None else (call.name, score.calls[0].solved)
-
-def _spoken(text: str) -> Parsed:
-    "A turn in which nothing was called."
-    return Parsed(text, [], [])
-_spoken.markup = MARKUP["qwen"]                # written by mistake, it counts as a call that did not parse
 
 # %% ../nbs/13a_serve.ipynb #67cd1ac4
 def mcp_server(env: Environment,                   # what to offer
