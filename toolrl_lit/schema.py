@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ScenarioKind', 'SCENARIOS', 'Strategy', 'STRATEGIES', 'M', 'GROUP', 'UserError', 'SubQuestion', 'Scenario', 'ToolDoc',
-           'Tool', 'ToolCall', 'Environment', 'check_ids', 'StepRecord', 'Turn', 'Trajectory', 'replacing',
+           'Tool', 'ToolCall', 'Environment', 'check_ids', 'StepRecord', 'Turn', 'Trajectory', 'replacing', 'read_text',
            'write_text', 'reserve', 'refuse_other', 'holds_work', 'lacks_memory', 'write_jsonl', 'explain', 'Shard',
            'Manifest', 'sha256', 'verified', 'read_manifest', 'rows_of', 'OnDisk', 'read_jsonl', 'from_ftrl', 'to_ftrl',
            'read_ftrl', 'is_ftrl', 'show']
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 import filelock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticSerializationError
 
 # %% ../nbs/00_schema.ipynb #ed8c31ba
 class UserError(Exception):
@@ -267,9 +268,10 @@ def replacing(path: str | Path,  # file to write
     "A file that takes the place of `path` once it is whole and on disk. Raises `UserError` if the disk refuses."
     path = Path(path)
     try:
+        if path.exists() and not path.is_file(): raise UserError(f"{path}: cannot be written: expected a file, and it is something else")
         path.parent.mkdir(parents=True, exist_ok=True)
         fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as e: raise UserError(f"{path}: cannot be written: {e.strerror or e}") from e
+    except (OSError, ValueError) as e: raise UserError(f"{path}: cannot be written: {getattr(e, 'strerror', None) or e}") from e
     try:
         with os.fdopen(fd, "wb") as f:
             yield f
@@ -277,7 +279,27 @@ def replacing(path: str | Path,  # file to write
         os.chmod(tmp, 0o644)
         os.replace(tmp, path)
     except OSError as e: raise UserError(f"{path}: cannot be written: {e.strerror or e}. What was there is unchanged.") from e
+    except (UnicodeEncodeError, PydanticSerializationError) as e:
+        raise UserError(f"{path}: cannot be written: {str(e).splitlines()[0]}. What was there is unchanged.") from e
     finally: Path(tmp).unlink(missing_ok=True)
+
+def read_text(path: str | Path,   # file of UTF-8 text, with or without a byte order mark
+              ) -> str:
+    "The text of a file. Raises `UserError` if it cannot be read or is something else."
+    try: content = Path(path).read_bytes()
+    except (OSError, ValueError) as e: raise UserError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
+    _check_text(path, content)
+    try: return content.decode("utf-8-sig")
+    except UnicodeDecodeError as e: raise UserError(f"{path}: is not UTF-8 text (byte {e.start})") from e
+
+_BOM = b"\xef\xbb\xbf"                         # byte order mark of UTF-8
+_OTHER = {b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text", b"\x1f\x8b": "compressed (gzip)", b"PK\x03\x04": "compressed (zip)",
+          b"BZh": "compressed (bzip2)", b"\xfd7zXZ": "compressed (xz)", b"(\xb5/\xfd": "compressed (zstd)"}
+
+def _check_text(path: str | Path, start: bytes):
+    "Raise `UserError` if the first bytes of a file are those of something else than UTF-8 text, of which they tell."
+    what = next((what for first, what in _OTHER.items() if start.startswith(first)), "UTF-16 text" if b"\0" in start[:2] else "")
+    if what: raise UserError(f"{path}: is {what}; expected UTF-8 text{', so unpack it first' if 'compressed' in what else ''}")
 
 def write_text(path: str | Path,  # file to write
                text: str,         # its whole content
@@ -389,11 +411,9 @@ def read_manifest(folder: str | Path,         # folder of shards
                   ) -> Manifest:
     "What a folder of shards says of itself. Raises `UserError` if it is no such folder."
     path = Path(folder) / "manifest.json"
-    try: return Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError as e:
-        raise UserError(f"{folder}: is a directory without manifest.json; expected a JSONL file, or a folder that a build has "
-                        "finished") from e
-    except OSError as e: raise UserError(f"{path}: cannot be read: {e.strerror}") from e
+    if not path.exists():
+        raise UserError(f"{folder}: is a directory without manifest.json; expected a JSONL file, or a folder that a build has finished")
+    try: return Manifest.model_validate_json(read_text(path))
     except ValidationError as e: raise UserError(f"{path}: {_explain(e, Manifest)}") from e
 
 GROUP = 1000                                  # rows of a Parquet row group: what reading one row has to decode
@@ -421,10 +441,12 @@ def rows_of(path: Path,                       # a JSONL or Parquet file
     try:
         with path.open("rb") as f:
             for n, line in enumerate(f, 1):
-                if line.strip(): yield at, n, line.decode()
+                if n == 1: _check_text(path, line)
+                mark = len(_BOM) * line.startswith(_BOM)             # of this file, or of one that was added to it
+                if line[mark:].strip(): yield at + mark, n, line[mark:].decode()
                 at += len(line)
-    except OSError as e: raise UserError(f"{path}: cannot be read: {e.strerror}") from e
-    except UnicodeDecodeError as e: raise UserError(f"{path}: is not UTF-8 text (byte {at + e.start})") from e
+    except UnicodeDecodeError as e: raise UserError(f"{path}: is not UTF-8 text (byte {at + mark + e.start})") from e
+    except (OSError, ValueError) as e: raise UserError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
 
 @lru_cache(maxsize=2)
 def _group(path: Path, g: int) -> list[str]:
@@ -507,7 +529,7 @@ def from_ftrl(record: dict,      # one object of the authors' JSON Lines
     for key in ("tools", "codes", "unsolved_set"):
         if key not in record: raise UserError(f"the record has no field {key!r}; the authors' format has {', '.join(_FTRL)}")
         try: inner[key] = json.loads(record[key]) if isinstance(record[key], str) else record[key]
-        except json.JSONDecodeError as e: raise UserError(f"field {key!r}: expected JSON in a string, got {record[key][:60]!r} ({e})") from e
+        except (ValueError, RecursionError) as e: raise UserError(f"field {key!r}: expected JSON in a string, got {record[key][:60]!r} ({e})") from e
         inner[key] = _plain(key, inner[key])
         if _inner(inner[key]) != record[key]: written[key] = record[key]     # spelled otherwise than we would
     try: return StepRecord(environment=environment, messages=record.get("messages"), tools=inner["tools"], codes=inner["codes"],
@@ -536,7 +558,7 @@ def read_ftrl(path: str | Path,  # JSON Lines of the authors' records
     records = []
     for _, n, text in rows_of(Path(path)):
         try: records.append(from_ftrl(json.loads(text), f"line-{n}"))
-        except json.JSONDecodeError as e: raise UserError(f"{path}, line {n}: is not JSON: {e}") from e
+        except (ValueError, RecursionError) as e: raise UserError(f"{path}, line {n}: is not JSON: {e}") from e
         except UserError as e: raise UserError(f"{path}, line {n}: {e}") from e
     return records
 
@@ -545,7 +567,7 @@ def is_ftrl(path: str | Path,    # a JSONL file
     "Whether the first line of a file is a record of the authors."
     if Path(path).is_dir(): return False
     try: first = json.loads(next(rows_of(Path(path)))[2])
-    except (StopIteration, json.JSONDecodeError): return False
+    except (StopIteration, ValueError, RecursionError): return False
     return isinstance(first, dict) and "unsolved_set" in first
 
 # %% ../nbs/00_schema.ipynb #fba38a42
