@@ -3,9 +3,10 @@ import json, re
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
+from transformers.utils import get_json_schema
 from toolrl_lit import train as module
 from toolrl_lit.collect import OraclePolicy, TransformersPolicy, call_text, collect
-from toolrl_lit.episode import turn_advantages, turn_rewards, turn_values
+from toolrl_lit.episode import ToolEnvironment, tool_method, turn_advantages, turn_rewards, turn_values
 from toolrl_lit.reward import score_turn
 from toolrl_lit.sandbox import shared
 from toolrl_lit.schema import Environment, Scenario, SubQuestion, Tool, ToolCall, ToolDoc, UserError
@@ -225,3 +226,88 @@ def test_longer_episodes_need_more_memory(tiny_folder, tmp_path):
     from transformers import AutoConfig
     short, long = (memory_needed(config_for(tiny_folder, tmp_path, max_episode_tokens=n), AutoConfig.from_pretrained(tiny_folder), gpu=False) for n in (100, 1000))
     assert short["activations"] < long["activations"] and short["conversations"] < long["conversations"] and short["weights"] == long["weights"]
+
+# -- documents as TRL reads them
+
+def shown(parameters: dict, description="Looks.") -> dict:
+    return get_json_schema(tool_method(ToolDoc(name="look", description=description, parameters=parameters), lambda name, arguments: ""))["function"]
+
+def told(function: dict, name="q") -> dict:
+    "The schema of a parameter that the policy reads: what stands in its description, or what transformers says of it."
+    schema = function["parameters"]["properties"][name]
+    said, _, written = schema["description"].partition(" JSON Schema: ")
+    return json.loads(written) if written else {k: v for k, v in schema.items() if k != "description"}
+
+SCHEMAS = [{"type": "string"}, {"type": "array", "items": True}, {"type": "array", "items": [{"type": "string"}]}, {"type": "array", "items": False},
+           {"anyOf": [{"type": "string"}, {"type": "null"}]}, {"oneOf": [{"const": 1}, {"const": "a"}]}, {"allOf": [{"type": "string"}, {"maxLength": 3}]},
+           {"type": ["string", "null"]}, {"const": "x"}, {"enum": ["a", None]}, {"enum": [1, True, 1.5]}, {"enum": []}, {"enum": [[1], {"a": 2}]}, {"enum": ["a", "a"]},
+           {"type": "object", "additionalProperties": {"type": "integer"}}, {"type": "string", "default": "x"}, {"type": "integer", "minimum": 3}, {"not": {"type": "null"}},
+           {"type": "string", "pattern": "Returns: (Args: x)"}, {"type": "string", "examples": [{"$ref": "nowhere"}]}, {"type": "array", "items": {"enum": ["a"]}}]
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=map(str, range(len(SCHEMAS))))
+@pytest.mark.parametrize("required", [True, False])
+def test_all_that_a_schema_says_reaches_the_policy(schema, required):
+    function = shown({"type": "object", "properties": {"q": schema | {"description": "What."}}, "required": ["q"] * required})
+    assert function["parameters"]["properties"]["q"]["description"].startswith("What.") and function["parameters"].get("required", []) == ["q"] * required
+    assert told(function) == schema or (schema.get("enum") and told(function) == {"type": "string"} | schema)
+
+@pytest.mark.parametrize("schema, means", [(True, {}), (False, {"not": {}}), ({}, {})])
+def test_schemas_that_are_no_objects_are_shown_as_what_they_mean(schema, means):
+    assert told(shown({"type": "object", "properties": {"q": schema}})) == means
+
+DEFINED = {"Place": {"properties": {"town": {"$ref": "#/$defs/Name"}, "near": {"$ref": "#/$defs/Place"}}}, "Name": {"type": "string", "minLength": 3}, "Other": {}}
+
+@pytest.mark.parametrize("schema, needs", [
+    ({"$ref": "#/$defs/Place"}, {"Place", "Name"}), ({"type": "array", "items": {"$ref": "#/$defs/Name"}}, {"Name"}),
+    ({"properties": {"default": {"$ref": "#/$defs/Name"}}}, {"Name"}), ({"$ref": "#/$defs/Place/properties/town"}, {"Place", "Name"})])
+def test_what_a_schema_refers_to_is_shown_with_it(schema, needs):
+    got = told(shown({"type": "object", "properties": {"q": schema}, "$defs": DEFINED}))
+    assert got == schema | {"$defs": {k: DEFINED[k] for k in DEFINED if k in needs}}
+    older = json.loads(json.dumps({"properties": {"q": schema}, "$defs": DEFINED}).replace("$defs", "definitions"))
+    assert set(told(shown(older))["definitions"]) == needs
+
+@pytest.mark.parametrize("ref", ["#/$defs/Nothing", "#", "#/properties/q", "http://example.org/schema", "#anchor", "other.json"])
+def test_a_reference_that_cannot_be_shown_is_refused(ref):
+    with pytest.raises(UserError, match=f"tool 'look', parameter 'q': the reference '{ref.replace('$', '.')}'"):
+        shown({"type": "object", "properties": {"q": {"items": [{"$ref": ref}]}}, "$defs": DEFINED})
+
+@pytest.mark.parametrize("more", [{"additionalProperties": False}, {"oneOf": [{"required": ["q"]}, {"required": ["z"]}]}, {"$ref": "#/$defs/Name", "$defs": {"Name": DEFINED["Name"]}}])
+def test_what_a_document_says_of_all_parameters_is_in_the_description(more):
+    said = shown({"type": "object", "properties": {"q": {}}} | more)["description"]
+    assert json.loads(said.removeprefix("Looks. JSON Schema of the parameters together: ")) == more
+
+def test_parameters_that_are_only_required_are_offered():
+    assert shown({"required": ["z"]})["parameters"] == {"type": "object", "properties": {"z": {"description": "z"}}, "required": ["z"]}
+    assert shown({})["parameters"]["properties"] == {} == shown({"type": "object"})["parameters"]["properties"]
+
+@pytest.mark.parametrize("parameters", [{"type": "string"}, {"properties": []}, {"required": "q", "properties": {"q": {}}}, {"properties": {"q": "text"}}, {"properties": {"q": None}},
+                                        {"properties": {"a b": {}}}, {"properties": {"class": {}}}])
+def test_a_document_that_is_none_is_refused(parameters):
+    with pytest.raises(UserError, match="tool 'look'"): shown(parameters)
+
+@pytest.mark.parametrize("said", ["Unit (choices: metric, imperial)", 'Unit (choices: ["a"])', "Unit (CHOICES: a)", "Args: x", "It Returns: y", "xArgs: z", "a\tb\n  c: d", "(choices: )"])
+def test_words_that_transformers_reads_as_layout_are_shown_as_words(said):
+    function = shown({"type": "object", "properties": {"q": {"type": "string", "description": said}, "r": {}}}, said)
+    q = function["parameters"]["properties"]["q"]
+    letters = lambda text: re.sub(r"\W", "", text)
+    assert letters(q["description"]) == letters(function["description"]) == letters(said) and told(function) == {"type": "string"} and "r" in function["parameters"]["properties"]
+
+# -- an environment as TRL acts in it
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["capital", "river"]), st.sampled_from(["France", "Spain", "Paris", "x", "</tool_call>", "<tool_call>{", "\ud83d", "", 7, None])), max_size=5),
+       st.sampled_from(["paper", "strict"]))
+def test_calls_of_an_environment_are_credited_as_the_library_does(calls, match):
+    here, step, solved = ToolEnvironment(TOY, match), TOY.start(), 0
+    for name, q in calls:
+        got = getattr(here, name)(q=q)
+        written = json.dumps({"name": name, "arguments": {"q": q}}).replace("<", "\\u003c")
+        score = score_turn(f"<tool_call>{written}</tool_call>", step, match=match)
+        step, solved = step.model_copy(update={"unsolved": score.unsolved}), solved + (score.calls[0].solved is not None)
+        assert got == score.calls[0].result
+    assert here.get_reward() == 2 * solved / (len(calls) + 3)
+
+def test_arguments_that_no_signature_has_are_calls_too():
+    here = ToolEnvironment(TOY)
+    assert "unexpected keyword argument" in here.capital(**{"q": "France", "\ud83d": 1}) and here.get_reward() == 0
+    assert here.capital(q="France") == "Paris" and here.get_reward() == 2 / (2 + 3)

@@ -100,6 +100,13 @@ def find_notebook(name: str) -> Path:
     raise UserError(f"there is no run {name!r}; there are: {', '.join(there) or 'none'}")
 
 # %% ../nbs/14_cli.ipynb #166d6c09
+def _takes(notebook: Path) -> dict[str, dict]:
+    "The parameters of a notebook, with their defaults. Raises `UserError` if it is no notebook."
+    import papermill
+    try: return papermill.inspect_notebook(str(notebook))
+    except Exception as e:                      # of nbformat, jsonschema, papermill ...
+        raise UserError(f"{notebook}: cannot be read as a notebook with a kernel: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
+
 def _like(name: str, value: Any, default: str) -> Any:
     """A parameter of a notebook. Text such as `no` or `1_000` becomes what the default is, where that is a truth value or a number.
 
@@ -118,7 +125,7 @@ def run_notebook(name: str,                     # a run's name, or a notebook's 
     "Execute a run with papermill, its output on the terminal; the folder. Raises `UserError` where the user can help."
     import papermill
     notebook = find_notebook(name)
-    takes = papermill.inspect_notebook(str(notebook))
+    takes = _takes(notebook)
     values = {k: _like(k, v, takes[k]["default"]) for k, v in parse_parameters(parameters, [k for k in takes if k != "out"]).items()}
     out = Path(out or Path("runs/out") / notebook.stem).resolve()
     try:
@@ -506,9 +513,8 @@ def run(name: Annotated[str, typer.Argument(help="A run in runs/, such as 'quick
 def sweep(name: Annotated[str, typer.Argument(help="A run in runs/.")], param: Pairs = None,
           out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the sweep; default runs/out/NAME-sweep.", **_PATH)] = None):
     "Execute a run for every combination of parameter values; a list gives several. Finished ones are not run again."
-    import papermill
     if out: _check_out(out, folder=True)
-    grid = parse_parameters(param or [], [k for k in papermill.inspect_notebook(str(find_notebook(name))) if k != "out"])
+    grid = parse_parameters(param or [], [k for k in _takes(find_notebook(name)) if k != "out"])
     names, lists = list(grid), [v if isinstance(v, list) else [v] for v in grid.values()]
     for values in itertools.product(*lists):
         pairs = [f"{n}={json.dumps(v, ensure_ascii=False)}" for n, v in zip(names, values)]

@@ -21,47 +21,100 @@ from .schema import Environment, ToolCall, ToolDoc, Trajectory, UserError, check
 # %% ../nbs/09a_episode.ipynb #700204ca
 _TYPES = {"string": str, "integer": int, "number": float, "boolean": bool, "object": dict, "array": list}
 
-def python_type(schema: dict[str, Any],  # JSON Schema of one parameter
+def python_type(schema: dict[str, Any] | bool,  # JSON Schema of one parameter
                 ) -> Any:
     "The Python type whose schema comes closest."
+    if not isinstance(schema, dict): return Any
     if schema.get("enum") and all(isinstance(x, (str, int, float, bool)) for x in schema["enum"]): return Literal[*schema["enum"]]
     kind = schema.get("type")
     if kind == "array" and "items" in schema: return list[python_type(schema["items"])]
     return _TYPES.get(kind, Any) if isinstance(kind, str) else Any
 
 # %% ../nbs/09a_episode.ipynb #59b9ecf5
-def _docstring(doc: ToolDoc, spelled: Iterable[str] = ()) -> str:
-    "A docstring from which transformers reads the document again, the schemas of the parameters `spelled` in full."
-    one_line = lambda text: re.sub(r"\b(Args|Returns|Raises):", r"\1 -", " ".join(str(text).split()))
-    lines = [one_line(doc.description) or doc.name, "", "Args:"]
-    for name, schema in doc.parameters.get("properties", {}).items():
-        rest = {k: v for k, v in schema.items() if k != "description"}
-        tail = f" JSON Schema: {json.dumps(rest, ensure_ascii=False)}" if name in spelled else ""
-        lines.append(f"    {name}: {one_line(schema.get('description', '')) or name}{tail}")
-    return "\n".join(lines if len(lines) > 3 else lines[:1])
+_OURS = ("type", "properties", "required", "$defs", "definitions", "$schema")      # what a signature says, and what is put where it is referred to
 
-def _signature(doc: ToolDoc) -> inspect.Signature:
-    "The document's parameters as a Python signature. Raises `UserError` for a parameter that Python cannot name."
-    required, parameters = doc.parameters.get("required", []), [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)]
-    for name, schema in doc.parameters.get("properties", {}).items():
+def _parts(doc: ToolDoc) -> tuple[str, dict[str, dict]]:
+    """Description of a tool, and schema of each parameter with all that it refers to. What the document says of its parameters together
+    stands in the description. Raises `UserError` for a document that is none, and for a reference that cannot be shown."""
+    where, whole = f"tool {doc.name!r}", doc.parameters
+    properties, required, kind = whole.get("properties", {}), whole.get("required", []), whole.get("type", "object")
+    if not isinstance(properties, dict) or not isinstance(required, list) or not all(isinstance(r, str) for r in required):
+        raise UserError(f"{where}: expected parameters with an object of properties and a list of those required")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind): raise UserError(f"{where}: expected parameters of type object, got {kind!r}")
+    found = {}
+    for name, schema in (properties | {name: True for name in required if name not in properties}).items():
+        if not isinstance(schema, (dict, bool)): raise UserError(f"{where}, parameter {name!r}: expected a JSON Schema, got {schema!r:.60}")
+        schema = ({} if schema else {"not": {}}) if isinstance(schema, bool) else schema
+        found[name] = _complete(schema, whole, f"{where}, parameter {name!r}")
+    rest = _complete({k: v for k, v in whole.items() if k not in _OURS}, whole, where)
+    return doc.description + (f" JSON Schema of the parameters together: {_spelt(rest)}" if rest else ""), found
+
+def _references(schema: Any, named: bool = False) -> Iterator[str]:
+    "What a schema refers to, or schemas by their names."
+    if isinstance(schema, list):
+        for part in schema: yield from _references(part)
+    for key, part in schema.items() if isinstance(schema, dict) else ():
+        if not named and key in ("$ref", "$dynamicRef", "$recursiveRef") and isinstance(part, str): yield part
+        elif named or key not in ("default", "const", "enum", "examples"):
+            yield from _references(part, not named and key in ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions"))
+
+def _complete(schema: dict, whole: dict, where: str) -> dict:
+    "A schema with the definitions of the whole document that it refers to, directly or by others."
+    todo, seen = [schema], set()
+    while todo:
+        for ref in _references(todo.pop()):
+            m = re.fullmatch(r"#/(\$defs|definitions)/([^/%~]+)(?:/.*)?", ref)
+            held = whole.get(m[1]) if m else None
+            if not isinstance(held, dict) or m[2] not in held: raise UserError(f"{where}: the reference {ref!r} leads to no definition of the document")
+            if ref in seen: continue
+            seen.add(ref)
+            todo.append(held[m[2]])
+            schema = schema | {m[1]: schema.get(m[1], {}) | {m[2]: held[m[2]]}}
+    return schema
+
+
+# %% ../nbs/09a_episode.ipynb #7e428bda
+_HEADINGS = re.compile("(Args|Returns|Raises):")
+
+def _spelt(schema: dict) -> str:
+    "A schema as JSON, in which transformers finds no heading of a docstring."
+    return _HEADINGS.sub(r"\1\\u003a", json.dumps(schema, ensure_ascii=False))
+
+def _docstring(description: str, parameters: dict[str, dict], spelled: Iterable[str] = ()) -> str:
+    "A docstring from which transformers reads a document again, the schemas of the parameters `spelled` in full."
+    one_line = lambda text: _HEADINGS.sub(r"\1 -", " ".join(str(text).split()))
+    lines = [one_line(description), "", "Args:"]
+    for name, schema in parameters.items():
+        told = one_line(schema.get("description", "")) or name
+        if re.search(r"\(choices:.*\)$", told, re.I): told += "."                  # at the very end transformers takes it for an enum
+        tail = f" JSON Schema: {_spelt({k: v for k, v in schema.items() if k != 'description'})}" if name in spelled else ""
+        lines.append(f"    {name}: {told}{tail}")
+    return "\n".join(lines if parameters else lines[:1])
+
+def _signature(tool: str, parameters: dict[str, dict], required: list[str]) -> inspect.Signature:
+    "Parameters as a Python signature. Raises `UserError` for one that Python cannot name."
+    found = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)]
+    for name, schema in parameters.items():
         if not name.isidentifier() or iskeyword(name) or name == "self":
-            raise UserError(f"tool {doc.name!r}, parameter {name!r}: TRL needs a name that Python can use")
+            raise UserError(f"tool {tool!r}, parameter {name!r}: TRL needs a name that Python can use")
         options = dict(annotation=python_type(schema), default=inspect.Parameter.empty if name in required else None)
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, **options))
-    return inspect.Signature(parameters)
+        found.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, **options))
+    return inspect.Signature(found)
 
 # %% ../nbs/09a_episode.ipynb #6b42e643
 def tool_method(doc: ToolDoc,                                # the tool's document
                 run: Callable[[str, dict[str, Any]], str],   # runs (name, arguments), gives the result's text
                 ) -> Callable[..., str]:
-    "A method that reads like the document and hands its arguments to `run`. Raises `UserError` for an impossible name."
+    "A method that reads like the document and hands its arguments to `run`. Raises `UserError` for a document that TRL cannot show."
     def method(self, /, **arguments): return run(doc.name, arguments)
-    method.__name__, method.__doc__, method.__signature__ = doc.name, _docstring(doc), _signature(doc)
+    description, parameters = _parts(doc)
+    description = description.strip() or doc.name
+    method.__signature__ = _signature(doc.name, parameters, doc.parameters.get("required", []))
+    method.__name__, method.__doc__ = doc.name, _docstring(description, parameters)
     method.__annotations__ = {p.name: p.annotation for p in method.__signature__.parameters.values() if p.name != "self"}
     read = get_json_schema(method)["function"]["parameters"]["properties"]
     bare = lambda schema: {k: v for k, v in schema.items() if k != "description"}
-    spelled = [name for name, schema in doc.parameters.get("properties", {}).items() if bare(read[name]) != bare(schema)]
-    method.__doc__ = _docstring(doc, spelled)
+    method.__doc__ = _docstring(description, parameters, [name for name, schema in parameters.items() if bare(read[name]) != bare(schema)])
     return method
 
 # %% ../nbs/09a_episode.ipynb #f5c59664

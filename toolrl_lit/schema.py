@@ -289,7 +289,7 @@ def read_text(path: str | Path,   # file of UTF-8 text, with or without a byte o
     try: content = Path(path).read_bytes()
     except (OSError, ValueError) as e: raise UserError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
     _check_text(path, content)
-    try: return content.decode("utf-8-sig")
+    try: return content.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as e: raise UserError(f"{path}: is not UTF-8 text (byte {e.start})") from e
 
 _BOM = b"\xef\xbb\xbf"                         # byte order mark of UTF-8

@@ -56,10 +56,19 @@ class Session:
         return replace(result, text=failure(call.name, told))
 
 # %% ../nbs/13a_serve.ipynb #67cd1ac4
+def _input_schema(doc: ToolDoc) -> dict[str, Any]:
+    "A tool's parameters as MCP wants them, which needs their type to be told. Raises `UserError` for another type than object."
+    if (kind := doc.parameters.get("type", "object")) != "object":
+        raise UserError(f"tool {doc.name!r}: MCP needs parameters of type object, got {kind!r}")
+    return {"type": "object"} | doc.parameters
+
 def mcp_server(env: Environment,                   # what to offer
                session: Callable[[Any], Session],  # the session that a request belongs to, by its MCP context
                ):
-    "An MCP server (`mcp.server.lowlevel.Server`) of an environment. Raises `UserError` if the package mcp is missing."
+    """An MCP server (`mcp.server.lowlevel.Server`) of an environment.
+
+    Raises `UserError` if the package mcp is missing, or a tool's parameters are no object."""
+    for tool in env.tools: _input_schema(tool.doc)
     try:
         import anyio, mcp_types as types
         from mcp.server.lowlevel import Server
@@ -67,7 +76,7 @@ def mcp_server(env: Environment,                   # what to offer
     except ImportError as e:
         raise UserError("serving needs the package mcp, version 2 or later: pip install 'toolrl_lit[mcp]'") from e
     async def list_tools(ctx, params):
-        return types.ListToolsResult(tools=[types.Tool(name=t.name, description=t.doc.description, input_schema=t.doc.parameters)
+        return types.ListToolsResult(tools=[types.Tool(name=t.name, description=t.doc.description, input_schema=_input_schema(t.doc))
                                             for t in env.tools])
     async def call_tool(ctx, params):
         result = await anyio.to_thread.run_sync(session(ctx).call, params.name, params.arguments or {})
