@@ -280,3 +280,19 @@ def test_an_evaluation_with_a_byte_order_mark_is_read_and_other_files_are_named(
     assert len(Evaluation.load(path).rows) == 2
     path.write_bytes(path.read_text("utf-8-sig").encode("utf-16"))
     with pytest.raises(UserError, match="e.json: is UTF-16 text"): Evaluation.load(path)
+
+def test_error_bars_of_a_figure_end_where_the_interval_does():
+    e = scores([0, 3, 5, 10, 7])
+    s, bar = e.summary(metrics=["solve_r"]).iloc[0], figure([e], "solve_r").data[0]
+    assert bar.y[-1] + bar.error_y.array[-1] == pytest.approx(s["high"]) and bar.y[-1] - bar.error_y.arrayminus[-1] == pytest.approx(s["low"])
+
+def test_a_turn_of_an_earlier_version_counts_by_what_was_left_before_it():
+    call = ToolCall(name="capital_of", arguments={"country": "Egypt"})
+    for solved, answered in ((("capital_of", "Cairo"), True), (None, False)):          # 1 / (1 + 1) with one left, and with two left nothing is worth 1/2
+        t = Trajectory(environment="e", sub_questions=2, messages=[], turns=[Turn(text="", calls=[call], results=["Cairo"], solved=[solved], reward=1.0), Turn(text="It is so.", reward=0.5)])
+        assert score(t).answered == answered
+
+@pytest.mark.parametrize("reward, tone", [(1.0, "good"), (0.0, "flat"), (-0.3, "bad")])
+def test_a_reward_of_nothing_is_neither_good_nor_bad(reward, tone):
+    t = Trajectory(environment="e0", sub_questions=1, messages=[], turns=[Turn(text="Hm.", reward=reward)])
+    assert f"reward {tone}'" in trajectory_html(t, ENVS[0]).data

@@ -372,3 +372,8 @@ def test_strictly_the_final_answer_stands_in_the_last_three_sentences(after, ans
     said = f"{FILLER} The capital is Paris{ends}" + "".join(f"So much for part {'abcdef'[i]}{ends}" for i in range(after))
     assert (score_turn(said, env, match="strict").case == "answer") == answered
     assert score_turn(said, env, match="paper").case == "answer"
+
+@pytest.mark.parametrize("share, reward", [(1.0, 0.5), (0.99, 0.0), (0.5, 0.0), (0.0, 0.0)])
+def test_saying_that_all_is_done_pays_only_once_all_is_solved(share, reward):
+    step = StepRecord(messages=[{"role": "user", "content": "?"}], tools=[], codes=CODES, unsolved={} if share == 1 else {"capital": ["Paris"]}, answer="Paris", solve_rate=share)
+    assert score_turn("I am done.", step).reward == score_turn("I am done.", to_ftrl(step)).reward == reward
