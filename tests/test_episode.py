@@ -173,6 +173,10 @@ def test_groups_are_kept_apart_and_plain_lists_have_first_turns_only(group, data
     assert out == turn_advantages(rewards[:group], group) + turn_advantages(rewards[group:], group)
     assert all(a[1:] == [0] * len(a[1:]) for a in out)
 
+@pytest.mark.parametrize("discount, values", [(1.0, [0.5, 0.25, 0.5]), (0.5, [(1 + 0.25 * 0.5) / 1.75, 0.5 * 0.5 / 1.5, 0.5]), (0.0, [1.0, 0.0, 0.5])])
+def test_the_value_of_a_turn_is_a_weighted_mean(discount, values):
+    assert turn_values([1.0, 0.0, 0.5], discount) == pytest.approx(values) and turn_values([], discount) == []
+
 @pytest.mark.parametrize("group, discount", [(0, 1.0), (2, 1.5), (2, -0.1)])
 def test_an_impossible_group_or_discount_is_refused(group, discount):
     with pytest.raises(UserError, match="at least 1 and a discount between 0 and 1"): turn_advantages([[1.0], [0.0]], group, discount)
