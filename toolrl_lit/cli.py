@@ -59,6 +59,13 @@ def parse_parameters(pairs: list[str],          # "name=value", as typed
 # %% ../nbs/14_cli.ipynb #e8a77c9f
 _LOCKS: list[filelock.FileLock] = []            # held until the process ends
 
+def _read_json(path: Path) -> dict | list:
+    "A file's JSON object or list."
+    try: value = json.loads(read_text(path))
+    except (ValueError, RecursionError) as e: raise UserError(f"{path}: is not JSON: {e}") from e
+    if not isinstance(value, (dict, list)): raise UserError(f"{path}: expected a JSON object or list, got {value!r:.60}")
+    return value
+
 def open_run(out: str | Path,                   # the run's folder
              parameters: dict[str, Any],        # what the run depends on
              free_gb: float = 2.0,              # disk space it may need
@@ -486,13 +493,6 @@ def _choose(path: Path, id: str | None, index: int | None) -> Environment:
     if id is None: raise UserError(f"{path}: --index {index or 0}: expected a number below {len(envs)}, the environments there are")
     near = difflib.get_close_matches(id, [e.id for e in envs], 1)
     raise UserError(f"{path}: no environment has the id {id!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
-
-def _read_json(path: Path) -> dict | list:
-    "A file's JSON object or list."
-    try: value = json.loads(read_text(path))
-    except (ValueError, RecursionError) as e: raise UserError(f"{path}: is not JSON: {e}") from e
-    if not isinstance(value, (dict, list)): raise UserError(f"{path}: expected a JSON object or list, got {value!r:.60}")
-    return value
 
 # %% ../nbs/14_cli.ipynb #9e4b3719
 @app.command()
