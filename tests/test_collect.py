@@ -469,3 +469,14 @@ def test_a_full_disk_leaves_the_model_that_was_there(policy, tmp_path, monkeypat
 
 def test_a_loaded_model_needs_its_tokenizer(llama):
     with pytest.raises(UserError, match="needs its tokenizer"): TransformersPolicy(llama)
+
+def test_as_soon_as_a_batch_has_ended_it_is_kept(environments, tmp_path):
+    class Stops:
+        "A policy that writes one wave, and fails at the next."
+        parser, waves = "qwen", 0
+        def generate(self, prompts, **_):
+            self.waves += 1
+            if self.waves == 2: raise KeyboardInterrupt
+            return ["I do not know."] * len(prompts)
+    with pytest.raises(KeyboardInterrupt): collect(Stops(), environments[:4], batch=2, out=tmp_path / "t.jsonl")
+    assert [t.environment for t in read_jsonl(tmp_path / "t.unfinished.jsonl", Trajectory)] == [e.id for e in environments[:2]]
