@@ -1,5 +1,5 @@
 "Whole episodes through TRL: the policy's own tokens and no others are learnt, and each by the advantage that one computes by hand."
-import json, re
+import json, re, time
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
@@ -89,10 +89,17 @@ def test_malformed_and_empty_turns_of_episodes_are_counted(tiny_folder, environm
     said = iter(["<tool_call>\n{broken\n</tool_call>", "", "An answer.", '<tool_call>\n{"name": "none", "arguments": {}}\n</tool_call>',
                  "<tool_call>", *["Another."] * 100])                                             # the fourth goes on, and so the fifth is its next turn
     policy = TransformersPolicy(tiny_folder)
-    monkeypatch.setattr(module, "generate_tokens", lambda model, prompts, **rest: [policy.ids(next(said) + "<|im_end|>") for _ in prompts])
+    written, begun = [], []
+    def generate(model, prompts, **rest):
+        time.sleep(1.1)
+        begun.append(1)
+        written.extend(policy.ids(next(said) + "<|im_end|>") for _ in prompts)
+        return written[-len(prompts):]
+    monkeypatch.setattr(module, "generate_tokens", generate)
     train(config_for(tiny_folder, tmp_path, prompts=1, updates=1), environments)
     row = next(r for r in json.loads((tmp_path / "rl" / "log.json").read_text()) if "reward" in r)
     assert row["malformed_share"] == pytest.approx(2 / 5) and row["empty_share"] == pytest.approx(1 / 5)
+    assert 0 < row["tokens_per_second"] < sum(map(len, written)) / len(begun)
 
 class Scripted:
     "A policy that says given turns, one after another, whatever it reads."
