@@ -6,7 +6,8 @@ import datasets, nbformat, pytest, torch
 from transformers import AutoModelForCausalLM
 from toolrl_lit import cli, train
 from toolrl_lit.cli import find_notebook, main, open_run, parse_parameters, timed
-from toolrl_lit.schema import Environment, OnDisk, Trajectory, UserError, read_jsonl, write_jsonl
+from toolrl_lit.evaluate import Evaluation, Score
+from toolrl_lit.schema import Environment, OnDisk, Trajectory, UserError, read_jsonl, reserve, write_jsonl
 
 @pytest.fixture(scope="module")
 def envs(environments, tmp_path_factory): return write_jsonl(tmp_path_factory.mktemp("cli") / "environments.jsonl", environments[:4])
@@ -425,4 +426,66 @@ def test_environments_and_records_are_not_audited_against_each_other(toolrl, env
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder in which nobody can make a file")
 def test_a_place_where_nothing_can_be_written_is_not_called_busy(toolrl):
-    assert refused(toolrl("build", "-n", 1, "-o", "/proc/x.jsonl"), "/proc: cannot be written to")
+    assert refused(toolrl("build", "-n", 1, "-o", "/proc/x.jsonl"), "/proc/x.jsonl: cannot be written")
+    with pytest.raises(UserError, match="/proc: cannot be written to"): reserve("/proc")
+
+# -- what was typed
+
+@pytest.mark.parametrize("typed, value", [
+    ("012", 12), ("1:30", "1:30"), ("runs/try #2", "runs/try #2"), ("yes", "yes"), ("no", "no"), ("on", "on"), ("off", "off"), ("true", True), ("1_000", "1_000"),
+    ("0x10", 16), ("0o17", 15), ("1e5", 1e5), ("-.5", -0.5), ("2024-01-01", "2024-01-01"), ("null", None), ("", None), ("*.jsonl", "*.jsonl"), ("&a", "&a"),
+    ("key: value", "key: value"), ("- a", "- a"), ("abc ", "abc "), (" 5 ", 5), ('"true"', "true"), ("'012'", "012"), ("[no, 1:30, 012]", ["no", "1:30", 12]),
+    ("{a: 2024-01-01}", {"a": "2024-01-01"}), ("!x", "!x"), ("%d", "%d"), ("http://h:80/v1", "http://h:80/v1"), ("=", "="), ("<<", "<<")])
+def test_a_value_means_what_was_typed(typed, value):
+    got = parse_parameters([f"x={typed}"], ["x"])["x"]
+    assert got == value and type(got) is type(value)
+
+@pytest.mark.parametrize("typed", ["'a' #2", "[draft] plan", '"a" and "b"', "[a #b]", "[*a]", "{", "'"])
+def test_what_only_begins_like_a_list_or_a_quote_is_refused_and_not_cut(typed):
+    with pytest.raises(UserError, match="parameter x: .*is not a YAML value"): parse_parameters([f"x={typed}"], ["x"])
+
+def test_a_run_takes_words_for_truth_values_and_numbers(tmp_path, toolrl):
+    cell = nbformat.v4.new_code_cell("n = 1\nlive = True\nname = 'a'\nout = '.'", metadata={"tags": ["parameters"]})
+    shown = nbformat.v4.new_code_cell("import json\nopen(out + '/got.json', 'w').write(json.dumps([n, live, name]))")
+    path = tmp_path / "takes.ipynb"
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell, shown], metadata=kernel), path)
+    assert toolrl("run", path, "-o", tmp_path / "o", "-p", "n=1_000", "-p", "live=no", "-p", "name=no").code == 0
+    assert json.loads((tmp_path / "o" / "got.json").read_text()) == [1000, False, "no"]
+    assert refused(toolrl("run", path, "-o", tmp_path / "p", "-p", "live=perhaps"), "parameter live", "'perhaps'", "True")
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "no notebook"])
+def test_what_is_no_notebook_is_named(toolrl, tmp_path, content):
+    (tmp_path / "n.ipynb").write_text(content)
+    for command in ("run", "sweep"): assert refused(toolrl(command, tmp_path / "n.ipynb"), tmp_path / "n.ipynb", "cannot be read as a notebook")
+
+# -- where nothing can be written
+
+@pytest.fixture()
+def places(tmp_path, envs, monkeypatch):
+    "Commands that need an --out, by whether it is a folder."
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "dir" / "x").write_text("kept")
+    Evaluation(rows=[Score(environment="e", calls=1, solved=1, sub_questions=1, turns=1)]).save(tmp_path / "ev.json")
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("n = 1", metadata={"tags": ["parameters"]})]), tmp_path / "n.ipynb")
+    return {False: [["audit", envs], ["collect", "-e", envs], ["evaluate", "-e", envs], ["layers", "smollm2", "smollm2"], ["report", "ev.json"],
+                    ["export", "ftrl", "-e", envs], ["serve", envs]],
+            True: [["build", "-n", 1], ["export", "verl", "-e", envs], ["export", "hf", "-e", envs], ["export", "verifiers", "-e", envs],
+                   ["run", "n.ipynb"], ["sweep", "n.ipynb", "-p", "n=[1]"]]}
+
+@pytest.mark.parametrize("out", ["", ".", "dir", "file", "file/x", "/dev/null", "/proc/x", "x" * 300, "/"])
+def test_an_impossible_place_to_write_is_one_sentence_for_every_command(toolrl, places, out):
+    for folder, commands in places.items():
+        if out in ([".", "dir"] if folder else ["file"]): continue
+        for command in commands: assert refused(toolrl(*command, "-o", out), out or "--out")
+    assert Path("file").read_text() == Path("dir/x").read_text() == "kept" and Path("/dev/null").is_char_device()
+
+def test_training_into_an_impossible_folder_is_one_sentence(toolrl, envs, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    for out in ("/proc/x", tmp_path / "file", "null"): assert refused(toolrl("train", "-e", envs, "-p", f"out={out}"))
+
+def test_one_of_several_environments_with_one_id_is_not_served(toolrl, environments, tmp_path):
+    path = write_jsonl(tmp_path / "e.jsonl", [environments[0], environments[0]])
+    assert refused(toolrl("serve", path, "--id", environments[0].id), "2 environments have the id")

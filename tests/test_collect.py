@@ -402,7 +402,7 @@ def test_environments_that_share_an_id_are_refused():
     one, two = small([place("river", parameters=CITY)], {}), small([place("sea", parameters=CITY)], {}, question="Which sea?")
     trajs = collect(OraclePolicy([one]), [one], temperature=0)
     for use in (lambda: collect(OraclePolicy([one, two]), [one, two]), lambda: evaluate(OraclePolicy([one, two]), [one, two]), lambda: step_records(trajs, [one, two])):
-        with pytest.raises(UserError, match="expected every environment id once, 'e1' appears 2 times"): use()
+        with pytest.raises(UserError, match="expected every id once, 'e1' appears 2 times"): use()
     assert len(collect(OraclePolicy([one]), [one.start(), one.start()], temperature=0)) == 2, "step records of one environment may be many"
 
 def test_a_finished_collection_with_odd_text_is_read_back(tmp_path):
@@ -457,7 +457,7 @@ def test_the_packaged_template_and_policy_show_foreign_histories_as_our_own(poli
         if spell is json.dumps: assert policy.tokenizer.apply_chat_template(foreign, tools=env.documents(), tokenize=False, add_generation_prompt=True) == policy.text(ours, env.documents())
         exported = [plain_messages(env.start().model_copy(update={"messages": messages})) for messages in (foreign, ours)]
         assert exported[0] == exported[1] and call_text(env.golden_calls()[0]) in str(exported[0][2]["content"])
-    with pytest.raises(UserError, match="expected calls with a name and an object"):
+    with pytest.raises(UserError, match="with a name"):
         plain_messages(env.start().model_copy(update={"messages": [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "no JSON"}}]}]}))
     assert all(a is b for a, b in zip(plain_history(ours), ours))
     for nothing in (None, "", "null"):
@@ -627,3 +627,14 @@ def test_a_full_disk_leaves_the_model_that_was_there(policy, tmp_path, monkeypat
 
 def test_a_loaded_model_needs_its_tokenizer(llama):
     with pytest.raises(UserError, match="needs its tokenizer"): TransformersPolicy(llama)
+
+def test_as_soon_as_a_batch_has_ended_it_is_kept(environments, tmp_path):
+    class Stops:
+        "A policy that writes one wave, and fails at the next."
+        parser, waves = "qwen", 0
+        def generate(self, prompts, **_):
+            self.waves += 1
+            if self.waves == 2: raise KeyboardInterrupt
+            return ["I do not know."] * len(prompts)
+    with pytest.raises(KeyboardInterrupt): collect(Stops(), environments[:4], batch=2, out=tmp_path / "t.jsonl")
+    assert [t.environment for t in read_jsonl(tmp_path / "t.unfinished.jsonl", Trajectory)] == [e.id for e in environments[:2]]

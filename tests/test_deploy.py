@@ -107,3 +107,24 @@ def test_a_tool_knows_its_entities_however_they_are_written():
             for spell in (str.lower, str.upper, lambda v: f" {v} ", lambda v: v.lstrip(".+")):
                 said = shared().call(q.tool, q.arguments | {k: spell(v) for k, v in texts.items()}, tool.code)
                 assert said.ok and said.text == shared().call(q.tool, q.arguments, tool.code).text, (q.arguments, said)
+
+@pytest.mark.parametrize("code", [
+    "def capital_of(*, country):", "def capital_of(country, *rest):", "def capital_of(country, **options):", "def capital_of(**options):\n    country = options['country']",
+    "def capital_of(unused=1, /, *, country):", "import functools\n@functools.cache\ndef capital_of(country):"])
+def test_parameters_may_be_taken_in_any_way_that_calls_can_use(code):
+    assert check(small(GOOD.replace("def capital_of(country):", code))) == []
+
+def test_a_lambda_is_a_function_too():
+    assert check(small("capital_of = lambda country: {'Peru': 'Lima', 'Chad': 'Niamey'}.get(country, 'not known')")) == []
+
+@pytest.mark.parametrize("head, problem", [
+    ("def capital_of(country, /):", "code needs a parameter by its position"), ("async def capital_of(country):", "code is an async function"),
+    ("def capital_of(*country):", "document and code disagree"), ("def capital_of(country, other=1):", "document and code disagree"),
+    ("def capital_of(other, **options):", "document and code disagree"), ("def capital_of(country, *, other):", "document and code disagree"),
+    ("class capital_of:\n  def x(country):", "code defines no function"), ("def capital_of(\0country):", "code does not parse")])
+def test_parameters_that_calls_cannot_pass_are_noticed(head, problem):
+    assert check_documents(small(f"{head}\n    return 'Lima'\n"))[0].startswith(f"{problem}")
+
+def test_a_document_that_refers_to_nothing_is_noticed():
+    schema = {"type": "object", "properties": {"country": {"$ref": "#/$defs/Country"}}, "required": ["country"]}
+    assert check(small(GOOD, schema=schema))[0].startswith("document refers to what is not there: capital_of")

@@ -50,7 +50,7 @@ def test_metrics_by_definition(c):
     if solved: assert s.solve_f1 == pytest.approx(2 * s.solve_p * s.solve_r / (s.solve_p + s.solve_r))
 
 @given(t=st.integers(0, 12), empty=st.booleans(), markup=st.booleans(), answered=st.booleans())
-def test_the_ending_is_read_off_the_reward(t, empty, markup, answered):
+def test_the_ending_of_turns_of_earlier_versions_is_read_off_the_reward(t, empty, markup, answered):
     reward, case = reward_table(0, 0, t, empty, markup, answered, finished=t == 0)
     assert ending(Turn(text="x", reward=reward), t) == case
 
@@ -100,7 +100,7 @@ def test_evaluation_keeps_its_trajectories_and_agrees_with_them(tmp_path):
 
 def test_nothing_to_score():
     with pytest.raises(UserError, match="at least one trajectory"): score_trajectories([])
-    with pytest.raises(UserError, match="at least one trajectory"): evaluate(Says("x"), [])
+    with pytest.raises(UserError, match="evaluate: expected at least one environment"): evaluate(Says("x"), [])
     with pytest.raises(UserError, match="at least one item"): bootstrap(np.array([]))
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=30), st.integers(0, 5))
@@ -246,3 +246,53 @@ def test_report_refuses_what_it_cannot_show(tmp_path):
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"): write_report(tmp_path / "file" / "r.html", "T", [])
+
+@pytest.mark.parametrize("case, counted", [("empty", (False, 0, 1)), ("malformed", (False, 1, 0)), ("answer", (True, 0, 0)), ("done", (False, 0, 0)), ("other", (False, 0, 0))])
+def test_a_turn_counts_by_its_case_whatever_its_reward(case, counted):
+    for reward in (-0.5, -0.3, 0.0, 0.5, 1.0, 0.123):
+        s = score(Trajectory(environment="e", sub_questions=1, messages=[], turns=[Turn(text="x", reward=reward, case=case)]))
+        assert (s.answered, s.malformed, s.empty) == counted
+
+@pytest.mark.parametrize("kind", ["f1", "p", "r", "pr"])
+def test_cases_are_those_that_the_collector_met_whatever_the_kind_of_reward(kind):
+    for text, counted in (("", (False, 0, 1)), ("<tool_call>{", (False, 1, 0)), ("It is Vienna.", (True, 0, 0)), ("Hm.", (False, 0, 0))):
+        s = score(collect(Says(text), ENVS[:1], temperature=0, kind=kind)[0])
+        assert (s.answered, s.malformed, s.empty) == counted
+
+def test_environments_with_one_id_are_refused():
+    twin = ENVS[0].model_copy(deep=True)
+    twin.scenario.question = "Another question?"
+    with pytest.raises(UserError, match="evaluate: expected every id once, 'e0' appears 2 times"): evaluate(Says("x"), [*ENVS, twin])
+
+def test_rollouts_of_one_environment_are_averaged_before_environments_are():
+    row = lambda environment, sample, solved: Score(environment=environment, sample=sample, calls=10, solved=solved, sub_questions=10, turns=1)
+    e = Evaluation(rows=[*(row("a", k, 10) for k in range(9)), row("b", 0, 0)])          # nine rollouts of one, one of the other
+    s = e.summary(metrics=["solve_r"])
+    assert (s["n"][0], s["mean"][0]) == (2, 0.5) and e.items()["solve_r"].to_dict() == {"a": 1.0, "b": 0.0}
+    mixed = Evaluation(rows=[row("a", 0, 10), row("a", 1, 0), row("b", 0, 10)])
+    assert mixed.items()["solve_r"].to_dict() == {"a": 0.5, "b": 1.0}
+    difference = compare(e, mixed, metrics=["solve_r"])
+    assert (difference["n"][0], difference["before"][0], difference["after"][0], difference["difference"][0]) == (2, 0.5, 0.75, 0.25)
+
+def test_an_evaluation_with_a_byte_order_mark_is_read_and_other_files_are_named(tmp_path):
+    path = scores([1, 2]).save(tmp_path / "e.json")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(Evaluation.load(path).rows) == 2
+    path.write_bytes(path.read_text("utf-8-sig").encode("utf-16"))
+    with pytest.raises(UserError, match="e.json: is UTF-16 text"): Evaluation.load(path)
+
+def test_error_bars_of_a_figure_end_where_the_interval_does():
+    e = scores([0, 3, 5, 10, 7])
+    s, bar = e.summary(metrics=["solve_r"]).iloc[0], figure([e], "solve_r").data[0]
+    assert bar.y[-1] + bar.error_y.array[-1] == pytest.approx(s["high"]) and bar.y[-1] - bar.error_y.arrayminus[-1] == pytest.approx(s["low"])
+
+def test_a_turn_of_an_earlier_version_counts_by_what_was_left_before_it():
+    call = ToolCall(name="capital_of", arguments={"country": "Egypt"})
+    for solved, answered in ((("capital_of", "Cairo"), True), (None, False)):          # 1 / (1 + 1) with one left, and with two left nothing is worth 1/2
+        t = Trajectory(environment="e", sub_questions=2, messages=[], turns=[Turn(text="", calls=[call], results=["Cairo"], solved=[solved], reward=1.0), Turn(text="It is so.", reward=0.5)])
+        assert score(t).answered == answered
+
+@pytest.mark.parametrize("reward, tone", [(1.0, "good"), (0.0, "flat"), (-0.3, "bad")])
+def test_a_reward_of_nothing_is_neither_good_nor_bad(reward, tone):
+    t = Trajectory(environment="e0", sub_questions=1, messages=[], turns=[Turn(text="Hm.", reward=reward)])
+    assert f"reward {tone}'" in trajectory_html(t, ENVS[0]).data

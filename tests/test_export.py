@@ -12,7 +12,7 @@ from toolrl_lit.episode import ToolEnvironment, tool_method
 from toolrl_lit.export import plain_messages, step_records, to_ftrl_jsonl, to_hf_dataset, to_verifiers, to_verl, trl_environment
 from toolrl_lit.reward import score_turn
 from toolrl_lit.train import make_config
-from toolrl_lit.schema import Environment, Scenario, SubQuestion, Tool, ToolDoc, UserError, from_ftrl, read_jsonl, to_ftrl
+from toolrl_lit.schema import Environment, Scenario, SubQuestion, Tool, ToolDoc, UserError, from_ftrl, read_ftrl, read_jsonl, to_ftrl
 
 datasets.disable_progress_bars()
 
@@ -316,3 +316,48 @@ def test_grpo_trainer_rolls_out_our_environments(env, trajectory, tmp_path, monk
     trainer.train()
     log = next(entry for entry in trainer.state.log_history if "rewards/ToolEnvironment/mean" in entry)
     assert log["rewards/ToolEnvironment/mean"] == pytest.approx(2 * 1 / (1 + 2)) and log["tools/call_frequency"] == 1
+
+# -- what cannot be written
+
+CALL = {"type": "function", "function": {"name": "country_of", "arguments": {}}}
+
+def asked(**message): return [{"role": "user", "content": "?"}, {"role": "assistant", "content": ""} | message]
+
+def called(**changes): return asked(tool_calls=[{"type": "function", "function": {k: v for k, v in (CALL["function"] | changes).items() if v is not ...}}])
+
+ODD = {"arguments that are empty": called(arguments=""), "arguments that are a list": called(arguments=[1]), "arguments that are a number": called(arguments="7"),
+       "arguments that are missing": called(arguments=...), "a call without a name": called(name=...), "a name that is a number": called(name=7),
+       "a call without a function": asked(tool_calls=[{"name": "country_of"}]), "calls that are no list": asked(tool_calls={"a": 1}), "a call that is text": asked(tool_calls=["x"]),
+       "content in parts": asked(content=[{"type": "text", "text": "?"}]), "content that is a number": asked(content=7), "no role": [{"content": "?"}],
+       "a role that is a number": [{"role": 1, "content": "?"}], "no message": [], "half a surrogate pair": asked(content="\ud83d"), "deep arguments": called(arguments="[" * 100_000)}
+TOOLS = {"no function": [{"name": "x", "parameters": {}}], "a function that is text": [{"function": "x"}], "no name": [{"function": {"description": "x"}}]}
+
+READ = {what: ODD.pop(what) for what in ("arguments that are empty", "arguments that are missing", "content in parts")}
+
+@pytest.mark.parametrize("messages", READ.values(), ids=READ)
+def test_a_foreign_history_whose_meaning_is_clear_is_written(tmp_path, messages):
+    step = from_ftrl(to_ftrl(environment()) | {"messages": messages}, "line-7")
+    assert len(to_hf_dataset([step])) == 1
+
+@pytest.mark.parametrize("change", [*({"messages": m} for m in ODD.values()), *({"tools": t} for t in TOOLS.values())], ids=[*ODD, *TOOLS])
+def test_a_foreign_record_that_a_table_cannot_hold_is_refused_in_one_sentence(tmp_path, change):
+    step = from_ftrl(to_ftrl(environment()) | {k: json.dumps(v) if k == "tools" else v for k, v in change.items()}, "line-7")
+    for write in (lambda: to_hf_dataset([step]), lambda: to_verl([step], tmp_path / "verl")):
+        with pytest.raises(UserError) as e: write()
+        assert "\n" not in str(e.value) and ("line-7" in str(e.value) or "surrogate" in str(e.value))
+    try: written = to_ftrl_jsonl([step], tmp_path / "a.jsonl")
+    except UserError as e: assert "surrogate" in str(e)
+    else: assert to_ftrl(read_ftrl(written)[0]) == to_ftrl(step)
+    assert [p.name for p in tmp_path.iterdir()] in ([], ["a.jsonl"])
+
+def test_a_split_that_names_no_file_is_refused(tmp_path):
+    for split in ("../train", "a/b", ".", "a b"):
+        with pytest.raises(UserError, match="split .*names a file"): to_verl([environment().start().model_copy(update={"split": split})], tmp_path / "out")
+
+def test_step_records_of_environments_with_one_id_or_another_question_are_refused():
+    env, other = environment(), environment()
+    other.scenario.question = "Another question?"
+    rollouts = collect(OraclePolicy([env]), [env], temperature=0)
+    with pytest.raises(UserError, match=f"step_records: expected every id once, {env.id!r}"): step_records(rollouts, [env, other])
+    with pytest.raises(UserError, match="not among the environments, or is another"): step_records(rollouts, [other])
+    assert len(step_records(rollouts, iter([env]))) == len(rollouts[0].turns)

@@ -201,3 +201,16 @@ def test_experts_share_a_cell():
     one = torch.ones(3, 4)
     df = compare({e(0): one, e(1): one.clone()}, {e(0): one, e(1): 3 * one})
     assert heatmap(df).data[0].z[0][0] == pytest.approx(2 ** 0.5)              # as for one matrix of both: sqrt(4*12 / 24)
+
+@pytest.mark.parametrize("size", [1e30, 1e-30])
+def test_norms_of_huge_and_tiny_weights_are_exact(size):
+    "Their squares are beyond what 32 bits hold."
+    w, A, B = torch.full((4, 4), size), torch.full((2, 4), size ** 0.5), torch.full((4, 2), size ** 0.5)
+    row = compare({"a": w}, {"a": 3 * w}).iloc[0]
+    assert row["norm"] == pytest.approx(4 * size) and row["change"] == pytest.approx(8 * size) and row["relative"] == pytest.approx(2)
+    assert lora_norm(A, B) == pytest.approx(8 * size, rel=1e-5)
+
+@pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff\xfe{\0}\0", b"\xff", b"3"])
+def test_an_adapter_without_readable_settings_is_named(base, tmp_path, content):
+    (tmp_path / "adapter_config.json").write_bytes(content)
+    with pytest.raises(UserError, match="adapter_config.json: "): compare(base, tmp_path)

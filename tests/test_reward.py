@@ -361,3 +361,19 @@ def test_a_tokenizers_own_template_never_raises(glm, text):
 def test_the_papers_formats_are_read_as_the_paper_does(glm):
     assert parser_for("<tool_call>{{ tojson }}", glm) == "qwen" and parser_for("[TOOL_CALLS]", glm) == "mistral"
     assert callable(parser_for("no mark at all", glm)) and parser_for("no mark at all") == "qwen"
+
+FILLER = " ".join(f"Name{i} lives in Town{i}." for i in range(40))                # too much to be searched as a whole
+
+@pytest.mark.parametrize("after, answered", [(0, True), (1, True), (2, True), (3, False), (5, False)])
+@pytest.mark.parametrize("ends", [". ", "\n", "! "])
+def test_strictly_the_final_answer_stands_in_the_last_three_sentences(after, answered, ends):
+    env = Environment(tools=[Tool(doc=ToolDoc(name="capital", description="", parameters={}), code=CODES["capital"])], scenario=Scenario(
+        id="e", kind="single-hop", question="?", answer="Paris", sub_questions=[SubQuestion(id="q1", question="?", answer="Paris", tool="capital")]))
+    said = f"{FILLER} The capital is Paris{ends}" + "".join(f"So much for part {'abcdef'[i]}{ends}" for i in range(after))
+    assert (score_turn(said, env, match="strict").case == "answer") == answered
+    assert score_turn(said, env, match="paper").case == "answer"
+
+@pytest.mark.parametrize("share, reward", [(1.0, 0.5), (0.99, 0.0), (0.5, 0.0), (0.0, 0.0)])
+def test_saying_that_all_is_done_pays_only_once_all_is_solved(share, reward):
+    step = StepRecord(messages=[{"role": "user", "content": "?"}], tools=[], codes=CODES, unsolved={} if share == 1 else {"capital": ["Paris"]}, answer="Paris", solve_rate=share)
+    assert score_turn("I am done.", step).reward == score_turn("I am done.", to_ftrl(step)).reward == reward

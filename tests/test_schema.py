@@ -1,12 +1,16 @@
 "Schema: what is written is read back, and what does not fit is named with file, line and field."
-import errno, json, os
+import bz2, errno, gzip, json, os
 import pyarrow as pa, pyarrow.parquet as pq, pytest
 from hypothesis import given, settings, strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from toolrl_lit import schema as module
 from toolrl_lit.collect import OraclePolicy, collect
-from toolrl_lit.schema import (StepRecord, Environment, Scenario, SubQuestion, Tool, ToolCall, ToolDoc, Trajectory, Turn, UserError,
-                               explain, from_ftrl, read_ftrl, read_jsonl, refuse_other, reserve, to_ftrl, write_jsonl, write_text)
+from toolrl_lit.schema import (StepRecord, Environment, Scenario, SubQuestion, Tool, ToolCall, ToolDoc, Trajectory, Turn, UserError, OnDisk,
+                               check_ids, explain, from_ftrl, is_ftrl, read_ftrl, read_jsonl, read_text, refuse_other, reserve, to_ftrl, write_jsonl, write_text)
+
+ENV = Environment(tools=[Tool(doc=ToolDoc(name="look", description="Looks.", parameters={}), code="def look(q): return 'Pärnu'")], scenario=Scenario(
+    id="e1", kind="single-hop", question="Which town?", answer="Pärnu",
+    sub_questions=[SubQuestion(id="q1", question="?", answer="Pärnu", tool="look", arguments={"q": "x"})]))
 
 few = settings(max_examples=40, deadline=None)
 # everything that can stand in a file, with the characters that Python takes for ends of lines and JSON does not escape
@@ -221,3 +225,79 @@ def test_a_folder_is_reserved_until_it_is_given_back(tmp_path):
 def test_other_settings_are_named(before, now, said):
     with pytest.raises(UserError, match=f"here: holds a thing .*{said}.*; go away"): refuse_other("here", "a thing", before, now, "go away")
     refuse_other("here", "a thing", json.loads(json.dumps(now)), now, "go away")
+
+# -- files as other programs write them
+
+BOM = b"\xef\xbb\xbf"
+
+def as_written(tmp_path, how):
+    lines = [m.model_dump_json().encode() for m in (ENV, ENV)]
+    content = {"mark": BOM + b"\n".join(lines), "windows": BOM + b"\r\n".join([*lines, b""]), "empty lines": b"\n\r\n" + b"\n\n  \n".join(lines) + b"\n\n",
+               "joined": b"\n".join(BOM + l for l in lines)}[how]
+    (tmp_path / "e.jsonl").write_bytes(content)
+    return tmp_path / "e.jsonl"
+
+@pytest.mark.parametrize("how", ["mark", "windows", "empty lines", "joined"])
+def test_files_of_other_programs_are_read(tmp_path, how):
+    path = as_written(tmp_path, how)
+    stored = OnDisk(path, Environment)
+    assert read_jsonl(path, Environment) == [ENV, ENV] == [stored[0], stored[1]] and len(stored) == 2
+
+def test_a_file_of_only_a_byte_order_mark_is_empty(tmp_path):
+    (tmp_path / "e.jsonl").write_bytes(BOM)
+    assert read_jsonl(tmp_path / "e.jsonl", Environment) == [] and not is_ftrl(tmp_path / "e.jsonl")
+
+def test_the_authors_records_are_known_behind_a_byte_order_mark(tmp_path):
+    (tmp_path / "f.jsonl").write_bytes(BOM + json.dumps(to_ftrl(ENV)).encode())
+    assert is_ftrl(tmp_path / "f.jsonl") and read_ftrl(tmp_path / "f.jsonl")[0].unsolved == ENV.unsolved()
+
+@pytest.mark.parametrize("content, said", [
+    (ENV.model_dump_json().encode("utf-16"), "UTF-16"), (ENV.model_dump_json().encode("utf-16-le"), "UTF-16"), (ENV.model_dump_json().encode("utf-16-be"), "UTF-16"),
+    (gzip.compress(b"{}"), "gzip.*unpack"), (bz2.compress(b"{}"), "bzip2"), (b"PK\x03\x04...", "zip"), (BOM + b'{"a": "\xff"}', r"not UTF-8 text \(byte 10\)")])
+def test_what_is_no_utf_8_text_is_named(tmp_path, content, said):
+    (tmp_path / "e.jsonl").write_bytes(content)
+    for read in (lambda p: read_jsonl(p, Environment), read_ftrl, is_ftrl, read_text):
+        with pytest.raises(UserError, match=f"e.jsonl: is .*{said}"): read(tmp_path / "e.jsonl")
+
+@pytest.mark.parametrize("path", ["", "/proc/x", "/dev/null", "x" * 300, "a\0b"])
+def test_what_cannot_be_written_is_refused(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for write in (lambda: write_text(path, "x"), lambda: write_jsonl(path, [ENV])):
+        with pytest.raises(UserError, match="cannot be written"): write()
+    assert list(tmp_path.iterdir()) == []
+
+def test_half_a_surrogate_pair_is_refused_and_what_was_there_is_kept(tmp_path):
+    path, step = write_jsonl(tmp_path / "s.jsonl", [ENV.start()]), ENV.start()
+    before = path.read_bytes()
+    step.messages[0]["content"] = "\ud83d"
+    for write in (lambda: write_jsonl(path, [step]), lambda: write_text(path, "\ud83d")):
+        with pytest.raises(UserError, match="s.jsonl.*: cannot be written.*surrogate"): write()
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["s.jsonl"]
+
+@pytest.mark.parametrize("field, value", [
+    ("unsolved_set", {"look": "Paris"}), ("unsolved_set", {"look": None}), ("unsolved_set", {"look": [None]}), ("unsolved_set", ["Paris"]), ("unsolved_set", "{"),
+    ("unsolved_set", "[" * 100_000), ("codes", {"look": None}), ("codes", "7"), ("tools", None), ("tools", {"a": 1}), ("messages", None), ("messages", "text"), ("messages", ["text"]),
+    ("answer", ["Paris"]), ("solve_rate", "much"), ("solve_rate", None)])
+def test_a_record_of_the_authors_with_another_kind_of_value_is_refused_by_its_field(tmp_path, field, value):
+    record = to_ftrl(ENV) | {field: value}
+    name = {"unsolved_set": "unsolved"}.get(field, field)
+    with pytest.raises(UserError, match=name): from_ftrl(record)
+    (tmp_path / "r.jsonl").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=f"r.jsonl, line 1: .*{name}"): read_ftrl(tmp_path / "r.jsonl")
+
+# -- what follows a turn
+
+def test_steps_of_a_rollout_that_began_later_go_on_counting():
+    half = ENV.start().model_copy(update=dict(turn=3))
+    q = ENV.scenario.sub_questions[0]
+    t = Trajectory(environment=ENV.id, start=1, messages=list(half.messages), turns=[], sub_questions=half.open())
+    call = ToolCall(name=q.tool, arguments=q.arguments)
+    for _ in range(2): t.add("", Turn(text="x", calls=[call], results=["?"], solved=[None]))
+    assert [s.turn for s in t.step_records(half)] == [3, 4, 5] and [len(s.messages) for s in t.step_records(half)] == [1, 3, 5]
+    after = half.after([{"role": "assistant", "content": "x"}], {}, half.open())
+    assert (after.turn, after.solve_rate, after.open(), len(after.messages), len(half.messages)) == (4, 1.0, 0, 2, 1)
+
+def test_ids_that_appear_twice_and_no_environments_are_refused():
+    check_ids("x", [ENV])
+    with pytest.raises(UserError, match="x: expected at least one"): check_ids("x", [])
+    with pytest.raises(UserError, match=f"x: expected every id once, {ENV.id!r} appears 2 times"): check_ids("x", [ENV, ENV])

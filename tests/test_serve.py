@@ -1,13 +1,13 @@
 "Serving: a real MCP client, over both transports and both kinds of the protocol, in environments kind and hostile."
 import contextlib, json, os, signal, socket, subprocess, sys, time
-import anyio, pytest
+import anyio, psutil, pytest
 from hypothesis import given, settings, strategies as st
 pytest.importorskip("mcp", reason="the package mcp is not installed: pip install 'toolrl_lit[mcp]'")
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.shared.exceptions import MCPError
 from toolrl_lit.cli import main
-from toolrl_lit.collect import call_text
+from toolrl_lit.collect import call_text, collect
 from toolrl_lit.evaluate import score
 from toolrl_lit.reward import score_turn
 from toolrl_lit.sandbox import ToolSandbox
@@ -154,6 +154,7 @@ def test_http_listens_on_loopback_only_and_refuses_other_origins(file):
     import httpx
     with process(file(environment()), "--http", 0) as p:
         assert p.url.startswith("http://127.0.0.1:")
+        for c in psutil.Process(p.pid).net_connections("inet"): assert c.laddr.ip in ("127.0.0.1", "::1"), c
         for header, status in (({"Origin": "http://evil.example"}, 403), ({"Host": "evil.example"}, 421)):
             accept = {"Accept": "application/json, text/event-stream"}
             ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
@@ -295,3 +296,49 @@ def test_a_port_that_is_taken_and_a_package_that_is_missing_are_named(file, caps
     with socket.create_server(("127.0.0.1", 0)) as taken: assert "cannot be served" in refused("--http", taken.getsockname()[1])
     monkeypatch.setitem(sys.modules, "mcp.server.lowlevel", None)
     assert "pip install 'toolrl_lit[mcp]'" in refused()
+
+# -- turns
+
+def test_the_calls_of_a_turn_run_in_one_batch_and_keep_their_case():
+    env, batches = environment(), []
+    class Watched(ToolSandbox):
+        def call_many(self, calls, *more):
+            batches.append(len(calls))
+            return super().call_many(calls, *more)
+    with Watched(workers=1) as box:
+        session = Session(env, sandbox=box)
+        session.turn("Both.", [ToolCall(name="ask", arguments={"key": k}) for k in ("x", "k", "k")])
+        for said in (f" {SECRET} ", "Hm.", "", "  ", "<tool_call>{"): session.turn(said)
+    assert list(filter(None, batches)) == [3] and session.trajectory.n_solved == 1
+    assert [(t.case, t.reward) for t in session.trajectory.turns] == [("calls", 2 / 4), ("answer", 1.0), ("done", 0.5), ("empty", -0.5), ("empty", -0.5), ("malformed", -0.3)]
+    assert session.trajectory.turns[0].solved == [None, ("ask", SECRET), None] and (session.step.turn, session.step.solve_rate) == (6, 1.0)
+
+def test_each_call_of_a_turn_sees_the_state_that_the_one_before_left():
+    session = Session(environment(COUNT), {"n": 0})
+    assert [r.text for r in session.turn("", [ToolCall(name="count")] * 3)] == ["1", "2", "3"] and session.data == {"n": 3}
+
+def test_a_session_is_a_rollout_as_the_collector_keeps_it():
+    env = environment()
+    call = ToolCall(name="ask", arguments={"key": "k"})
+    class Plays:
+        parser = "qwen"
+        def generate(self, prompts, **_): return [(call_text([call]), SECRET)[sum(m["role"] == "assistant" for m in messages)] for messages, _ in prompts]
+    kept, session = collect(Plays(), [env], temperature=0)[0], Session(env)
+    session.turn("", [call])
+    session.turn(SECRET)
+    said = lambda t: [turn.model_dump(exclude={"text"}) for turn in t.turns]
+    assert said(session.trajectory) == said(kept) and session.trajectory.messages == kept.messages
+
+@pytest.mark.parametrize("parameters", [{}, {"type": "object"}, {"properties": {"x": True}}, {"additionalProperties": False}, {"$defs": {}, "title": "x"}])
+def test_a_tool_that_does_not_say_that_it_takes_an_object_is_listed(parameters):
+    now = Tool(doc=ToolDoc(name="now", description="", parameters=parameters), code="def now(): return 'noon'")
+    session = Session(environment(now))
+    async def run():
+        async with Client(mcp_server(session.env, lambda ctx: session)) as client:
+            return (await client.list_tools()).tools[1].input_schema, text(await client.call_tool("now", {}))
+    assert anyio.run(run) == ({"type": "object"} | parameters, "noon")
+
+@pytest.mark.parametrize("kind", ["string", ["object", "null"], None])
+def test_a_tool_that_takes_no_object_is_refused(kind):
+    odd = Tool(doc=ToolDoc(name="odd", description="", parameters={"type": kind}), code="def odd(): return 1")
+    with pytest.raises(UserError, match="tool 'odd': MCP needs parameters of type object"): mcp_server(environment(odd), lambda ctx: None)

@@ -8,19 +8,37 @@ __all__ = ['app', 'Pairs', 'Out', 'Environments', 'Model', 'Seed', 'Reasoning', 
            'train', 'parameters', 'evaluate', 'layers', 'report', 'export', 'serve', 'run', 'sweep', 'main']
 
 # %% ../nbs/14_cli.ipynb #f33a51cb
-import contextlib, difflib, gc, itertools, json, os, re, shutil, sys, time
+import ast, contextlib, difflib, gc, itertools, json, os, re, shutil, sys, tempfile, time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 import filelock, typer, yaml
-from pydantic import ValidationError
-from .schema import (SCENARIOS, Environment, OnDisk, Trajectory, UserError, explain, holds_work, is_ftrl, lacks_memory, read_ftrl, read_jsonl,
+from pydantic import TypeAdapter, ValidationError
+from .schema import (SCENARIOS, Environment, OnDisk, Trajectory, UserError, explain, holds_work, is_ftrl, lacks_memory, read_ftrl, read_jsonl, read_text,
                                refuse_other, reserve, write_text)
 
 # %% ../nbs/14_cli.ipynb #c2a880c8
 class _Yaml(yaml.SafeLoader):
-    "YAML that reads 1e-3 as the number it is (YAML 1.1 wants 1.0e-3)."
-_Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+    "YAML with the numbers, truth values and nothing of YAML 1.2, as in JSON: 1:30, yes, 1_000 and 2024-01-01 are text, and 012 is 12."
+    yaml_implicit_resolvers = {}
+    def construct_yaml_int(self, node): return int(node.value, 0 if node.value[1:2] in "xo" and node.value[1:] else 10)
+_Yaml.add_constructor("tag:yaml.org,2002:int", _Yaml.construct_yaml_int)
+for _kind, _looks in {"null": r"~|null|Null|NULL|", "bool": r"true|True|TRUE|false|False|FALSE", "int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
+                      "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"}.items():
+    _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_looks})$"), None)
+
+def _value(text: str) -> Any:
+    "What was typed: a list, an object or text in quotes, as YAML writes them on one line; a number, a truth value or nothing; else the text itself."
+    bare = text.strip()
+    try:
+        loader = _Yaml(bare)
+        if bare[:1] not in ("[", "{", '"', "'"):
+            kind = loader.resolve(yaml.ScalarNode, bare, (True, False))
+            return text if kind.endswith(":str") else loader.construct_object(yaml.ScalarNode(kind, bare))
+        node = loader.get_single_node()
+        if node.end_mark.index == len(bare): return loader.construct_document(node)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError): pass
+    raise UserError(f"{text!r} is not a YAML value; text that begins with a bracket, a brace or a quote has to stand in quotes")
 
 def parse_parameters(pairs: list[str],          # "name=value", as typed
                      known: list[str],          # names that exist
@@ -34,12 +52,19 @@ def parse_parameters(pairs: list[str],          # "name=value", as typed
             near = difflib.get_close_matches(name, known, 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UserError(f"unknown parameter {name!r}.{hint} There are: {', '.join(known)}")
-        try: values[name] = yaml.load(value, _Yaml)
-        except yaml.YAMLError as e: raise UserError(f"parameter {name}: {value!r} is not a YAML value") from e
+        try: values[name] = _value(value)
+        except UserError as e: raise UserError(f"parameter {name}: {e}") from e
     return values
 
 # %% ../nbs/14_cli.ipynb #e8a77c9f
 _LOCKS: list[filelock.FileLock] = []            # held until the process ends
+
+def _read_json(path: Path) -> dict | list:
+    "A file's JSON object or list."
+    try: value = json.loads(read_text(path))
+    except (ValueError, RecursionError) as e: raise UserError(f"{path}: is not JSON: {e}") from e
+    if not isinstance(value, (dict, list)): raise UserError(f"{path}: expected a JSON object or list, got {value!r:.60}")
+    return value
 
 def open_run(out: str | Path,                   # the run's folder
              parameters: dict[str, Any],        # what the run depends on
@@ -53,7 +78,7 @@ def open_run(out: str | Path,                   # the run's folder
     free = shutil.disk_usage(out).free / 1e9
     if free < free_gb: raise UserError(f"{out}: {free:.1f} GB of disk are free, {free_gb:.1f} GB may be needed; free some or choose another out=")
     noted = out / "parameters.json"
-    if noted.exists() and holds_work(out): refuse_other(out, "a run with other parameters", json.loads(noted.read_text()), parameters, mend, changeable)
+    if noted.exists() and holds_work(out): refuse_other(out, "a run with other parameters", _read_json(noted), parameters, mend, changeable)
     write_text(noted, json.dumps(parameters, indent=1, sort_keys=True, default=str) + "\n")
     return out
 
@@ -67,7 +92,7 @@ def timed(out: Path,                            # the run's folder
     start, file = time.monotonic(), out / "timings.json"
     try: yield
     finally:
-        seconds = json.loads(file.read_text()) if file.exists() else {}
+        seconds = _read_json(file) if file.exists() else {}
         seconds[stage] = round(seconds.get(stage, 0) + time.monotonic() - start, 1)
         write_text(file, json.dumps(seconds, indent=1) + "\n")
         gc.collect()                            # trainers are reference cycles that hold whole models
@@ -82,6 +107,23 @@ def find_notebook(name: str) -> Path:
     raise UserError(f"there is no run {name!r}; there are: {', '.join(there) or 'none'}")
 
 # %% ../nbs/14_cli.ipynb #166d6c09
+def _takes(notebook: Path) -> dict[str, dict]:
+    "The parameters of a notebook, with their defaults. Raises `UserError` if it is no notebook."
+    import papermill
+    try: return papermill.inspect_notebook(str(notebook))
+    except Exception as e:                      # of nbformat, jsonschema, papermill ...
+        raise UserError(f"{notebook}: cannot be read as a notebook with a kernel: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
+
+def _like(name: str, value: Any, default: str) -> Any:
+    """A parameter of a notebook. Text such as `no` or `1_000` becomes what the default is, where that is a truth value or a number.
+
+    Raises `UserError` if it cannot."""
+    try: kind = type(ast.literal_eval(default))
+    except (ValueError, SyntaxError): return value
+    if not isinstance(value, str) or kind not in (bool, int, float): return value
+    try: return TypeAdapter(kind).validate_python(value.strip())
+    except ValidationError as e: raise UserError(f"parameter {name}: expected a value like {default}, got {value!r}") from e
+
 def run_notebook(name: str,                     # a run's name, or a notebook's path
                  parameters: list[str],         # "name=value"
                  out: str | Path | None = None, # the run's folder; None is runs/out/NAME
@@ -90,8 +132,8 @@ def run_notebook(name: str,                     # a run's name, or a notebook's 
     "Execute a run with papermill, its output on the terminal; the folder. Raises `UserError` where the user can help."
     import papermill
     notebook = find_notebook(name)
-    takes = list(papermill.inspect_notebook(str(notebook)))
-    values = parse_parameters(parameters, [k for k in takes if k != "out"])
+    takes = _takes(notebook)
+    values = {k: _like(k, v, takes[k]["default"]) for k, v in parse_parameters(parameters, [k for k in takes if k != "out"]).items()}
     out = Path(out or Path("runs/out") / notebook.stem).resolve()
     try:
         if fresh and out.exists():
@@ -113,8 +155,14 @@ def run_notebook(name: str,                     # a run's name, or a notebook's 
 # %% ../nbs/14_cli.ipynb #d13de45f
 app = typer.Typer(help="Questions into verifiable tool-use environments, and language models trained in them.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False)
+def _path(text: str | Path) -> Path:
+    "A path as typed. Raises `UserError` if it is empty, which would be the current folder."
+    if not str(text): raise UserError("--out: expected a file or folder, got an empty text")
+    return Path(text)
+
+_PATH = dict(parser=_path, metavar="PATH")
 Pairs = Annotated[list[str] | None, typer.Option("--param", "-p", metavar="NAME=VALUE", help="Set a parameter; may be repeated.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="File or folder to write.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="File or folder to write.", **_PATH)]
 Environments = Annotated[Path, typer.Option("--environments", "-e", help="JSONL or folder of environments, as `toolrl build` writes it.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="'smollm2' (packaged), 'smollm2-warm' (after a warm start), a local folder, or a hub name.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
@@ -125,7 +173,7 @@ Batch = Annotated[int | None, typer.Option(help="Conversations that are decoded 
 Longest = Annotated[int | None, typer.Option("--max-prompt-tokens", help="A conversation that grows longer ends (default 4096; the preset 'paper' of training: 16384).")]
 
 @app.command()
-def build(out: Annotated[Path, typer.Option("--out", "-o", help="A .jsonl file, or a folder for shards and their manifest.")],
+def build(out: Annotated[Path, typer.Option("--out", "-o", help="A .jsonl file, or a folder for shards and their manifest.", **_PATH)],
           n: Annotated[int | None, typer.Option("-n", help="How many; default 400, of --questions all.")] = None,
           seed: Seed = 0, split: Annotated[str, typer.Option(help="'train' or 'test', which share no packaged fact.")] = "train",
           shard: Annotated[int, typer.Option(help="Environments in a shard.")] = 10_000,
@@ -148,6 +196,7 @@ def build(out: Annotated[Path, typer.Option("--out", "-o", help="A .jsonl file, 
     The same command goes on after a stop."""
     from toolrl_lit.build import build_environments
     from toolrl_lit.scenario import KnowledgeGenerator
+    _check_out(out := out.absolute() if out == Path() else out, folder=out.suffix != ".jsonl")
     if against and not audit: raise UserError("against: needs --audit")
     other = _split(against) if against else None                            # before anything is built
     if generator not in ("knowledge", "llm"): raise UserError(f"generator {generator!r}: expected 'knowledge' or 'llm'")
@@ -198,6 +247,17 @@ def _check_match(match: str):
     "Raise `UserError` if there is no such matching rule."
     if match not in ("strict", "paper"): raise UserError(f"match {match!r}: expected 'strict' or 'paper'")
 
+def _check_out(out: Path, folder: bool = False):
+    "Raise `UserError` if a file or folder cannot be written: before anything is loaded, built or paid for."
+    fits = Path.is_dir if folder else Path.is_file
+    try:
+        if folder and out.resolve() == Path(out.resolve().anchor): raise UserError(f"{out}: expected a folder of its own, not the whole disk")
+        there = next(p for p in (out, *out.absolute().parents) if p.exists())
+        if there == out and not fits(out): raise UserError(f"{out}: cannot be written: expected a {'folder' if folder else 'file'}, and it is something else")
+        if there != out and not there.is_dir(): raise UserError(f"{out}: cannot be written: {there} is no folder")
+        with tempfile.TemporaryFile(dir=there if there.is_dir() else there.parent): pass
+    except (OSError, ValueError) as e: raise UserError(f"{out}: cannot be written: {getattr(e, 'strerror', None) or e}") from e
+
 def _split(path: Path, records: bool = False) -> Sequence:
     "The environments in a file or folder, or the authors' records, named by file and line. Raises `UserError` if they are of the other kind."
     named = lambda: [s.model_copy(update=dict(environment=f"{path} {s.id}")) for s in read_ftrl(path)]
@@ -228,6 +288,7 @@ def audit(environments: Annotated[Path, typer.Argument(help="JSONL or folder of 
           out: Out = Path("audit.html")):
     "Look for duplicates, leaks, shortcuts, false positives and imbalance; exit code 1 if there is a defect."
     _check_match(match)
+    _check_out(out)
     records = is_ftrl(environments)
     data, other = _split(environments, records), _split(against, records) if against else None
     if not records: return _audit(data, other, match, out)
@@ -262,6 +323,7 @@ def collect(environments: Environments, out: Out, model: Model = "smollm2", samp
             base_url: BaseUrl = None, batch: Batch = None, max_prompt_tokens: Longest = None, seed: Seed = 0):
     "Roll out a model in environments and keep the trajectories."
     from toolrl_lit.collect import collect
+    _check_out(out)
     envs = read_jsonl(environments, Environment)
     with _room(batch):
         done = collect(_policy(model, base_url, reasoning, batch, max_prompt_tokens), envs, samples=samples, temperature=temperature,
@@ -312,6 +374,7 @@ def evaluate(environments: Environments, out: Out, model: Model = "smollm2", nam
              base_url: BaseUrl = None, batch: Batch = None, max_prompt_tokens: Longest = None, seed: Seed = 0):
     "Greedy rollouts of a model, scored with 95 % intervals."
     from toolrl_lit.evaluate import evaluate
+    _check_out(out)
     envs = read_jsonl(environments, Environment)
     with _room(batch):
         result = evaluate(_policy(model, base_url, reasoning, batch, max_prompt_tokens), envs, name=name, max_turns=max_turns,
@@ -329,6 +392,7 @@ def layers(base: Annotated[str, typer.Argument(help="Model folder before, 'smoll
     from toolrl_lit.collect import unpacked
     from toolrl_lit.evaluate import write_report
     from toolrl_lit.layers import by_depth, compare, heatmap
+    _check_out(out)
     table = compare(unpacked(base), tuned)
     drawn, means = heatmap(table), by_depth(table)
     print(means.to_string())
@@ -341,6 +405,7 @@ def report(evaluations: Annotated[list[Path], typer.Argument(help="Files of `too
     "One HTML page that compares evaluations on the same items, and audits these."
     from toolrl_lit.build import audit, audit_sections
     from toolrl_lit.evaluate import Evaluation, compare, figure, results_table, write_report
+    _check_out(out)
     known = [Evaluation.load(p) for p in evaluations]
     sections = [("Scores", [results_table(known), figure(known)])]
     for e in known[1:]: sections.append((f"{e.name} against {known[0].name}", [compare(known[0], e)]))
@@ -368,12 +433,14 @@ def export(kind: Annotated[str, typer.Argument(metavar="FORMAT", help="'ftrl', '
     from toolrl_lit.export import step_records, to_ftrl_jsonl, to_hf_dataset, to_verifiers, to_verl
     if kind == "verifiers" and trajectories: raise UserError("trajectories: verifiers plays environments from their start; leave it out")
     if kind != "verl" and model: raise UserError(f"model: {kind} takes none, since it words its prompts itself; leave it out")
+    _check_out(out, folder=kind != "ftrl")
     envs = read_jsonl(environments, Environment)
     steps = step_records(read_jsonl(trajectories, Trajectory), envs) if trajectories else envs
     formats = {"ftrl": lambda: to_ftrl_jsonl(steps, out), "verl": lambda: to_verl(steps, out, _tokenizer(model)),
                "hf": lambda: to_hf_dataset(steps).save_to_disk(out), "verifiers": lambda: to_verifiers(envs, out)}
     if kind not in formats: raise UserError(f"format {kind!r}: expected one of {', '.join(formats)}")
-    formats[kind]()
+    try: formats[kind]()
+    except OSError as e: raise UserError(f"{out}: cannot be written: {e.strerror or e}") from e
     print(f"{len(steps)} {'step records' if trajectories else 'environments'} in {out}")
 
 def _tokenizer(model: str | None):
@@ -391,7 +458,7 @@ def serve(environments: Annotated[Path, typer.Argument(help="JSONL of environmen
           data: Annotated[Path | None, typer.Option(help="JSON that tools take as `data`; each session has a copy.")] = None,
           match: Annotated[str, typer.Option(help="Whose rule says what is solved: 'paper' or 'strict'.")] = "paper",
           score: Annotated[bool, typer.Option(help="Print each session's Solve-P, -R and -F1 on stderr when it closes.")] = False,
-          out: Annotated[Path | None, typer.Option("--out", "-o", help="Add each session to this JSONL of trajectories when it closes.")] = None):
+          out: Annotated[Path | None, typer.Option("--out", "-o", help="Add each session to this JSONL of trajectories when it closes.", **_PATH)] = None):
     """Offer an environment to any MCP client: its tools, and its question as the prompt 'question'.
 
     The client starts this command and talks to it over standard input and output, or connects by --http.
@@ -402,7 +469,9 @@ def serve(environments: Annotated[Path, typer.Argument(help="JSONL of environmen
     from toolrl_lit.serve import keep, serve
     _check_match(match)
     env, state = _choose(environments, id, index), _read_json(data) if data else None
-    if out: keep([], out)
+    if out:
+        _check_out(out)
+        keep([], out)
     if score: from toolrl_lit.evaluate import score as scored        # now: at the end a client does not wait for imports
     number = itertools.count(1)
     def ended(trajectory):
@@ -419,25 +488,19 @@ def _choose(path: Path, id: str | None, index: int | None) -> Environment:
     if id is not None and index is not None: raise UserError("--id and --index: expected one of them, got both")
     envs = read_jsonl(path, Environment)
     found = [e for e in envs if e.id == id] if id is not None else envs[index or 0:][:1] if (index or 0) >= 0 else []
+    if len(found) > 1: raise UserError(f"{path}: {len(found)} environments have the id {id!r}; choose one by --index")
     if found: return found[0]
     if id is None: raise UserError(f"{path}: --index {index or 0}: expected a number below {len(envs)}, the environments there are")
     near = difflib.get_close_matches(id, [e.id for e in envs], 1)
     raise UserError(f"{path}: no environment has the id {id!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
 
-def _read_json(path: Path) -> dict | list:
-    "A file's JSON object or list."
-    try: value = json.loads(path.read_text("utf-8"))
-    except OSError as e: raise UserError(f"{path}: cannot be read: {e.strerror}") from e
-    except ValueError as e: raise UserError(f"{path}: is not JSON: {e}") from e
-    if not isinstance(value, (dict, list)): raise UserError(f"{path}: expected a JSON object or list, got {value!r:.60}")
-    return value
-
 # %% ../nbs/14_cli.ipynb #9e4b3719
 @app.command()
 def run(name: Annotated[str, typer.Argument(help="A run in runs/, such as 'quickstart', or a notebook's path.")], param: Pairs = None,
-        out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder; default runs/out/NAME.")] = None,
+        out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder; default runs/out/NAME.", **_PATH)] = None,
         fresh: Annotated[bool, typer.Option(help="Start over: throw away what the folder holds.")] = False):
     "Execute an experiment. Stop it at any moment; the same command goes on."
+    if out: _check_out(out, folder=True)
     try: folder = run_notebook(name, param or [], out, fresh)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
@@ -448,13 +511,13 @@ def run(name: Annotated[str, typer.Argument(help="A run in runs/, such as 'quick
 # %% ../nbs/14_cli.ipynb #c39fc167
 @app.command()
 def sweep(name: Annotated[str, typer.Argument(help="A run in runs/.")], param: Pairs = None,
-          out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the sweep; default runs/out/NAME-sweep.")] = None):
+          out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the sweep; default runs/out/NAME-sweep.", **_PATH)] = None):
     "Execute a run for every combination of parameter values; a list gives several. Finished ones are not run again."
-    import papermill
-    grid = parse_parameters(param or [], [k for k in papermill.inspect_notebook(str(find_notebook(name))) if k != "out"])
+    if out: _check_out(out, folder=True)
+    grid = parse_parameters(param or [], [k for k in _takes(find_notebook(name)) if k != "out"])
     names, lists = list(grid), [v if isinstance(v, list) else [v] for v in grid.values()]
     for values in itertools.product(*lists):
-        pairs = [f"{n}={json.dumps(v)}" for n, v in zip(names, values)]
+        pairs = [f"{n}={json.dumps(v, ensure_ascii=False)}" for n, v in zip(names, values)]
         folder = Path(out or Path("runs/out") / f"{name}-sweep") / ("_".join(f"{n}-{v}" for n, v in zip(names, values)) or "default")
         if (folder / "metrics.json").exists(): print(f"finished before: {folder}"); continue
         run_notebook(name, pairs, folder)
@@ -468,6 +531,10 @@ def main():
     "Entry point: problems that the user can mend are one sentence on standard error and exit code 2."
     if not _leads(): os.environ["TQDM_DISABLE"] = "1"
     try: app()
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
+    except UserError as e: said = str(e)
+    except OSError as e:                        # a disk that fills up, a folder that goes away
+        if not e.filename: raise
+        said = f"{e.filename}: {e.strerror}"
+    else: return
+    print(f"error: {' '.join(said.split())}", file=sys.stderr)
+    sys.exit(2)

@@ -85,13 +85,8 @@ class OraclePolicy:
 # %% ../nbs/09_collect.ipynb #3273e361
 def _take_turn(step: StepRecord, traj: Trajectory, text: str, score) -> StepRecord | None:
     "Write one turn into `traj`; the step that follows, or None if the conversation has ended."
-    calls = [ToolCall(name=c.name, arguments=c.arguments) for c in score.calls]
-    traj.add(score.content, Turn(text=text, calls=calls, results=[storable(c.result) for c in score.calls], reward=score.reward, case=score.case,
-        solved=[(c.name, c.solved) if c.solved is not None else None for c in score.calls]))
-    if not calls: return None
-    left = sum(map(len, score.unsolved.values()))
-    return step.model_copy(update=dict(messages=list(traj.messages), unsolved=score.unsolved, turn=step.turn + 1,
-                                       solve_rate=1 - left / max(1, traj.sub_questions)))
+    after = traj.take(step, text, score)
+    return after if score.calls else None
 
 # %% ../nbs/09_collect.ipynb #3f7db6fa
 def _seed_of(seed: int, part: int) -> int:

@@ -11,7 +11,7 @@ import ast, json, re
 from functools import lru_cache
 from itertools import islice, product
 from typing import Any, NamedTuple
-import jsonschema
+import jsonschema, referencing.exceptions
 from .schema import Environment, Tool
 from .scenario import gives_away, plain
 from .document import Draft, ToolPlan, tool_doc
@@ -200,6 +200,22 @@ def _validator(schema: str) -> jsonschema.Draft202012Validator | str:
     except jsonschema.SchemaError as e: return e.message
     return jsonschema.Draft202012Validator(json.loads(schema))
 
+def _code_problem(tool: Tool, known: set[str]) -> str:
+    "What is wrong with the code of a tool whose document has the parameters `known`, or nothing. Calls pass every argument by its name."
+    try: body, named = ast.parse(tool.code).body, {}
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as e: return f"code does not parse: {tool.name}: {getattr(e, 'msg', e)}"
+    for s in body:
+        if isinstance(s, (ast.FunctionDef, ast.AsyncFunctionDef)): named[s.name] = s
+        if isinstance(s, ast.Assign) and isinstance(s.value, ast.Lambda): named |= {t.id: s.value for t in s.targets if isinstance(t, ast.Name)}
+    function = named.get(tool.name)
+    if not function: return f"code defines no function of the tool's name: {tool.name}"
+    if isinstance(function, ast.AsyncFunctionDef): return f"code is an async function, whose call gives no result: {tool.name}"
+    a = function.args
+    takes, nameless = {x.arg for x in (*a.args, *a.kwonlyargs)}, a.posonlyargs[:len(a.posonlyargs) + len(a.args) - len(a.defaults)]
+    if nameless: return f"code needs a parameter by its position, and calls pass names: {tool.name}: {nameless[0].arg}"
+    fits = takes <= known if a.kwarg else takes == known
+    return "" if fits else f"document and code disagree on parameters: {tool.name}"
+
 def check_documents(env: Environment) -> list[str]:
     "Problems of documents: not JSON Schema, not what the code takes, golden arguments refused, golden or final answers given away."
     found, text = [], plain(json.dumps([t.doc.model_dump() for t in env.tools], ensure_ascii=False))
@@ -209,13 +225,10 @@ def check_documents(env: Environment) -> list[str]:
         known, needed = (tool.doc.parameters.get(k, ()) for k in ("properties", "required"))
         if bare := [p for p in dict.fromkeys((*needed, *known)) if p not in known or not isinstance(known[p], dict)]:
             found.append(f"parameters without a description: {tool.name}: {', '.join(bare)}"); continue
-        try: functions = {f.name: f for f in ast.parse(tool.code).body if isinstance(f, ast.FunctionDef)}
-        except SyntaxError as e: found.append(f"code does not parse: {tool.name}: {e.msg}"); continue
-        if tool.name not in functions: found.append(f"code defines no function of the tool's name: {tool.name}")
-        elif {a.arg for a in functions[tool.name].args.args} != set(known):
-            found.append(f"document and code disagree on parameters: {tool.name}")
+        if problem := _code_problem(tool, set(known)): found.append(problem)
         for q in env.scenario.sub_questions:
-            error = next(v.iter_errors(q.arguments), None) if q.tool == tool.name else None
+            try: error = next(v.iter_errors(q.arguments), None) if q.tool == tool.name else None
+            except referencing.exceptions.Unresolvable as e: found.append(f"document refers to what is not there: {tool.name}: {e.ref}"); break
             if error: found.append(f"golden arguments are invalid: {q.id}: {error.message}")
     for q in env.scenario.sub_questions:
         if plain(q.answer) in text: found.append(f"golden answer in documents: {q.id}")

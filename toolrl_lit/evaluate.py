@@ -21,13 +21,13 @@ from plotly.offline import get_plotlyjs
 from pydantic import BaseModel, ConfigDict, ValidationError
 from .collect import Policy, collect
 from .sandbox import ToolSandbox
-from .schema import SCENARIOS, Environment, Trajectory, Turn, UserError, write_text
+from .schema import SCENARIOS, Environment, Trajectory, Turn, UserError, check_ids, read_text, write_text
 
 # %% ../nbs/11_evaluate.ipynb #6e54b446
 def ending(turn: Turn,  # a turn without calls
            left: int,   # sub-questions unsolved before it
            ) -> str:
-    "Row of the reward table that a turn without calls met: 'empty', 'malformed', 'answer', 'done' or 'other'."
+    "Row of the reward table that a turn without calls met, read off its reward: for turns of earlier versions, which have no `case`."
     if turn.reward == -0.5: return "empty"
     if turn.reward == -0.3: return "malformed"
     if turn.reward == 1 / (left + 1): return "answer"
@@ -66,13 +66,13 @@ METRICS = ("solve_p", "solve_r", "solve_f1", "answered", "calls", "turns", "malf
 def score(trajectory: Trajectory,  # one finished rollout
           ) -> Score:
     "The score of one rollout (paper, evaluation metrics of its own test set)."
-    t, left, endings = trajectory, trajectory.sub_questions, []
+    t, left, cases = trajectory, trajectory.sub_questions, []
     for turn in t.turns:
-        endings.append("calls" if turn.calls else ending(turn, left))
+        cases.append(turn.case or ("calls" if turn.calls else ending(turn, left)))
         left -= sum(hit is not None for hit in turn.solved)
     return Score(environment=t.environment, sample=t.sample, kind=t.kind, calls=t.n_calls, solved=t.n_solved,
-                 sub_questions=t.sub_questions, turns=len(t.turns), answered=endings[-1:] == ["answer"],
-                 malformed=endings.count("malformed"), empty=endings.count("empty"), stop=t.stop)
+                 sub_questions=t.sub_questions, turns=len(t.turns), answered=cases[-1:] == ["answer"],
+                 malformed=cases.count("malformed"), empty=cases.count("empty"), stop=t.stop)
 
 # %% ../nbs/11_evaluate.ipynb #786e61c2
 RESAMPLES = 10_000
@@ -125,8 +125,7 @@ class Evaluation(BaseModel):
     @classmethod
     def load(cls, path: str | Path) -> "Evaluation":
         "Read what `save` wrote. Raises `UserError` naming the file if it cannot be read or is something else."
-        try: return cls.model_validate_json(Path(path).read_text("utf-8"))
-        except OSError as e: raise UserError(f"{path}: cannot be read: {e.strerror}") from e
+        try: return cls.model_validate_json(read_text(path))
         except ValidationError as e:
             raise UserError(f"{path}: expected an Evaluation written by save(): {e.errors()[0]['msg']}") from e
 
@@ -171,7 +170,8 @@ def evaluate(policy: Policy,                          # what to measure
              out: str | Path | None = None,           # keep the trajectories in this JSONL, and go on from it
              seed: int = 0,                           # seed of whatever in the policy is random at temperature 0
              ) -> Evaluation:
-    "Greedy rollouts of a policy, scored (paper, evaluation). Raises `UserError` if there are no environments."
+    "Greedy rollouts of a policy, scored (paper, evaluation). Raises `UserError` if there are no environments or an id appears twice."
+    check_ids("evaluate", environments)
     settings = dict(temperature=0.0, match=match, max_turns=max_turns, max_new_tokens=max_new_tokens, seed=seed)
     trajectories = collect(policy, environments, sandbox=sandbox, out=out, desc=f"evaluate {name}", **settings)
     return score_trajectories(trajectories, name, settings | ({"reasoning": True} if getattr(policy, "reasoning", False) else {}))

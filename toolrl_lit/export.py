@@ -12,19 +12,28 @@ from functools import partial
 from keyword import iskeyword
 from pathlib import Path
 from typing import Any
-import datasets
+import datasets, pyarrow as pa
 from jinja2 import TemplateError
-from pydantic import ValidationError
 from .collect import call_text, plain_history
-from .schema import Environment, StepRecord, ToolCall, Trajectory, UserError, check_distinct, to_ftrl, write_jsonl, write_text
+from .schema import Environment, StepRecord, ToolCall, Trajectory, UserError, check_ids, to_ftrl, write_jsonl, write_text
 
 # %% ../nbs/13_export.ipynb #392fcfe1
 def plain_messages(step: StepRecord,  # a step record
                    tokenizer=None,    # words the tools as its chat template does; None: as this library's own does
                    ) -> list[dict[str, str]]:
     """Its history as messages of role and content only: tools in the system message, calls as text.
-    Raises `UserError` if the tokenizer's template cannot be made to say the same by such messages."""
-    said, *rest = [{"role": m["role"], "content": _with_calls(m)} for m in plain_history(step.messages)]
+    Raises `UserError` for a message or a tool that is none, and if the tokenizer's template cannot be made to say the same."""
+    where = f"step {step.environment!r}, turn {step.turn}"
+    if not all(isinstance(_function(t).get("name"), str) for t in step.tools):
+        raise UserError(f"{where}: a tool has no function with a name; expected {{'type': 'function', 'function': ...}}")
+    if not step.messages: raise UserError(f"{where}: expected at least one message, got none")
+    for i, m in enumerate(step.messages):
+        if not isinstance(m.get("role"), str): raise UserError(f"{where}, message {i}: role: expected text, got {m.get('role')!r:.60}")
+    try:
+        history = plain_history(step.messages)
+    except UserError as e:
+        raise UserError(f"{where}, {e}") from e
+    said, *rest = [{"role": m["role"], "content": _with_calls(m, f"{where}, message {i}")} for i, m in enumerate(history)]
     if said["role"] != "system": said, rest = {"role": "system", "content": ""}, [said, *rest]
     if tokenizer: return [{"role": "system", "content": _system(step, rest, tokenizer)}, *rest]
     documents = "".join(json.dumps(t["function"], ensure_ascii=False) + "\n" for t in step.tools)
@@ -45,23 +54,45 @@ def _system(step: StepRecord, rest: list[dict[str, str]], tokenizer) -> str:
     raise UserError(f"tokenizer: expected a chat template that writes the tools into the system message and calls as Qwen's does, since "
                     f"{step.environment!r}, turn {step.turn}, reads otherwise as plain messages; leave it out")
 
-def _with_calls(message: dict[str, Any]) -> str:
-    "A message's content followed by its calls as text. Raises `UserError` if a call is none."
-    try: calls = [ToolCall(**c["function"]) for c in message.get("tool_calls") or []]
-    except ValidationError as e: raise UserError(f"messages: expected calls with a name and an object as arguments, got {message!r:.80}") from e
-    return "\n".join(part for part in (message["content"], call_text(calls)) if part)
+def _text(value: Any, what: str) -> str:
+    "Text, nothing being empty. Raises `UserError` for anything else."
+    if value is None: return ""
+    if not isinstance(value, str): raise UserError(f"{what}: expected text, got {value!r:.60}")
+    return value
+
+def _function(tool: Any) -> dict[str, Any]:
+    "The function of a tool or of a call; empty if there is none."
+    inner = tool.get("function") if isinstance(tool, dict) else None
+    return inner if isinstance(inner, dict) else {}
+
+def _with_calls(message: dict[str, Any], where: str) -> str:
+    "A message's content followed by its calls as text. Raises `UserError` for what is no text and no call."
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list): raise UserError(f"{where}: tool_calls: expected a list, got {calls!r:.60}")
+    calls = [_call(_function(c), f"{where}: tool call {k}") for k, c in enumerate(calls)]
+    return "\n".join(part for part in (_text(message.get("content"), f"{where}: content"), call_text(calls)) if part)
+
+def _call(function: dict[str, Any], where: str) -> ToolCall:
+    "A call as a message keeps it. (Foreign records may hold arguments as a string of JSON.)"
+    arguments = function.get("arguments")
+    try: return ToolCall(name=function.get("name"), arguments=json.loads(arguments) if isinstance(arguments, str) else arguments)
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{where}: expected a function with a name, and arguments that are a JSON object, got {function!r:.80}") from e
 
 # %% ../nbs/13_export.ipynb #9e3e3cfa
 def step_records(trajectories: Iterable[Trajectory],   # rollouts
                  environments: Iterable[Environment],  # where they were made
                  ) -> list[StepRecord]:
-    "Every situation of some rollouts, each once. Raises `UserError` if they were made in other environments, or two environments have one id."
-    environments = list(environments)
-    check_distinct("step_records", environments)
+    """Every situation of some rollouts, each once.
+
+    Raises `UserError` if they were made in other environments, there are none, or an id appears twice."""
+    check_ids("step_records", environments := list(environments))
     known, found = {e.id: e for e in environments}, {}
     for t in trajectories:
+        other = UserError(f"trajectories: {t.environment!r} is not among the environments, or is another there")
+        if t.environment not in known or known[t.environment].start().messages != t.messages[:t.start]: raise other
         try: steps = list(t.step_records(known[t.environment]))
-        except (KeyError, ValueError) as e: raise UserError(f"trajectories: {t.environment!r} is not among the environments, or is another there") from e
+        except (KeyError, ValueError) as e: raise other from e
         for s in steps: found.setdefault((s.environment, json.dumps(s.messages)), s)
     return list(found.values())
 
@@ -71,7 +102,12 @@ def to_hf_dataset(steps: Iterable[StepRecord | Environment],  # what to write; a
     "One row a record: id, kind, split, turn, unsolved, solve_rate, prompt, record. Raises `UserError` if there is none."
     rows = [_row(s.start()) for s in steps]
     if not rows: raise UserError("to_hf_dataset: expected at least one step record or environment, got none")
-    return datasets.Dataset.from_list(rows)
+    return _dataset(rows, "to_hf_dataset")
+
+def _dataset(rows: list[dict[str, Any]], what: str) -> datasets.Dataset:
+    "Rows as a table. Raises `UserError` for what it cannot hold, such as half of a surrogate pair."
+    try: return datasets.Dataset.from_list(rows)
+    except (pa.ArrowException, ValueError) as e: raise UserError(f"{what}: cannot be written: {str(e).splitlines()[0]}") from e
 
 def _row(step: StepRecord) -> dict[str, Any]:
     "One row of the data set."
@@ -82,7 +118,7 @@ def _row(step: StepRecord) -> dict[str, Any]:
 def to_ftrl_jsonl(steps: Iterable[StepRecord | Environment],  # what to write; an environment gives its start
                   path: str | Path,                           # file to write
                   ) -> Path:
-    "Write the authors' JSON Lines, whole or not at all. Raises `UserError` if the disk refuses."
+    "Write the authors' JSON Lines, whole or not at all. Raises `UserError` if the disk refuses, or for a text that cannot be written."
     return write_text(path, "".join(json.dumps(to_ftrl(s), ensure_ascii=False) + "\n" for s in steps))
 
 # %% ../nbs/13_export.ipynb #87b31616
@@ -138,11 +174,12 @@ def to_verl(steps: Iterable[StepRecord | Environment],  # what to train and vali
             ) -> list[Path]:
     """Write `<split>.parquet` for each split, `reward.py` and `train.sh`.
 
-    Raises `UserError` if there is nothing, the tokenizer does not fit, or the disk refuses."""
+    Raises `UserError` if there is nothing, a record holds what a table cannot, the tokenizer does not fit, or the disk refuses."""
     out, splits = Path(out), {}
     for step in (s.start() for s in steps): splits.setdefault(step.split or "train", []).append(step)
     if not splits: raise UserError("to_verl: expected at least one step record or environment, got none")
-    rows = {k: datasets.Dataset.from_list([_verl_row(s, i, tokenizer) for i, s in enumerate(part)]) for k, part in sorted(splits.items())}
+    if odd := next((k for k in splits if not re.fullmatch(r"\w[\w.-]*", k)), None): raise UserError(f"split {odd!r}: expected a word, since it names a file")
+    rows = {k: _dataset([_verl_row(s, i, tokenizer) for i, s in enumerate(part)], "to_verl") for k, part in sorted(splits.items())}
     first = min(splits)
     script = _VERL_TRAIN.replace("TRAIN", "train" if "train" in splits else first).replace("VALIDATE", "test" if "test" in splits else first)
     written = [write_text(out / "reward.py", _VERL_REWARD), write_text(out / "train.sh", script)]
@@ -158,7 +195,7 @@ def _write_parquet(rows: datasets.Dataset, path: Path) -> Path:
     finally: draft.unlink(missing_ok=True)
 
 # %% ../nbs/13_export.ipynb #ab80ee3e
-from .episode import check_ids, trl_environment
+from .episode import trl_environment
 
 # %% ../nbs/13_export.ipynb #f6f6fe11
 _VERIFIERS = '''"Environments of toolrl_lit as a taskset of verifiers, with the harness that runs their tools."

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from .schema import UserError
+from .schema import UserError, read_text
 
 # %% ../nbs/12_layers.ipynb #cc32b00e
 KINDS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "gate_proj": "gate", "up_proj": "up", "down_proj": "down",
@@ -80,8 +80,9 @@ class Adapter:
     "A LoRA adapter folder written by PEFT: what it does to a base weight of a given name."
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        try: self.config = json.loads((self.path / "adapter_config.json").read_text("utf-8"))
-        except (OSError, json.JSONDecodeError) as e: raise UserError(f"{path}/adapter_config.json: cannot be read: {e}") from e
+        try: self.config = json.loads(read_text(self.path / "adapter_config.json"))
+        except (ValueError, RecursionError) as e: raise UserError(f"{path}/adapter_config.json: cannot be read: {e}") from e
+        if not isinstance(self.config, dict): raise UserError(f"{path}/adapter_config.json: expected an object, got {self.config!r:.60}")
         for field in ("use_dora", "alpha_pattern", "fan_in_fan_out"):
             if self.config.get(field):
                 raise UserError(f"{path}/adapter_config.json: {field} is set, which is not a plain LoRA change. "

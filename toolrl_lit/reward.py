@@ -83,9 +83,14 @@ def _facts(record: "Environment | StepRecord | dict") -> _Facts:
     if not isinstance(record, dict):
         raise UserError(f"expected an Environment, a StepRecord or a dict in the authors' format, got {type(record).__name__}")
     codes, unsolved = _object(record, "codes"), _object(record, "unsolved_set")
-    for tool, golden in unsolved.items():
-        if not isinstance(golden, list) or not all(isinstance(a, str) for a in golden):
-            raise UserError(f"field 'unsolved_set': expected a list of golden answers for tool {tool!r}, got {golden!r:.60}")
+    for tool, answers in unsolved.items():
+        if not isinstance(answers, list) or not all(isinstance(a, (str, int, float)) for a in answers):
+            raise UserError(f"field 'unsolved_set': {tool!r}: expected a list of answers, got {answers!r:.60}")
+    for tool, code in codes.items():
+        if not isinstance(code, str):
+            raise UserError(f"field 'codes': {tool!r}: expected Python source, got {code!r:.60}")
+    if not isinstance(record.get("answer"), (str, int, float, type(None))):
+        raise UserError(f"field 'answer': expected text, got {record['answer']!r:.60}")
     return _Facts(codes, unsolved, record.get("answer"), record.get("solve_rate") == 1.0, record.get("engines") or {})
 
 def _object(record: dict, field: str) -> dict:

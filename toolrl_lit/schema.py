@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ScenarioKind', 'SCENARIOS', 'Strategy', 'STRATEGIES', 'M', 'GROUP', 'UserError', 'SubQuestion', 'Scenario', 'ToolDoc',
-           'Tool', 'ToolCall', 'Environment', 'check_distinct', 'StepRecord', 'Turn', 'Trajectory', 'replacing',
-           'write_text', 'reserve', 'refuse_other', 'holds_work', 'lacks_memory', 'write_jsonl', 'explain', 'Shard',
-           'Manifest', 'sha256', 'verified', 'read_manifest', 'rows_of', 'OnDisk', 'read_jsonl', 'from_ftrl', 'to_ftrl',
-           'read_ftrl', 'is_ftrl', 'show']
+           'Tool', 'ToolCall', 'Environment', 'check_distinct', 'check_ids', 'StepRecord', 'Turn', 'Trajectory',
+           'replacing', 'read_text', 'write_text', 'reserve', 'refuse_other', 'holds_work', 'lacks_memory',
+           'write_jsonl', 'explain', 'Shard', 'Manifest', 'sha256', 'verified', 'read_manifest', 'rows_of', 'OnDisk',
+           'read_jsonl', 'from_ftrl', 'to_ftrl', 'read_ftrl', 'is_ftrl', 'show']
 
 # %% ../nbs/00_schema.ipynb #4da06f13
 import hashlib, json, os, re, tempfile
@@ -160,14 +160,22 @@ class Environment(BaseModel):
         return StepRecord(environment=self.id, messages=[{"role": "user", "content": self.question}], tools=self.documents(),
             codes=self.codes(), unsolved=self.unsolved(), answer=self.answer, split=self.split, kind=self.kind, engines=self.engines())
 
-# %% ../nbs/00_schema.ipynb #4f98c8c0
+# %% ../nbs/00_schema.ipynb #5d5da04c
 def check_distinct(what: str,                          # where the environments are wanted
                    environments: Iterable["Environment | StepRecord"],  # those to compare; many step records may be of one environment
                    ):
     "Raise `UserError` if two environments have one id: their rollouts could not be told apart."
     times = Counter(e.id for e in environments if isinstance(e, Environment))
     if twice := [i for i, n in times.items() if n > 1]:
-        raise UserError(f"{what}: expected every environment id once, {twice[0]!r} appears {times[twice[0]]} times")
+        raise UserError(f"{what}: expected every id once, {twice[0]!r} appears {times[twice[0]]} times")
+
+def check_ids(what: str,                            # where the environments are wanted
+              environments: Sequence[Environment],  # those to compare
+              ):
+    "Raise `UserError` if there are no environments, or two have one id."
+    if not environments:
+        raise UserError(f"{what}: expected at least one environment, got none")
+    check_distinct(what, environments)
 
 # %% ../nbs/00_schema.ipynb #1cf4cc84
 class StepRecord(BaseModel):
@@ -195,6 +203,15 @@ class StepRecord(BaseModel):
     def open(self) -> int:
         "How many sub-questions are unsolved."
         return sum(len(v) for v in self.unsolved.values())
+
+    def after(self, messages: list[dict[str, Any]],  # what the turn and its results added to the history
+              unsolved: dict[str, list[str]],        # golden sub-answers left after it, by tool name
+              of: int,                               # sub-questions that were unsolved in the beginning
+              ) -> "StepRecord":
+        "The step that follows a turn."
+        left = sum(map(len, unsolved.values()))
+        return self.model_copy(update=dict(messages=[*self.messages, *messages], unsolved=unsolved, turn=self.turn + 1,
+                                           solve_rate=1 - left / max(1, of)))
 
 # %% ../nbs/00_schema.ipynb #a64c22c3
 class Turn(BaseModel):
@@ -226,26 +243,37 @@ class Trajectory(BaseModel):
     def n_solved(self) -> int: return sum(s is not None for t in self.turns for s in t.solved)
 
     def add(self, said: str,                  # the turn without its calls
-            turn: Turn):
-        "Take a turn in, and its messages: what was said, then a result for each call."
+            turn: Turn) -> list[dict[str, Any]]:
+        "Take a turn in, and its messages, which are returned: what was said, then a result for each call."
         message: dict[str, Any] = {"role": "assistant", "content": said}
         if turn.calls: message["tool_calls"] = [{"type": "function", "function": c.model_dump()} for c in turn.calls]
-        self.messages += [message, *({"role": "tool", "name": c.name, "content": r} for c, r in zip(turn.calls, turn.results))]
+        new = [message, *({"role": "tool", "name": c.name, "content": r} for c, r in zip(turn.calls, turn.results))]
+        self.messages += new
         self.turns.append(turn)
+        return new
+
+    def take(self, step: StepRecord,          # where the turn was written
+             text: str,                       # the turn as the policy wrote it
+             score,                           # what it was worth, a `reward.TurnScore`
+             ) -> StepRecord:
+        "Take a scored turn in; the step that follows it."
+        calls = [ToolCall(name=c.name, arguments=c.arguments) for c in score.calls]
+        solved = [None if c.solved is None else (c.name, c.solved) for c in score.calls]
+        turn = Turn(text=text, calls=calls, results=[c.result for c in score.calls], solved=solved, reward=score.reward, case=score.case)
+        return step.after(self.add(score.content, turn), score.unsolved, self.sub_questions)
 
     def step_records(self, env: "Environment | StepRecord") -> Iterator[StepRecord]:
         "The step records of this trajectory: the start, then one after every turn that called tools."
         step, cut = env.start(), self.start
-        unsolved = {k: list(v) for k, v in step.unsolved.items()}
         yield step
-        for i, turn in enumerate(self.turns, 1):
+        for turn in self.turns:
             if not turn.calls: return
+            unsolved = {k: list(v) for k, v in step.unsolved.items()}
             for hit in turn.solved:
                 if hit: unsolved[hit[0]].remove(hit[1])
-            cut += 1 + len(turn.calls)
-            left = sum(map(len, unsolved.values()))
-            yield step.model_copy(update=dict(messages=self.messages[:cut], turn=step.turn + i,
-                unsolved={k: list(v) for k, v in unsolved.items()}, solve_rate=1 - left / max(1, self.sub_questions)))
+            new, cut = self.messages[cut:cut + 1 + len(turn.calls)], cut + 1 + len(turn.calls)
+            step = step.after(new, unsolved, self.sub_questions)
+            yield step
 
 # %% ../nbs/00_schema.ipynb #46d9d960
 @contextmanager
@@ -254,9 +282,10 @@ def replacing(path: str | Path,  # file to write
     "A file that takes the place of `path` once it is whole and on disk. Raises `UserError` if the disk refuses."
     path = Path(path)
     try:
+        if path.exists() and not path.is_file(): raise UserError(f"{path}: cannot be written: expected a file, and it is something else")
         path.parent.mkdir(parents=True, exist_ok=True)
         fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as e: raise UserError(f"{path}: cannot be written: {e.strerror or e}") from e
+    except (OSError, ValueError) as e: raise UserError(f"{path}: cannot be written: {getattr(e, 'strerror', None) or e}") from e
     try:
         with os.fdopen(fd, "wb") as f:
             yield f
@@ -264,7 +293,27 @@ def replacing(path: str | Path,  # file to write
         os.chmod(tmp, 0o644)
         os.replace(tmp, path)
     except OSError as e: raise UserError(f"{path}: cannot be written: {e.strerror or e}. What was there is unchanged.") from e
+    except (UnicodeEncodeError, PydanticSerializationError) as e:
+        raise UserError(f"{path}: cannot be written: {str(e).splitlines()[0]}. What was there is unchanged.") from e
     finally: Path(tmp).unlink(missing_ok=True)
+
+def read_text(path: str | Path,   # file of UTF-8 text, with or without a byte order mark
+              ) -> str:
+    "The text of a file. Raises `UserError` if it cannot be read or is something else."
+    try: content = Path(path).read_bytes()
+    except (OSError, ValueError) as e: raise UserError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
+    _check_text(path, content)
+    try: return content.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as e: raise UserError(f"{path}: is not UTF-8 text (byte {e.start})") from e
+
+_BOM = b"\xef\xbb\xbf"                         # byte order mark of UTF-8
+_OTHER = {b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text", b"\x1f\x8b": "compressed (gzip)", b"PK\x03\x04": "compressed (zip)",
+          b"BZh": "compressed (bzip2)", b"\xfd7zXZ": "compressed (xz)", b"(\xb5/\xfd": "compressed (zstd)"}
+
+def _check_text(path: str | Path, start: bytes):
+    "Raise `UserError` if the first bytes of a file are those of something else than UTF-8 text, of which they tell."
+    what = next((what for first, what in _OTHER.items() if start.startswith(first)), "UTF-16 text" if b"\0" in start[:2] else "")
+    if what: raise UserError(f"{path}: is {what}; expected UTF-8 text{', so unpack it first' if 'compressed' in what else ''}")
 
 def write_text(path: str | Path,  # file to write
                text: str,         # its whole content
@@ -381,11 +430,9 @@ def read_manifest(folder: str | Path,         # folder of shards
                   ) -> Manifest:
     "What a folder of shards says of itself. Raises `UserError` if it is no such folder."
     path = Path(folder) / "manifest.json"
-    try: return Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError as e:
-        raise UserError(f"{folder}: is a directory without manifest.json; expected a JSONL file, or a folder that a build has "
-                        "finished") from e
-    except OSError as e: raise UserError(f"{path}: cannot be read: {e.strerror}") from e
+    if not path.exists():
+        raise UserError(f"{folder}: is a directory without manifest.json; expected a JSONL file, or a folder that a build has finished")
+    try: return Manifest.model_validate_json(read_text(path))
     except ValidationError as e: raise UserError(f"{path}: {_explain(e, Manifest)}") from e
 
 GROUP = 1000                                  # rows of a Parquet row group: what reading one row has to decode
@@ -413,10 +460,12 @@ def rows_of(path: Path,                       # a JSONL or Parquet file
     try:
         with path.open("rb") as f:
             for n, line in enumerate(f, 1):
-                if line.strip(): yield at, n, line.decode()
+                if n == 1: _check_text(path, line)
+                mark = len(_BOM) * line.startswith(_BOM)             # of this file, or of one that was added to it
+                if line[mark:].strip(): yield at + mark, n, line[mark:].decode()
                 at += len(line)
-    except OSError as e: raise UserError(f"{path}: cannot be read: {e.strerror}") from e
-    except UnicodeDecodeError as e: raise UserError(f"{path}: is not UTF-8 text (byte {at + e.start})") from e
+    except UnicodeDecodeError as e: raise UserError(f"{path}: is not UTF-8 text (byte {at + mark + e.start})") from e
+    except (OSError, ValueError) as e: raise UserError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
 
 @lru_cache(maxsize=2)
 def _group(path: Path, g: int) -> list[str]:
@@ -490,22 +539,30 @@ def _plain(key: str, x):
     number = lambda a: _inner(a) if isinstance(a, (int, float)) else a
     return {tool: [number(a) for a in answers] if isinstance(answers, list) else answers for tool, answers in x.items()}
 
+def _engines(written) -> dict[str, str]:
+    "What runs each tool, where a record of ours says it."
+    try:
+        engines = json.loads(written) if isinstance(written, str) else {}
+    except (ValueError, RecursionError):
+        return {}
+    return engines if isinstance(engines, dict) and {"monty", "cpython"}.issuperset(map(str, engines.values())) else {}
+
 def from_ftrl(record: dict,      # one object of the authors' JSON Lines
               environment: str = "",  # id to give it
               ) -> StepRecord:
     "The authors' record as a `StepRecord`. Raises `UserError` naming the field that is missing or malformed."
     if not isinstance(record, dict): raise UserError(f"expected an object with the fields {', '.join(_FTRL)}, got {_short(record)}")
-    inner, written = {}, {}
+    inner, written, engines = {}, {}, _engines(record.get("engines"))
     for key in ("tools", "codes", "unsolved_set"):
         if key not in record: raise UserError(f"the record has no field {key!r}; the authors' format has {', '.join(_FTRL)}")
         try: inner[key] = json.loads(record[key]) if isinstance(record[key], str) else record[key]
-        except json.JSONDecodeError as e: raise UserError(f"field {key!r}: expected JSON in a string, got {record[key][:60]!r} ({e})") from e
+        except (ValueError, RecursionError) as e: raise UserError(f"field {key!r}: expected JSON in a string, got {record[key][:60]!r} ({e})") from e
         inner[key] = _plain(key, inner[key])
         if _inner(inner[key]) != record[key]: written[key] = record[key]     # spelled otherwise than we would
     try: return StepRecord(environment=environment, messages=record.get("messages"), tools=inner["tools"], codes=inner["codes"],
             unsolved=inner["unsolved_set"], answer=record.get("answer"), solve_rate=record.get("solve_rate", 0.0),
             data_source=record.get("data_source", ""), split=record.get("split", ""),
-            extra={k: v for k, v in record.items() if k not in _FTRL} | {"_absent": [k for k in _FTRL if k not in record]}
+            engines=engines, extra={k: v for k, v in record.items() if k not in _FTRL and not (k == "engines" and engines)} | {"_absent": [k for k in _FTRL if k not in record]}
                   | ({"_written": written} if written else {}))
     except ValidationError as e: raise UserError(_explain(e, StepRecord)) from e
 
@@ -514,8 +571,9 @@ def to_ftrl(step: "StepRecord | Environment",  # what to write; an environment g
     "A step record in the authors' format."
     step = step.start()
     inner = dict(tools=step.tools, codes=step.codes, unsolved_set=step.unsolved)
+    more = {"engines": _inner(step.engines)} if step.engines else {}             # a field of ours, which the authors' code passes over
     record = dict(messages=step.messages) | {k: _inner(x) for k, x in inner.items()} | dict(
-        answer=step.answer, solve_rate=step.solve_rate, data_source=step.data_source, split=step.split)
+        answer=step.answer, solve_rate=step.solve_rate, data_source=step.data_source, split=step.split) | more
     for k, x in step.extra.get("_written", {}).items():
         if _plain(k, json.loads(x) if isinstance(x, str) else x) == inner[k]: record[k] = x      # nothing has been solved since
     record |= {k: v for k, v in step.extra.items() if k not in ("_absent", "_written")}
@@ -528,7 +586,7 @@ def read_ftrl(path: str | Path,  # JSON Lines of the authors' records
     records = []
     for _, n, text in rows_of(Path(path)):
         try: records.append(from_ftrl(json.loads(text), f"line-{n}"))
-        except json.JSONDecodeError as e: raise UserError(f"{path}, line {n}: is not JSON: {e}") from e
+        except (ValueError, RecursionError) as e: raise UserError(f"{path}, line {n}: is not JSON: {e}") from e
         except UserError as e: raise UserError(f"{path}, line {n}: {e}") from e
     return records
 
@@ -537,7 +595,7 @@ def is_ftrl(path: str | Path,    # a JSONL file
     "Whether the first line of a file is a record of the authors."
     if Path(path).is_dir(): return False
     try: first = json.loads(next(rows_of(Path(path)))[2])
-    except (StopIteration, json.JSONDecodeError): return False
+    except (StopIteration, ValueError, RecursionError): return False
     return isinstance(first, dict) and "unsolved_set" in first
 
 # %% ../nbs/00_schema.ipynb #fba38a42

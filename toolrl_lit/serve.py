@@ -10,11 +10,10 @@ import copy, math, signal, socket, sys, threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from .reward import KINDS, MARKUP, Match, Parsed, score_turn
+from .reward import Match, Parsed, score_parsed
 from .sandbox import CallResult, ToolSandbox, failure, shared, timeout_text
-from .schema import Environment, ToolCall, Trajectory, Turn, UserError, read_jsonl, reserve, write_jsonl
+from .schema import Environment, ToolCall, ToolDoc, Trajectory, UserError, read_jsonl, reserve, write_jsonl
 
 # %% ../nbs/13a_serve.ipynb #9d36241d
 class Session:
@@ -39,40 +38,37 @@ class Session:
              ) -> list[CallResult]:
         "Run the calls of one turn; score it (paper section 3.3) and keep it in `trajectory`."
         with self.lock:
-            results, solved, t = [], [], self.trajectory
-            for call in calls:
-                results.append(self._run(call))
-                solved.append(self._credit(call, results[-1]))
-            reward = KINDS["f1"](len(solved) - solved.count(None), len(solved)) if calls else \
-                score_turn(said, self.step, match=self.match, parser=_spoken).reward
-            self.step = self.step.model_copy(update={"solve_rate": 1 - self.step.open() / max(1, t.sub_questions)})
-            t.add(said, Turn(text=said, calls=list(calls), results=[r.text for r in results], solved=solved, reward=reward))
+            results = [self._unsourced(c, r) for c, r in zip(calls, self._run(calls))]
+            score = score_parsed(Parsed(said.strip(), list(calls), []), results, self.step, match=self.match)
+            self.step = self.trajectory.take(self.step, said, score)
             return results
 
-    def _run(self, call: ToolCall) -> CallResult:
-        "The result of a call, without the tool's source."
-        result = self.sandbox.call(call.name, call.arguments, self.env.codes().get(call.name), self.data)
+    def _run(self, calls: Sequence[ToolCall]) -> list[CallResult]:
+        "The results of the calls of one turn: in one batch, or one after the other where each must see what the one before has changed."
+        codes = self.env.codes()
+        jobs = [(c.name, c.arguments, codes.get(c.name)) for c in calls]
+        return self.sandbox.call_many(jobs) if self.data is None else [self.sandbox.call(*job, self.data) for job in jobs]
+
+    def _unsourced(self, call: ToolCall, result: CallResult) -> CallResult:
+        "A result without the tool's source, which a time-out tells."
         if result.error != "timeout": return result
         told = timeout_text(call.name, call.arguments, "...", self.sandbox.limits["timeout"])
         return replace(result, text=failure(call.name, told))
 
-    def _credit(self, call: ToolCall, result: CallResult) -> tuple[str, str] | None:
-        "Tool and golden answer of the sub-question that a call solved."
-        ran = SimpleNamespace(call_many=lambda calls: [result])
-        score = score_turn("", self.step, match=self.match, parser=lambda _: Parsed("", [call], []), sandbox=ran)
-        self.step = self.step.model_copy(update={"unsolved": score.unsolved})
-        return None if score.calls[0].solved is None else (call.name, score.calls[0].solved)
-
-def _spoken(text: str) -> Parsed:
-    "A turn in which nothing was called."
-    return Parsed(text, [], [])
-_spoken.markup = MARKUP["qwen"]                # written by mistake, it counts as a call that did not parse
-
 # %% ../nbs/13a_serve.ipynb #67cd1ac4
+def _input_schema(doc: ToolDoc) -> dict[str, Any]:
+    "A tool's parameters as MCP wants them, which needs their type to be told. Raises `UserError` for another type than object."
+    if (kind := doc.parameters.get("type", "object")) != "object":
+        raise UserError(f"tool {doc.name!r}: MCP needs parameters of type object, got {kind!r}")
+    return {"type": "object"} | doc.parameters
+
 def mcp_server(env: Environment,                   # what to offer
                session: Callable[[Any], Session],  # the session that a request belongs to, by its MCP context
                ):
-    "An MCP server (`mcp.server.lowlevel.Server`) of an environment. Raises `UserError` if the package mcp is missing."
+    """An MCP server (`mcp.server.lowlevel.Server`) of an environment.
+
+    Raises `UserError` if the package mcp is missing, or a tool's parameters are no object."""
+    for tool in env.tools: _input_schema(tool.doc)
     try:
         import anyio, mcp_types as types
         from mcp.server.lowlevel import Server
@@ -80,7 +76,7 @@ def mcp_server(env: Environment,                   # what to offer
     except ImportError as e:
         raise UserError("serving needs the package mcp, version 2 or later: pip install 'toolrl_lit[mcp]'") from e
     async def list_tools(ctx, params):
-        return types.ListToolsResult(tools=[types.Tool(name=t.name, description=t.doc.description, input_schema=t.doc.parameters)
+        return types.ListToolsResult(tools=[types.Tool(name=t.name, description=t.doc.description, input_schema=_input_schema(t.doc))
                                             for t in env.tools])
     async def call_tool(ctx, params):
         result = await anyio.to_thread.run_sync(session(ctx).call, params.name, params.arguments or {})

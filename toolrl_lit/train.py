@@ -76,8 +76,9 @@ class TrainConfig(BaseModel):
                     "mean, its baseline, 2501.03262")
     credit: Literal["step", "episode", "turn"] = Field("step",
         description="what is sampled and rewarded: step, one turn after a step record (paper); episode, whole episodes, by their Solve-F1 (TRL's "
-                    "environment_factory); turn, the same, and each of their turns beside (MT-GRPO, arXiv 2505.11821)")
-    kind: Literal["f1", "p", "r", "pr"] = Field("f1", description="reward kind of a turn (paper, ablation); with credit=turn of each turn, while the episode's part stays Solve-F1")
+                    "environment_factory); turn, whole episodes, each turn by what it earned and what followed, among the turns with the same history (after "
+                    "GiGPO, arXiv 2505.10978)")
+    kind: Literal["f1", "p", "r", "pr"] = Field("f1", description="reward kind of a turn (paper, ablation); with credit=turn of each turn")
     match: Literal["paper", "strict"] = Field("paper", description="how results are compared with golden answers")
     epochs: int = Field(2, ge=1, description="each begins by collecting trajectories with the current policy (credit=step), or goes over the same environments again")
     updates: int = Field(4, ge=1, description="batches of rollouts in an epoch; an update each, or mini_batches updates")
@@ -541,7 +542,7 @@ class StepTrainer(_Sharded, GRPOTrainer):
             mine = self.accelerator.process_index * len(inputs)
             batch["advantages"] = advantages[mine:mine + len(inputs)].to(batch["advantages"])
         if self.environments: self._log_episodes()
-        if self.worth: batch["advantages"] = batch["advantages"][:, None] + self._turn_credit(batch, inputs)
+        if self.worth: batch["advantages"] = self._turn_credit(batch, inputs)
         return batch
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
@@ -563,7 +564,7 @@ class StepTrainer(_Sharded, GRPOTrainer):
             self._metrics["train"][name].append(value)
 
     def _turn_credit(self, batch, inputs) -> torch.Tensor:
-        "(rows, C): at each token that the policy wrote, the advantage of its turn among the turns at its place in its group."
+        "(rows, C): at each token that the policy wrote, the advantage of its turn among the turns of its group with the same history."
         said = (batch["completion_mask"] * batch["tool_mask"]).bool()
         turn = (said & ~torch.nn.functional.pad(said, (1, 0))[:, :-1]).cumsum(1)         # 1 in the first turn, and so on
         turns = [[ids[s & (t == k)].tolist() for k in range(1, int(t[-1]) + 1)] for ids, s, t in zip(batch["completion_ids"], said, turn)]
