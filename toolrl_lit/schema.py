@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ScenarioKind', 'SCENARIOS', 'Strategy', 'STRATEGIES', 'M', 'GROUP', 'UserError', 'SubQuestion', 'Scenario', 'ToolDoc',
-           'Tool', 'ToolCall', 'Environment', 'StepRecord', 'Turn', 'Trajectory', 'replacing', 'write_text', 'reserve',
-           'refuse_other', 'holds_work', 'lacks_memory', 'write_jsonl', 'explain', 'Shard', 'Manifest', 'sha256',
-           'verified', 'read_manifest', 'rows_of', 'OnDisk', 'read_jsonl', 'from_ftrl', 'to_ftrl', 'read_ftrl',
-           'is_ftrl', 'show']
+           'Tool', 'ToolCall', 'Environment', 'StepRecord', 'answer_types', 'Turn', 'Trajectory', 'replacing',
+           'write_text', 'reserve', 'refuse_other', 'holds_work', 'lacks_memory', 'write_jsonl', 'explain', 'Shard',
+           'Manifest', 'sha256', 'verified', 'read_manifest', 'rows_of', 'OnDisk', 'read_jsonl', 'from_ftrl', 'to_ftrl',
+           'read_ftrl', 'is_ftrl', 'show']
 
 # %% ../nbs/00_schema.ipynb #4da06f13
 import hashlib, json, os, re, tempfile
@@ -20,6 +20,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 import filelock
+from .engine.match import AnswerType, infer_type
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 # %% ../nbs/00_schema.ipynb #ed8c31ba
@@ -36,12 +37,18 @@ class SubQuestion(BaseModel):
     id: str                                   # unique within the scenario, such as "q1"
     question: str                             # the step in words
     answer: str                               # golden sub-answer
+    answer_type: AnswerType | Literal[""] = ""  # what the answer is, such as "date"; "": inferred when it is read
     depends_on: list[str] = []                # ids whose answers this step needs
     tool: str = ""                            # name of the tool that answers it, set by stage 2
     arguments: dict[str, Any] = {}            # arguments of the golden call, set by stage 2
     relation: str = ""                        # generator's name of the fact behind it, for audits
     unit: str = ""                            # unit that is asked for, where it is not that of the facts
     entities: list[str] = []                  # entities it names or returns, for train/held-out separation
+
+    @model_validator(mode="after")
+    def _type_is_known(self):
+        self.answer_type = self.answer_type or infer_type(self.answer)
+        return self
 
 # %% ../nbs/00_schema.ipynb #3055e49f
 class Scenario(BaseModel):
@@ -51,6 +58,7 @@ class Scenario(BaseModel):
     kind: ScenarioKind
     question: str
     answer: str                               # golden final answer
+    answer_type: AnswerType | Literal[""] = ""  # what it is; "": inferred when it is read
     sub_questions: list[SubQuestion] = Field(min_length=1)
     split: Literal["train", "test"] = "train"
 
@@ -62,6 +70,7 @@ class Scenario(BaseModel):
             missing = set(q.depends_on) - seen
             if missing: raise ValueError(f"sub-question {q.id!r} depends on {sorted(missing)}, which no earlier sub-question has as id")
             seen.add(q.id)
+        self.answer_type = self.answer_type or infer_type(self.answer)
         return self
 
     def waves(self) -> list[list[SubQuestion]]:
@@ -129,6 +138,8 @@ class Environment(BaseModel):
     def answer(self) -> str: return self.scenario.answer
     @property
     def split(self) -> str: return self.scenario.split
+    @property
+    def answer_types(self) -> dict[str, AnswerType]: return {x.answer: x.answer_type for x in (self.scenario, *self.scenario.sub_questions)}
 
     def documents(self) -> list[dict]:
         "Tool documents as chat templates take them."
@@ -151,7 +162,8 @@ class Environment(BaseModel):
     def start(self) -> "StepRecord":
         "The step record of the empty history."
         return StepRecord(environment=self.id, messages=[{"role": "user", "content": self.question}], tools=self.documents(),
-            codes=self.codes(), unsolved=self.unsolved(), answer=self.answer, split=self.split, kind=self.kind)
+            codes=self.codes(), unsolved=self.unsolved(), answer=self.answer, split=self.split, kind=self.kind,
+            answer_types=self.answer_types)
 
 # %% ../nbs/00_schema.ipynb #1cf4cc84
 class StepRecord(BaseModel):
@@ -163,6 +175,7 @@ class StepRecord(BaseModel):
     codes: dict[str, str]                     # Python source by tool name
     unsolved: dict[str, list[str]]            # golden sub-answers still unsolved, by tool name
     answer: str | None = None                 # golden final answer
+    answer_types: dict[str, AnswerType] = {}  # what golden answers are, where that is known
     solve_rate: float = 0.0                   # share of sub-questions solved so far
     turn: int = 0                             # turns taken before this step
     split: str = "train"
@@ -178,6 +191,14 @@ class StepRecord(BaseModel):
     def open(self) -> int:
         "How many sub-questions are unsolved."
         return sum(len(v) for v in self.unsolved.values())
+
+# %% ../nbs/00_schema.ipynb #9a3e460b
+def answer_types(record: "Environment | StepRecord",  # where the answers are golden
+                 ) -> dict[str, AnswerType]:
+    "Give the type of each golden answer: the one that is stored, else what its text suggests."
+    stored, unsolved = record.answer_types, record.unsolved if isinstance(record, StepRecord) else record.unsolved()
+    answers = [a for answers in unsolved.values() for a in answers] + ([] if record.answer is None else [record.answer])
+    return {a: stored.get(a) or infer_type(a) for a in answers}
 
 # %% ../nbs/00_schema.ipynb #a64c22c3
 class Turn(BaseModel):
@@ -480,12 +501,14 @@ def from_ftrl(record: dict,      # one object of the authors' JSON Lines
         except json.JSONDecodeError as e: raise UserError(f"field {key!r}: expected JSON in a string, got {record[key][:60]!r} ({e})") from e
         inner[key] = _plain(key, inner[key])
         if _inner(inner[key]) != record[key]: written[key] = record[key]     # spelled otherwise than we would
-    try: return StepRecord(environment=environment, messages=record.get("messages"), tools=inner["tools"], codes=inner["codes"],
+    try: step = StepRecord(environment=environment, messages=record.get("messages"), tools=inner["tools"], codes=inner["codes"],
             unsolved=inner["unsolved_set"], answer=record.get("answer"), solve_rate=record.get("solve_rate", 0.0),
             data_source=record.get("data_source", ""), split=record.get("split", ""),
             extra={k: v for k, v in record.items() if k not in _FTRL} | {"_absent": [k for k in _FTRL if k not in record]}
                   | ({"_written": written} if written else {}))
     except ValidationError as e: raise UserError(_explain(e, StepRecord)) from e
+    step.answer_types = answer_types(step)
+    return step
 
 def to_ftrl(step: "StepRecord | Environment",  # what to write; an environment gives its start
             ) -> dict:
