@@ -42,7 +42,7 @@ def gives_away(text: str,              # a result or a fact
     low, bare = plain(text), _bare(text)
     return any(plain(g) in low or _bare(g) in bare for g in goldens)
 
-# %% ../../nbs/engine/match.ipynb #2b5c6887
+# %% ../../nbs/engine/match.ipynb #31bef6b8
 class Unit(NamedTuple):
     "What a unit measures, and how to get from it to the base of that dimension."
     dimension: str                # such as "length", "length2" or "length/time"
@@ -62,8 +62,8 @@ mass:        ~g gram gramme; t=1000000 tonne metric_ton; ton=907184.74 short_ton
 time:        ~s second sec; min=60 minute; h=3600 hour hr; d=86400 day; wk=604800 week; fortnight=1209600
 calendar:    month; yr=12 year; decade=120; century=1200 centuries
 angle:       deg degree; rad=57.29577951308232 radian
-temperature: °C=1+273.15 C degC celsius degree_celsius centigrade; K=1 kelvin;
-             °F=0.5555555555555555555555555556+459.67 F degF fahrenheit degree_fahrenheit
+temperature: °C=1+273.15 C degC celsius degree_celsius degree_C centigrade; K=1 kelvin;
+             °F=0.5555555555555555555555555556+459.67 F degF fahrenheit degree_fahrenheit degree_F
 ratio:       %=0.01 percent pct per_cent percentage; ‰=0.001 permille per_mille; ppm=0.000001
 data:        ~B=8 byte; ~bit=1 b; KB=8000; KiB=8192; MiB=8388608; GiB=8589934592; TiB=8796093022208
 data/time:   ~bps
@@ -94,7 +94,7 @@ def _spellings(dimension: str, entry: str) -> Iterable[tuple[str, Unit]]:
     for short, (long, power) in ({"": ("", 0)} | (_PREFIXES if "~" in entry else {})).items():
         scaled = unit._replace(factor=unit.factor.scaleb(power))
         yield short + symbol, scaled
-        if len(symbol) > 3: yield symbol + "s", scaled
+        if len(symbol) > 2: yield symbol + "s", scaled
         for name in names:
             name = (long if len(name) > 2 else short) + name.replace("_", " ")
             yield name, scaled
@@ -135,7 +135,7 @@ def unit_of(text: str,   # such as "km/h" or "square miles"
     base = unit_of(name) if n > 1 else None
     return base and Unit(f"{base.dimension}{n}", base.factor ** n)
 
-# %% ../../nbs/engine/match.ipynb #59ffd584
+# %% ../../nbs/engine/match.ipynb #cec01b15
 Kind = Literal["number", "range", "date", "time", "code", "word", "stop"]
 
 class Token(NamedTuple):
@@ -148,19 +148,23 @@ class Token(NamedTuple):
     name: bool = False   # a word written with a capital, or a code
 
 _LETTERS = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "º": "°", "µ": "u", "μ": "u", "Ł": "L", "ł": "l", "Ø": "O", "ø": "o", "Đ": "D", "đ": "d",
-    "æ": "ae", "Æ": "Ae", "œ": "oe", "ı": "i", **dict.fromkeys("–—‒−‑⁻", "-"), "⁺": "+", **{s: str(i) for i, s in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}})
+    "æ": "ae", "Æ": "Ae", "œ": "oe", "ı": "i", **dict.fromkeys("–—‒−‑⁻", "-"), "⁺": "+", "≠": "!=", **{s: str(i) for i, s in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}})
+
+_INITIALS = re.compile(r"\b[A-Z](?:[. ]{1,2}[A-Z]\b)*[. ]{1,2}(?=[A-Z][a-z])|\b(?:[A-Z]\. ?){2,}")                       # J. R. R. Tolkien
+_DOTTED = re.compile(r"\b(?:[A-Za-z]\.){2,}|\b(?:[A-Za-z]\.)+[A-Za-z]\b")       # U.S.A., p.m.
+_DATE_T = re.compile(r"(?<=\d)[Tt](?=\d\d:\d\d)")                              # 2020-03-03T10:00
 
 def _folded(text: str) -> str:
     "Text without accents, with plain signs; powers of numbers are written with ^."
-    text = re.sub(r"\b(?:[A-Z]\. ?)+(?=[A-Z][a-z])", lambda m: re.sub("[. ]", "", m[0]) + " ", text)             # J. R. R. Tolkien
-    text = re.sub(r"\b(?:[A-Za-z]\.){2,}|\b(?:[A-Za-z]\.)+[A-Za-z]\b", lambda m: m[0].replace(".", ""), text)     # U.S.A., p.m.
-    text = re.sub(r"(?<=\d)[Tt](?=\d\d:\d\d)", " ", text)                                                        # 2020-03-03T10:00
+    text = _INITIALS.sub(lambda m: re.sub("[. ]", "", m[0]) + " ", text)
+    if "." in text: text = _DOTTED.sub(lambda m: m[0].replace(".", ""), text)
+    if ":" in text: text = _DATE_T.sub(" ", text)
     if text.isascii(): return text
     text = re.sub(r"(?<=[\d)])(?=[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻])", "^", text)
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text).translate(_LETTERS)
     return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).replace("⁄", "/").replace("\u03bc", "u")
 
-# %% ../../nbs/engine/match.ipynb #9eeb9617
+# %% ../../nbs/engine/match.ipynb #2e728a4c
 _MONTHS = {m: n for n, names in enumerate(("january jan|february feb|march mar|april apr|may|june jun|july jul|august aug|september sept sep|"
            "october oct|november nov|december dec").split("|"), 1) for m in names.split()}
 _ZONES = {"z": 0, "utc": 0, "gmt": 0, "wet": 0, "bst": 60, "cet": 60, "cest": 120, "eet": 120, "eest": 180, "msk": 180, "ist": 330, "hkt": 480,
@@ -177,7 +181,7 @@ _date = rf"""(?<![\w.-])\d{{4}}(?P<sep>[-/.])\d\d?(?P=sep)\d\d? | (?<![\w.-])\d{
     \b(?-i:(?=[A-Z])){_month}\s{_day} | \b\d\d?(?:st|nd|rd|th)?\s(?:of\s)?(?-i:(?=[A-Z])){_month}"""
 _clock = rf"""(?<![\w:.])(?:\d\d?:\d\d(?::\d\d(?:\.\d+)?)?(?:\s?[ap]m\b)?|\d\d?\s?[ap]m\b|\d\d?h\d\d\b|noon\b|midnight\b)
     (?:\s?(?:(?:{"|".join(sorted(_ZONES, key=len, reverse=True))})\b(?:[+-]\d\d?(?::?\d\d)?)?|[+-]\d\d:?\d\d\b))?(?![\w:]|[-.]\d)"""
-_digits = r"""(?:\d{1,3}(?:\.\d{3})+,\d+ | \d{1,3}(?:,\d\d\d?)*,\d{3}(?!\d)(?:\.\d+)? | \d{1,3}(?:[\ ']\d{3})+(?!\d)(?:\.\d+)? |
+_digits = r"""(?:\d{1,3}(?:\.\d{3})+,\d+ | \d{1,3}(?:,\d\d\d?)*,\d{3}(?!\d)(?:\.\d+)? | \d{1,3}(?:[\ '_]\d{3})+(?!\d)(?:\.\d+)? |
     \d{1,3}(?:\.\d{3}){2,}(?![.\d]) | (?:\d{1,4}\ )?\d{1,6}/\d{1,6}(?![/\d]) | \d+,(?:\d\d?|\d{4,})(?![\d,]) | (?!0\d)\d+(?:\.\d+)? | 0?\.\d+)
     (?:e[-+]?\d{1,4}(?!\d) | (?:\s?[x×*·]\s?10)?(?:\^|\*\*)[-+]?\d{1,4})?"""
 _money = r"(?:(?:US|CA|C|AU|A|NZ|HK|S|R|CN)?\$|CN¥|[€£¥₹₩₽₺₪₴₫₦₱฿₿]|Rs\b\.?|(?-i:" + "|".join(u for u in UNITS if UNITS[u].dimension == u) + r")(?=\ ?\d))\ ?"
@@ -188,7 +192,7 @@ _TOKEN = re.compile(rf"""
     (?P<number>(?<![\w.])(?<!\w[-:/])(?P<minus>(?<!\))[-+]|\bminus\ )?(?P<money>{_money})?(?P<minus2>[-+])?(?P<digits>{_digits})) |
     (?P<code>[^\W_]*\d[^\W_]*(?:[-.:/_+][^\W_]+)*(?:\+(?!\w))? | [^\W\d_]+[-./_](?:[^\W_]+[-./_]){{0,3}}?[^\W\d_]*\d[^\W_]*(?:[-./_][^\W_]+)*) |
     (?P<word>(?:(?<![\w.])\.(?=[A-Za-z]))?[^\W\d_]+(?:['/&][^\W\d_]+)*(?:\+\+|[+#](?!\w)|(?-i:(?<=\b[A-Z])|(?<=\b[A-Z][A-Za-z]))-(?![\w-]))? | &(?=\s)) |
-    (?P<stop>[<>]= | [^\w\s'"*`-] | \n | (?<=\s)-(?=\s))""", re.X | re.I)
+    (?P<stop>[<>!]= | [^\w\s'"*`-] | \n | (?<=\s)-(?=\s))""", re.X | re.I)
 
 _UNIT = re.compile(r"[ -]?((?:°\s?)?[A-Za-zΩ°%‰$€£¥₹₩₽₺]+[23]?(?:\^[23])?(?:(?:/| per |[ -])[A-Za-z]+(?:\^?[23])?){0,3})")
 _SCALE = re.compile(r"\s?(hundred|thousand|lakh|million|mio|mn|crore|billion|bn|trillion)\b|([kKMB])(?![\w/])")
@@ -205,7 +209,7 @@ def _value(digits: str) -> Decimal:
         *whole, part = digits.split(" ")
         above, below = part.split("/")
         return _EXACT.add(Decimal((whole or [0])[0]), _EXACT.divide(Decimal(above), Decimal(below)))
-    digits = re.sub(r"[ ']", "", digits)
+    digits = re.sub(r"[ '_]", "", digits)
     if re.search(r"\.\d{3},|\.\d{3}\.", digits): digits = digits.replace(".", "").replace(",", ".")      # 1.234,5
     elif not re.fullmatch(r"\d{1,3}(?:,\d\d\d?)*,\d{3}(?:\..*|e.*)?", digits): digits = digits.replace(",", ".")
     value = _EXACT.create_decimal(digits.replace(",", ""))
@@ -229,14 +233,14 @@ def _unit_after(text: str, end: int) -> tuple[str, int]:
 
 def _number(m: re.Match, text: str) -> tuple[Token, int] | None:
     "The number of a match with its scale, unit and bound, and where it ends; None if it is only a part of a code."
-    value, end, unit = _value(m["digits"]), m.end(), (m["money"] or "").strip(" .")
+    value, end, unit = (Decimal(m["digits"]) if m["digits"].isdigit() else _value(m["digits"])), m.end(), (m["money"] or "").strip(" .")
     if nth := _NTH_END.match(text, end): unit, end = "th", nth.end()
     else:
         while scale := _SCALE.match(text, end): value, end = value.scaleb(_SCALES[(scale[1] or scale[2]).casefold()], _EXACT), scale.end()
         if unit and text[end:end + 1] == "m" and not text[end + 1:end + 2].isalpha(): value, end = value.scaleb(6, _EXACT), end + 1
         name, after = _unit_after(text, end)
         if name and (not unit or unit == "$" and name.replace(" ", "").isalpha()): unit, end = name, after
-    if _GLUED.match(text, end) or _DECADE.match(text, m.start("digits")): return None
+    if not value.is_finite() or _GLUED.match(text, end) or _DECADE.match(text, m.start("digits")): return None
     minus = (m["minus"] or m["minus2"] or "").strip().casefold() in ("-", "minus")
     if more := _MORE.match(text, end): end = more.end()
     bound = "" if not more else "≥" if more[1] else "≤"
@@ -276,13 +280,17 @@ def _clock_time(text: str) -> tuple[int, int | None] | None:
     if half: hour = hour % 12 + 12 * (half[1] == "p")
     return hour * 3600 + minute * 60 + second, shift
 
-# %% ../../nbs/engine/match.ipynb #0a66f914
+# %% ../../nbs/engine/match.ipynb #7b0ec017
 _BOUNDS = {"at least": "≥", "no less than": "≥", "no fewer than": "≥", "minimum of": "≥", ">=": "≥", "≥": "≥", "at most": "≤", "no more than": "≤", "up to": "≤",
            "maximum of": "≤", "<=": "≤", "≤": "≤", "more than": ">", "greater than": ">", "over": ">", "above": ">", "exceeds": ">", "exceeding": ">", ">": ">",
-           "less than": "<", "fewer than": "<", "under": "<", "below": "<", "<": "<", "±": "±", "+ / -": "±", "almost": "<", "nearly": "<", "not quite": "<"}
+           "less than": "<", "fewer than": "<", "under": "<", "below": "<", "<": "<", "±": "±", "+ / -": "±", "!=": "≠", "almost": "<", "nearly": "<", "not quite": "<", "before": "<", "after": ">", "until": "≤"}
+
+_BOUND_ENDS = {words.split()[-1] for words in _BOUNDS}
 
 def _bounded(out: list[Token], token: Token) -> Token:
     "A number with the bound that the words before it set; these words are taken away."
+    if not out or out[-1].value not in _BOUND_ENDS: return token
+    if out[-1].value in ("before", "after", "until") and not (token.kind == "date" or re.fullmatch(r"\d{4}", token.text)): return token
     for n in (3, 2, 1):
         said = " ".join(t.value if t.kind in ("word", "stop") else "." for t in out[-n:])
         if len(out) >= n and (bound := _BOUNDS.get(said if n > 1 or not said.isalpha() else said)):
@@ -307,12 +315,12 @@ def _joined(out: list[Token], token: Token) -> Token:
             return token._replace(value=value if big.value >= 0 else -value, text=f"{big.text} {token.text}", bound=big.bound)
     return token
 
-# %% ../../nbs/engine/match.ipynb #b956109a
+# %% ../../nbs/engine/match.ipynb #6383d25c
 _PARTS = {p + s: n for n, p in ((2, "half"), (3, "third"), (4, "quarter"), (4, "fourth"), (5, "fifth"), (6, "sixth"), (8, "eighth"), (10, "tenth")) for s in ("", "s")}
 
 def _word(text: str) -> Token:
     "A word as it is compared."
-    low = re.sub(r"'s$", "", text.casefold())
+    low = text.casefold().removesuffix("'s")
     return Token("word", {"&": "and", "saint": "st", "mount": "mt"}.get(low, low), text, name=not text[0].islower() and text != "&")
 
 def _spelled(out: list[Token], word: str, text: str, end: int) -> tuple[Token, int] | None:
@@ -340,17 +348,16 @@ def tokens(text: str,   # anything
     text, out, end = _folded(text), [], 0
     while m := _TOKEN.search(text, end):
         kind, end, token = m.lastgroup, m.end(), None
-        kind = next(k for k in ("link", "time", "date", "range", "number", "code", "word", "stop") if m[k] is not None)
         if kind == "number" and (found := _number(m, text)):
             token, end = found
-            token = _joined(out, _bounded(out, token))
+            token = _bounded(out, _joined(out, token))
         elif kind == "range": token, end = _range(m, text)
-        elif kind == "date" and (dates := _dates(m[0])): token = Token("date", dates, m[0])
+        elif kind == "date" and (dates := _dates(m[0])): token = _bounded(out, Token("date", dates, m[0]))
         elif kind == "time" and (at := _clock_time(m[0])): token = Token("time", at, m[0])
         elif kind == "word":
             if found := _spelled(out, m[0], text, end):
                 token, end = found
-                token = _joined(out, _bounded(out, token))
+                token = _bounded(out, _joined(out, token))
             else: token = _word(m[0])
         elif kind == "stop": token = Token("stop", m[0], m[0])
         elif kind == "link": token = Token("code", re.sub(r"^([a-z]+://[^/]*)|/$", lambda p: (p[1] or "").casefold(), m[0].rstrip(".,;:!?")), m[0], name=True)
@@ -368,16 +375,19 @@ def _range(m: re.Match, text: str) -> tuple[Token, int]:
     unit, end = _unit_after(text, m.end())
     return Token("range", (low, high), m[0], unit), end
 
-# %% ../../nbs/engine/match.ipynb #1cd9e143
+# %% ../../nbs/engine/match.ipynb #bc09dcf8
+_OPENS = set('{["-0123456789')
 _JSON = json.JSONDecoder(parse_float=Decimal, parse_int=Decimal)
 
 def _read(text: str) -> Any:
     "A result as JSON, as a Python literal or as `key: value` lines where it is such, else as text."
-    try: return _JSON.decode(text)
-    except (ValueError, RecursionError, ArithmeticError): pass
+    if text[:1] in _OPENS or text in ("true", "false", "null"):
+        try: return _JSON.decode(text)
+        except (ValueError, RecursionError, ArithmeticError): pass
     if text[:1] in ("(", "[", "{"):
         try: return ast.literal_eval(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError): pass
+    if "\n" not in text: return text
     lines = [re.fullmatch(r"\s*([^:\n]{1,40}):\s(.+)", line) for line in text.split("\n") if line.strip()]
     return {m[1]: m[2] for m in lines} if len(lines) > 1 and all(lines) else text
 
@@ -416,7 +426,7 @@ def _refused(value: Any, golden: str) -> bool:
     if str(low.get("status")).casefold() in ("error", "failed", "fail", "failure") and (bare or low.keys() & _MESSAGES - {"result"}): return True
     return any(isinstance(v, str) and _refuses(v, golden) for k, v in low.items() if k in _MESSAGES)
 
-# %% ../../nbs/engine/match.ipynb #77886019
+# %% ../../nbs/engine/match.ipynb #bb9992d7
 FIELDS, ALIKE, WORDS, NUMBERS, LONGEST = 12, 8, 80, 8, 4000   # more fields, like values, words, numbers, letters are a table
 _PLACEHOLDER = re.compile(r"[a-z]|\d+|[a-z]{1,2}\d+|(?:option|choice|guess|candidate|answer|alternative|item|value|key|result|city|name)?[ _]?(?:[a-z]|\d+)", re.I)
 _UNIT_KEY = re.compile(r"(?:(.+?)_?)?(?:units?|currency(?:_code)?|uom|unit_of_measure(?:ment)?)", re.I)
@@ -437,6 +447,8 @@ def _is_table(value: dict) -> bool:
 def _lettered(value: dict) -> bool:
     "Whether an object lists values under letters or numbers: {'a': 'Paris', 'b': 'Rome'}."
     return len(value) > 1 and all(_PLACEHOLDER.fullmatch(str(k)) for k in value) and len({type(v) for v in value.values()}) == 1
+
+_DIGITS = re.compile(r"-?[\d.,]+")
 
 @lru_cache(1 << 12)
 def key_unit(key: str,   # name of a field, such as distanceKm
@@ -473,15 +485,16 @@ def offers(value: Any,     # a result, as it was read
         if any(isinstance(i, (dict, list, tuple)) for i in items): return len(items) < 2
         lists.append([_scalar(i) for i in items])
         return True
-    number = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) or isinstance(value, str) and re.fullmatch(r"-?[\d.,]+", value)
+    number = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) or isinstance(value, str) and value[-1:].isdigit() and _DIGITS.fullmatch(value)
     fields.append((_scalar(value), (key_unit(key) or unit) if number else ""))
     return True
 
-# %% ../../nbs/engine/match.ipynb #02cd96a0
+# %% ../../nbs/engine/match.ipynb #44180a43
 def _rounds_to(exact: Decimal, got: Decimal, least: int) -> bool:
     "Whether a number is another one, rounded to at least so many digits."
     digits, exponent = got.as_tuple()[1:]
-    return len(digits) >= least and isinstance(exponent, int) and abs(float(exact) - float(got)) <= 0.500001 * 10.0 ** exponent
+    if len(digits) < least: return False
+    return _EXACT.compare(_EXACT.abs(_EXACT.subtract(exact, got)), Decimal(5).scaleb(exponent - 1, _EXACT)) in (-1, 0)
 
 def _same_number(want: Token, got: Token) -> bool:
     "Whether two quantities are the same amount of the same thing."
@@ -490,7 +503,8 @@ def _same_number(want: Token, got: Token) -> bool:
     w, g = wanted and unit_of(wanted), given and unit_of(given)
     if w and g and w != g:
         if w.dimension == "GBP" and given.startswith("pound"): return a == b
-        if w.dimension != g.dimension: return g.dimension == "ratio" and False
+        if w.dimension == "temperature" and g == UNITS["deg"]: return a == b
+        if w.dimension != g.dimension: return False
         base = _EXACT.multiply(_EXACT.add(a, w.offset), w.factor)
         here = _EXACT.subtract(_EXACT.divide(base, g.factor), g.offset)
         return _noise(here, b) or _rounds_to(here, b, 4)
@@ -507,19 +521,21 @@ def _noise(a: Decimal, b: Decimal) -> bool:
 
 def _same_date(want: Token, got: Token) -> bool:
     "Whether a date says all that another one does."
-    return any(all(x is None or x == y for x, y in zip(a, b)) for a in want.value for b in got.value)
+    return want.bound == got.bound and any(all(x is None or x == y for x, y in zip(a, b)) for a in want.value for b in got.value)
+
+_HYPHEN = re.compile(r"(?<=[a-z])-(?=\d)|(?<=\d)-(?=[a-z])")                    # QF-32 is QF32
 
 def _same_code(want: str, got: str) -> bool:
     "Whether codes are equal: an address may have a port, a version a v in front."
-    want, got = (re.sub(r"(?<=[a-z])-(?=\d)|(?<=\d)-(?=[a-z])", "", x) for x in (want, got))
-    return want == got or got == "v" + want or got.rpartition(":")[0] == want and got.rpartition(":")[2].isdigit()
+    if "-" in want + got: want, got = (_HYPHEN.sub("", x) for x in (want, got))
+    return want == got or re.fullmatch(r"\d+\.\d+\.[\d.]+", want) and re.fullmatch(r"[a-z]+[-/]?" + re.escape(want), got) is not None or got.rpartition(":")[0] == want and got.rpartition(":")[2].isdigit()
 
 def _equal(want: Token, got: Token) -> bool:
     "Whether a token says what a golden one does."
     if want.kind == "number" and got.kind == "number": return _same_number(want, got)
     if want.kind == "word" or got.kind == "word" and want.kind != "code": return want.kind == got.kind and want.value == got.value
     if want.kind == "date" and got.kind == "number": return not got.unit and any(None not in d and d[0] * 10000 + d[1] * 100 + d[2] == got.value for d in want.value)
-    if want.kind == "number" and got.kind == "date": return not want.unit and any(d[0] == want.value and (1000 <= d[0] <= 2999 or d[1] is None) for d in got.value if d[0])
+    if want.kind == "number" and got.kind == "date": return not want.unit and want.bound == got.bound and any(d[0] == want.value and (1000 <= d[0] <= 2999 or d[1] is None) for d in got.value if d[0])
     if want.kind == "date" and got.kind == "date": return _same_date(want, got)
     if want.kind == "code": return _same_code(want.value, got.value if got.kind == "code" else got.text.casefold())
     if want.kind != got.kind: return False
@@ -528,7 +544,7 @@ def _equal(want: Token, got: Token) -> bool:
     if az is None or bz is None: return a == b
     return (a - az * 60 - b + bz * 60) % 86400 == 0
 
-# %% ../../nbs/engine/match.ipynb #68b36790
+# %% ../../nbs/engine/match.ipynb #3389cb92
 _SMALL = set("the a an is are was were in on at of to and or for by with as it its has have had from that this these i you we they he she de la le el "
              "du des al there here about approximately around roughly exactly circa ca under between than per above below high long tall wide deep old away "
              "total only also just so thus hence therefore not no".split())
@@ -556,8 +572,8 @@ def _longer(have: tuple[Token, ...], i: int, j: int, want: tuple[Token, ...]) ->
         if joins(before) and before.name: return True
         if i > 1 and before.value in ("and", "of") and have[i - 2].name and joins(have[i - 2]) and not _verb(have): return True
     if last.kind == "word" and last.name:
-        if joins(after) and (after.name or after.kind == "number"): return True
-        if j + 1 < len(have) and after and after.value == "and" and have[j + 1].name and joins(have[j + 1]): return True
+        if joins(after) and after.name: return True
+        if j + 1 < len(have) and after and after.value in ("and", "of") and have[j + 1].name and joins(have[j + 1]): return True
     return False
 
 def _verb(have: tuple[Token, ...]) -> bool:
@@ -599,12 +615,16 @@ def _rival(have: tuple[Token, ...], i: int, j: int) -> bool:
                 if have[k + 1].kind == "number" and not _equal(first, have[k + 1]): return True
     return False
 
-# %% ../../nbs/engine/match.ipynb #7aeea365
+# %% ../../nbs/engine/match.ipynb #5fd853c5
 AnswerType = Literal["number", "quantity", "range", "date", "time", "boolean", "code", "coordinates", "name", "text", "list", "set", "json"]
 ANSWER_TYPES: tuple[AnswerType, ...] = get_args(AnswerType)
 _YES, _NO = {"yes", "true", "correct"}, {"no", "false", "incorrect"}
 _PHONE = re.compile(r"\+?\(?\d[\d\s().\-/]{5,}\d")
 _PLACE = re.compile(r"[-+]?\d{1,3}\.\d{2,},\s*[-+]?\d{1,3}\.\d{2,}")
+
+def _is_phone(text: str) -> bool:
+    "Whether a text is a telephone number, or another long number in groups."
+    return bool(_PHONE.fullmatch(text)) and sum(c.isdigit() for c in text) >= 7 and (text[0] == "+" or bool(re.search(r"\d[ )-]+\d+[ -]\d", text)))
 
 class Golden(NamedTuple):
     "A golden answer, parsed once."
@@ -624,9 +644,9 @@ def infer_type(answer: str,   # golden answer of which only the text is known
     if text.casefold() in ("yes", "no", "true", "false"): return "boolean"
     if _PLACE.fullmatch(text): return "coordinates"
     have = tokens(text)
-    kinds, digits = [t.kind for t in have if t.kind != "stop"], sum(c.isdigit() for c in text)
-    if _PHONE.fullmatch(text) and digits >= 7 and (text[0] == "+" or len(kinds) > 1 and "." not in text and "," not in text): return "code"
+    kinds = [t.kind for t in have if t.kind != "stop"]
     if len(kinds) == 1 and kinds[0] in ("range", "date", "time", "code"): return kinds[0]
+    if _is_phone(text): return "code"
     if len(kinds) == 1 and kinds[0] == "number": return "quantity" if have[-1].unit not in ("", "th") or have[0].unit not in ("", "th") else "number"
     if kinds == ["number", "word"] and not have[-1].name: return "quantity"
     if kinds == ["date", "time"]: return "date"
@@ -651,9 +671,9 @@ def parse_golden(answer: str,                  # golden answer
     items = tuple(tuple(t for t in item if t.kind != "stop") for item in listed) if type in ("list", "set", "name", "text") else ()
     return Golden(answer, type, words, items, tuple(_aliases(answer)) if type == "name" else (), value)
 
-# %% ../../nbs/engine/match.ipynb #cfe90c0b
+# %% ../../nbs/engine/match.ipynb #626715f4
 _SAME = [names.split("|") for names in (
-    "United States|United States of America|USA|US", "United Kingdom|UK|Great Britain", "United Arab Emirates|UAE", "European Union|EU",
+    "United States|United States of America|USA|US", "United Kingdom|UK|Great Britain|United Kingdom of Great Britain and Northern Ireland", "United Arab Emirates|UAE", "European Union|EU",
     "United Nations|UN", "Soviet Union|USSR", "New York City|NYC", "Czech Republic|Czechia", "Ivory Coast|Cote d'Ivoire", "Myanmar|Burma",
     "Turkey|Turkiye", "Russia|Russian Federation", "Vietnam|Viet Nam", "Cape Verde|Cabo Verde", "East Timor|Timor-Leste", "Eswatini|Swaziland",
     "South Korea|Republic of Korea", "Vatican City|Holy See")]
@@ -665,7 +685,7 @@ def _aliases(answer: str) -> Iterable[tuple[Token, ...]]:
     if re.search("[äöüÄÖÜ]", answer): names.append(re.sub("[äöüÄÖÜ]", lambda m: unicodedata.normalize("NFD", m[0])[0] + "e", answer))
     for name in names: yield tuple(t for t in tokens(name) if t.kind != "stop")
 
-# %% ../../nbs/engine/match.ipynb #8165081d
+# %% ../../nbs/engine/match.ipynb #6153221a
 def _aside(have: tuple[Token, ...], i: int) -> bool:
     "Whether a text has named its answer before the i-th token, as in `Mexico, south of the United States`."
     comma = next((k for k, t in enumerate(have[:i]) if t.value == ","), 0)
@@ -704,10 +724,11 @@ def _gives(text: str, have: tuple[Token, ...], golden: Golden) -> bool:
         if not runs: continue
         if runs[0] == (0, len(have)) and not _short(golden.text): return True
         values = {t.value for t in have if t.kind == "word"} - {t.value for t in words}
-        if values & _HEDGES or "or" in values or ("may", "be") in zip((t.value for t in have), (t.value for t in have[1:])): return False
+        if values & _HEDGES or "or" in values or "be" in values and values & {"may", "could", "can"}: return False
         if _enumerates(have, words): return False
         for i, j in runs:
             if _short(golden.text) and not _symbol(have, i, golden.text.strip()): continue
+            if len(words) == 1 and _REFUSAL.search(words[0].text) and j < len(have) and have[j].kind == "word" and have[j].value not in _SMALL: continue
             if not (_longer(have, i, j, words) or _denied(have, i, j) or _rival(have, i, j) or _aside(have, i)): return True
     if len(golden.words) == 2 and [t.kind for t in golden.words] == ["number", "word"] and not golden.words[1].name:   # 5 for `5 people`
         return len(have) == 1 and _equal(golden.words[0], have[0]) and not golden.words[0].unit and not have[0].unit
@@ -726,7 +747,7 @@ def _symbol(have: tuple[Token, ...], i: int, golden: str) -> bool:
     after = have[i + 1] if i + 1 < len(have) else None
     return golden.casefold() not in _SMALL | {"no", "us", "am", "be", "as", "so", "if", "up", "my", "me", "do", "go"} or not after or after.kind == "stop"
 
-# %% ../../nbs/engine/match.ipynb #bd4b5dc4
+# %% ../../nbs/engine/match.ipynb #2d990597
 def _items(have: tuple[Token, ...]) -> list[tuple[Token, ...]]:
     "The items of a list that a text writes, [] if there is none."
     items, item = [], []
@@ -769,7 +790,7 @@ def _gives_list(fields: list, lists: list[list[str]], golden: Golden) -> bool:
         if any(t.value in ("or", "not") for t in have): continue
         if items and _same_items(want, items, as_set): return True
         if not items and tuple(t.value for t in have if t.kind != "stop") == tuple(t.value for i in want for t in i): return True
-        one = [Golden(golden.text, "name", w, (), ()) for w in want]
+        if _long(have): continue
         if len(items) == len(want) and any(len(i) > 4 for i in items) and all(_found(have, w) for w in want): return True
         breaks = sum(t.kind == "stop" and t.value in ",;" or t.value == "and" for t in have)
         if not items and breaks <= len(want) and len(have) > sum(map(len, want)) + 1 and all(_found(have, w) for w in want): return True
@@ -841,9 +862,10 @@ def _covers(value: Any, golden: Any) -> bool:
     if isinstance(value, (dict, list, tuple, set, bool)): return False
     return _scalar(value) == _scalar(golden) or _gives(_scalar(value), tokens(_scalar(value)), parse_golden(_scalar(golden)))
 
-# %% ../../nbs/engine/match.ipynb #276236d3
+# %% ../../nbs/engine/match.ipynb #e1cc6f9e
 def _long(have: tuple[Token, ...]) -> bool:
     "Whether a text is a table or an essay rather than an answer."
+    if len(have) <= NUMBERS: return False
     kinds = Counter(t.kind for t in have)
     stops = Counter(t.value for t in have if t.kind == "stop")
     return (kinds["word"] > WORDS or kinds["number"] > NUMBERS or stops["\n"] > 8 or stops["|"] > 8 or stops[","] + stops[";"] > 8)
@@ -851,7 +873,7 @@ def _long(have: tuple[Token, ...]) -> bool:
 def _gives_field(text: str, unit: str, golden: Golden) -> bool:
     "Whether a field gives a golden answer that is one thing."
     if golden.type != "quantity" and not _short(golden.text) and text.strip().casefold() == golden.text.casefold(): return True
-    if golden.type == "code" and _PHONE.fullmatch(golden.text) and _gives_number_code(text, golden.text): return True
+    if golden.type == "code" and _is_phone(golden.text) and _gives_number_code(text, golden.text): return True
     have = tokens(f"{text} {unit}") if unit and (golden.type != "number" or unit in _SCALES) else tokens(text)
     if _long(have) or _refuses(text, golden.text): return False
     return _gives(text, have, golden) or bool(unit in _SCALES and golden.type == "number" and _gives(text, tokens(text), golden))
@@ -891,8 +913,8 @@ def _gives_range(fields, lists, golden: Golden) -> bool:
     have = [tokens(t) for t in ends]
     return len(golden.words) == 1 and len(have) == 2 and all(len(h) == 1 and h[0].kind == "number" and h[0].value == w for h, w in zip(have, golden.words[0].value))
 
-# %% ../../nbs/engine/match.ipynb #67d77439
-_CONCLUDES = re.compile(r"^\W*(?:so|thus|hence|therefore|no|yes|wait|actually|sorry)?\W*(?:(?:the|my)\s)?(?:final\s)?(?:it|this|that|answer|result)(?:'s|\s*:|\s+(?:is|was)\b)", re.I)
+# %% ../../nbs/engine/match.ipynb #288df55c
+_CONCLUDES = re.compile(r"\W*+(?:(?:the|my)\s)?(?:final\s)?(?:it|this|that|answer|result)(?:'s|\s*:|\s+(?:is|was)\b)", re.I)
 
 def answers_strict(said: str,      # a turn without calls
                    answer: str,    # golden final answer
@@ -905,17 +927,24 @@ def answers_strict(said: str,      # a turn without calls
     if "<think>" in said: return False
     said = re.sub(r"\\boxed\{([^{}]*)\}", r" \1 ", said.replace("**", "")).strip()[-1000:]
     sentences = [x.strip() for x in re.split(r"(?<=[.!?])\s+|\n+", said) if x.strip()]
-    if len(sentences) < 2 or parse_golden(answer.strip(), type).type in ("list", "set", "json", "coordinates"):
+    kind = parse_golden(answer.strip(), type).type
+    if len(sentences) < 2 or kind in ("list", "set", "json", "coordinates"):
         if match_strict(said, answer, type): return True
-    for sentence in reversed(sentences[-3:]):
-        if match_strict(sentence, answer, type): return not _takes_back(sentences[-1]) or sentence is sentences[-1]
-        if _concludes(sentence): return False
+    last = sentences[-3:]
+    for k in range(len(last) - 1, -1, -1):
+        sentence = last[k] if kind == "boolean" else _FIRST.sub("", last[k])
+        if match_strict(sentence, answer, type):
+            guesses = k and _bare_answer(last[k]) and _bare_answer(last[k - 1]) and not match_strict(last[k - 1], answer, type)
+            return not guesses and (k == len(last) - 1 or not _takes_back(last[-1]))
+        if _CONCLUDES.match(sentence) or _bare_answer(sentence): return False
     return False
 
-def _concludes(sentence: str) -> bool:
-    "Whether a sentence gives an answer: `It is ...`, or no more than a name or a number."
+_FIRST = re.compile(r"^(?:(?:no|wait|so|thus|hence|therefore|actually|sure|ok|okay|well|finally)\b\W+)+", re.I)
+
+def _bare_answer(sentence: str) -> bool:
+    "Whether a sentence is no more than a name or a number."
     have = [t for t in tokens(sentence) if t.kind != "stop"]
-    return bool(_CONCLUDES.match(sentence)) or 0 < len(have) < 6 and all(t.kind != "word" or t.name or t.value in ("or", "and") for t in have)
+    return 0 < len(have) < 6 and all(t.kind != "word" or t.name or t.value in ("or", "and") for t in have)
 
 def _takes_back(sentence: str) -> bool:
     "Whether a sentence doubts what was said before it."
