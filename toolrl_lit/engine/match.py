@@ -197,7 +197,7 @@ def _same_number(want: Token, got: Token) -> bool:
     if _noise(a, b): return True
     return "/" in want.text and _rounds_to(a, b, 3) or "/" in got.text and _rounds_to(b, a, 3)
 
-# %% ../../nbs/engine/match.ipynb #6e6af4d2
+# %% ../../nbs/engine/match.ipynb #36c756a8
 _HYPHEN = re.compile(r"(?<=[a-z])-(?=\d)|(?<=\d)-(?=[a-z])")                    # QF-32 is QF32
 _VERSION = re.compile(r"\d+\.\d+\.[\d.]+")
 
@@ -219,8 +219,8 @@ def _same_day(want: Token, got: Token) -> bool:
 
 def _same_time(want: tuple[int, int | None], got: tuple[int, int | None]) -> bool:
     "Whether two times are one, in their zones where both have one."
-    if None in (want[1], got[1]): return want[0] == got[0]
-    return (want[0] - want[1] * 60 - got[0] + got[1] * 60) % 86400 == 0
+    shift = 0 if None in (want[1], got[1]) else got[1] - want[1]
+    return (want[0] - got[0] + shift * 60) % 86400 == 0
 
 def _equal(want: Token, got: Token) -> bool:
     "Whether a token says what a golden one does."
@@ -250,7 +250,7 @@ def _runs(have: Words, want: Words) -> list[tuple[int, int]]:
         if near and all(_equal(w, have[k]) for w, k in zip(want, run)): found.append((run[0], run[-1] + 1))
     return found
 
-# %% ../../nbs/engine/match.ipynb #10cb1dd2
+# %% ../../nbs/engine/match.ipynb #8a2b9fb4
 _TITLES = set("""mr mrs ms dr sir president king queen lake mt city river st airport capital country state province prime minister
     currency language name answer result agent flight host python order symbol element republic kingdom island islands town planet
     professor prof lord lady pope emperor captain""".split())
@@ -271,18 +271,18 @@ def _longer(have: Words, i: int, j: int, want: Words) -> bool:
         if want[-1].unit not in ("", "th") and not last.unit and _joins(at(j)): return True       # 5 people for 5 km
     lower = not any(t.name for t in have) and sum(t.kind == "word" for t in have) <= j - i + 2
     if first.kind == "word" and lower: return _joins(at(i - 1)) or last.kind == "word" and _joins(at(j))    # new york
-    if first.kind == "word" and first.name:
+    if first.kind == "word" and first.name and first.value[-1].isalpha():                         # not for B-
         if named(i - 1): return True                                                              # New York
         if links(i - 1, ("and", "of")) and named(i - 2) and not any(t.value in _BE for t in have): return True
     if last.kind != "word" or not last.name: return False
     return named(j) or links(j, ("and", "of")) and named(j + 1)                                   # Johnson & Johnson
 
-# %% ../../nbs/engine/match.ipynb #758a2d61
+# %% ../../nbs/engine/match.ipynb #11a7eebd
 _NOT = set("not never no nor neither without except excluding cannot unlike hardly".split())
 _WRONG = set("wrong incorrect false untrue not never none null".split())
 _OTHER = {("other", "than"), ("rather", "than"), ("instead", "of"), ("far", "from"), ("apart", "from"), ("used", "to"),
           ("anything", "but"), ("everything", "but"), ("nothing", "but"), ("all", "but")}
-_HEDGES = set("either maybe perhaps possibly probably presumably might unsure uncertain whether guess likely or".split())
+_HEDGES = set("either maybe perhaps possibly probably presumably might unsure uncertain whether guess likely or and/or".split())
 
 def _denied(have: Words, i: int, j: int) -> bool:
     "Whether a text denies the run have[i:j] before it, in its clause, or behind it."
@@ -302,7 +302,8 @@ def _denied(have: Words, i: int, j: int) -> bool:
 def _hedged(have: Words, words: Words) -> bool:
     "Whether a text only guesses."
     said = {t.value for t in have if t.kind == "word"} - {t.value for t in words}
-    return bool(said & _HEDGES) or "be" in said and bool(said & {"may", "could", "can"})
+    pairs = {(a.text.casefold(), b.value) for a, b in zip(have, have[1:]) if b.kind == "word"}
+    return bool(said & _HEDGES or pairs & {("one", "of"), ("may", "be"), ("could", "be"), ("can", "be")})
 
 # %% ../../nbs/engine/match.ipynb #d9f92680
 _BESIDE = set(", ; / | and or e x y und et while vs versus & to".split())
@@ -468,8 +469,9 @@ def offers(value: Any,     # a result, as it was read
     fields.append((text, (key_unit(key) or unit) if number else ""))
     return True
 
-# %% ../../nbs/engine/match.ipynb #b1670f18
+# %% ../../nbs/engine/match.ipynb #4b8665d9
 _BULLET = re.compile(r"(?m)^\s*(?:[-*•]|\d+[.)])\s+")
+_INTEGERS = re.compile(r"-?\d+(?:,-?\d+)+")
 
 def _each(want: Iterable, have: Iterable, same) -> bool:
     "Whether each thing wanted is another one of those there are, and none is left over."
@@ -493,7 +495,9 @@ def _tells(have: Words, words: Words) -> bool:
 
 def _lists(text: str, golden: Golden) -> bool:
     "Whether a text lists the items, or tells all of them in a sentence."
-    have = tokens(_BULLET.sub("", text) if "\n" in text else text)
+    if "\n" in text: text = _BULLET.sub("", text)
+    if _INTEGERS.fullmatch(text): text = text.replace(",", ", ")
+    have = tokens(text)
     if any(t.value in ("or", "not") for t in have): return False
     items, want, solid = _items(have), golden.items, _solid(have)
     if items and _same_items(items, golden): return True
@@ -572,14 +576,14 @@ def _covers(value: Any, golden: Any) -> bool:
     want, have = _scalar(golden), _scalar(value)
     return want == have or bool(want.strip()) and _gives_field(have, "", parse_golden(want))
 
-# %% ../../nbs/engine/match.ipynb #18ab2ab0
+# %% ../../nbs/engine/match.ipynb #b67d99e9
 def _gives_field(text: str, unit: str, golden: Golden) -> bool:
     "Whether a field gives a golden answer that is one thing. Its unit may stand in its name, or beside it."
     if not golden.words: return text == golden.text
     exact = golden.type == "quantity" or _short(golden.text)
     if not exact and text.strip().casefold() == golden.text.casefold(): return True
     if golden.type == "code" and _is_phone(golden.text) and _gives_phone(text, golden.text): return True
-    if _refuses(text, golden.text): return False
+    if _refuses(text, golden.text) or "\n" in text and len(_BULLET.findall(text)) > 1: return False
     bare = golden.type == "number" or not unit
     readings = [text] * bare + [f"{text} {unit}"] * (bool(unit) and (not bare or unit in SCALES))
     return any(not _long(have) and _gives(have, golden) for have in map(tokens, readings))

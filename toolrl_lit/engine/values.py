@@ -121,11 +121,11 @@ class Token(NamedTuple):
     bound: str = ""      # "<", ">", "≤", "≥", "±" or "≠" before a number or a date
     name: bool = False   # a word written with a capital, or a code
 
-# %% ../../nbs/engine/values.ipynb #0586a8ee
+# %% ../../nbs/engine/values.ipynb #5fdc795d
 _LETTERS = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "º": "°", "µ": "u", "μ": "u", "≠": "!=", "⁺": "+",
     "Ł": "L", "ł": "l", "Ø": "O", "ø": "o", "Đ": "D", "đ": "d", "æ": "ae", "Æ": "Ae", "œ": "oe", "ı": "i",
     **dict.fromkeys("–—‒−‑⁻", "-"), **{power: str(i) for i, power in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}})
-_INITIALS = re.compile(r"\b[A-Z](?:[. ]{1,2}[A-Z]\b)*[. ]{1,2}(?=[A-Z][a-z])|\b(?:[A-Z]\. ?){2,}")   # J. R. R. Tolkien
+_INITIALS = re.compile(r"\b[A-Z](?:[. ]{1,2}[A-Z]\b){0,4}[. ]{1,2}(?=[A-Z][a-z])|\b(?:[A-Z]\. ?){2,}")   # J. R. R. Tolkien
 _DOTTED = re.compile(r"\b(?:[A-Za-z]\.){2,}|\b(?:[A-Za-z]\.)+[A-Za-z]\b")      # U.S.A., p.m.
 _DATE_T = re.compile(r"(?<=\d)[Tt](?=\d\d:\d\d)")                             # 2020-03-03T10:00
 _POWER = re.compile("(?<=[0-9)])(?=[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻])")                          # 10⁶
@@ -170,7 +170,7 @@ def value_of(digits: str,   # such as "1,250.5", "3/4", "2^10"
     value = EXACT.create_decimal(digits.replace(",", ""))
     return EXACT.power(value, int(power)) if power else value
 
-# %% ../../nbs/engine/values.ipynb #737e6413
+# %% ../../nbs/engine/values.ipynb #e454d01b
 _UNIT = re.compile(r"[ -]?((?:°\s?)?[A-Za-zΩ°%‰$€£¥₹₩₽₺]+[23]?(?:\^[23])?"
                    r"(?:(?:/| per |[ -])[A-Za-z]+(?:\^?[23])?){0,3})")
 _LAST = re.compile(r"(?:/| per |[ -])[^/ -]+$")
@@ -185,7 +185,8 @@ def _unit_after(text: str, end: int) -> tuple[str, int]:
     while name:
         stop = tail.start(1) + len(name)
         after = text[stop:stop + 1]
-        if unit_of(name) and not (after.isalnum() or after in ("_", "/") and after): return name, stop
+        glued = name == "A" and text[end] == "A"                                    # 17A is a code
+        if unit_of(name) and not (glued or after.isalnum() or after in ("_", "/") and after): return name, stop
         shorter = _LAST.sub("", name)
         name = shorter if shorter != name else ""
     return "", end
