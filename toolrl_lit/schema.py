@@ -20,7 +20,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 import filelock
-from .engine.match import AnswerType, infer_type, parse_golden
+from .engine.match import AnswerType, fit_type, infer_type
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 # %% ../nbs/00_schema.ipynb #ed8c31ba
@@ -47,7 +47,7 @@ class SubQuestion(BaseModel):
 
     @model_validator(mode="after")
     def _type_is_known(self):
-        self.answer_type = parse_golden(self.answer, self.answer_type).type
+        self.answer_type = fit_type(self.answer, self.answer_type)
         return self
 
 # %% ../nbs/00_schema.ipynb #3055e49f
@@ -70,7 +70,7 @@ class Scenario(BaseModel):
             missing = set(q.depends_on) - seen
             if missing: raise ValueError(f"sub-question {q.id!r} depends on {sorted(missing)}, which no earlier sub-question has as id")
             seen.add(q.id)
-        self.answer_type = parse_golden(self.answer, self.answer_type).type
+        self.answer_type = fit_type(self.answer, self.answer_type)
         return self
 
     def waves(self) -> list[list[SubQuestion]]:

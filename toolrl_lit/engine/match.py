@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AnswerType', 'ANSWER_TYPES', 'Words', 'FIELDS', 'ALIKE', 'WORDS', 'NUMBERS', 'LONGEST', 'plain', 'match_paper',
-           'gives_away', 'Golden', 'read_result', 'infer_type', 'parse_golden', 'offers', 'match_strict',
+           'gives_away', 'Golden', 'read_result', 'infer_type', 'fit_type', 'parse_golden', 'offers', 'match_strict',
            'answers_strict', 'echoes']
 
 # %% ../../nbs/engine/match.ipynb #0e020b9c
@@ -99,7 +99,7 @@ def _items(have: Words) -> list[Words]:
     items[0] = items[0][lead + 1:] or items[0]
     return [tuple(item) for item in items]
 
-# %% ../../nbs/engine/match.ipynb #cf180165
+# %% ../../nbs/engine/match.ipynb #ab980309
 _PHONE = re.compile(r"\+?\(?\d[\d\s().\-/]{5,}\d")
 _PLACE = re.compile(r"[-+]?\d{1,3}\.\d{2,},\s*[-+]?\d{1,3}\.\d{2,}")
 _YES, _NO = {"yes", "true", "correct"}, {"no", "false", "incorrect"}
@@ -109,7 +109,6 @@ def _is_phone(text: str) -> bool:
     if not _PHONE.fullmatch(text) or sum(c.isdigit() for c in text) < 7: return False
     return text[0] == "+" or bool(re.search(r"\d[ )-]+\d+[ -]\d", text))
 
-@lru_cache(1 << 13)
 def infer_type(answer: str,   # golden answer of which only the text is known
                ) -> AnswerType:
     "Say what type of answer a text is. Old records carry no types: theirs are found in this way when they are read."
@@ -117,7 +116,7 @@ def infer_type(answer: str,   # golden answer of which only the text is known
     if text[:1] in ("[", "{") and not isinstance(read_result(text), str): return "json"
     if text.casefold() in ("yes", "no", "true", "false"): return "boolean"
     if _PLACE.fullmatch(text): return "coordinates"
-    have = tokens(text)
+    have = tokens.__wrapped__(text)              # not kept: files hold more answers than are ever matched
     solid = _solid(have)
     kinds = [t.kind for t in solid]
     if len(kinds) == 1 and kinds[0] in ("range", "date", "time", "code"): return kinds[0]
@@ -133,8 +132,16 @@ _SMALL = set("""the a an is are was were in on at of to and or for by with as it
     they he she de la le el du des al there here about approximately around roughly exactly circa ca under between than per above
     below high long tall wide deep old away total only also just so thus hence therefore not no""".split())
 
-# %% ../../nbs/engine/match.ipynb #d05e47c1
+# %% ../../nbs/engine/match.ipynb #2e2f359c
 _ANY = {"number", "quantity", "code", "name", "text", "list", "set"}           # any text can be one of these
+
+def fit_type(answer: str,                  # golden answer
+             type: AnswerType | str = "",  # what it is, where that is known
+             ) -> AnswerType:
+    "Give the known type of an answer. A type that is not known, or that the text cannot have, is inferred."
+    if type in _ANY or type == "date" and len(answer) == 4 and answer.isdecimal(): return type
+    return infer_type(answer)
+
 _SAME = [names.split("|") for names in (
     "United States|United States of America|USA|US", "United Kingdom|UK|United Kingdom of Great Britain and Northern Ireland",
     "United Arab Emirates|UAE", "European Union|EU", "United Nations|UN", "Soviet Union|USSR", "New York City|NYC",
@@ -153,14 +160,13 @@ def _other_names(answer: str) -> tuple[Words, ...]:
 def parse_golden(answer: str,                  # golden answer
                  type: AnswerType | str = "",  # what it is, where that is known
                  ) -> Golden:
-    "Parse a golden answer as what it is. A type that is not known, or that the text cannot have, is inferred."
-    known, year = infer_type(answer), type == "date" and len(answer) == 4 and answer.isdecimal()
-    if type not in _ANY and not year: type = known
+    "Parse a golden answer as what it is (`fit_type`)."
+    type = fit_type(answer, type)
     words = _solid(tokens(answer))
     if len(words) > 1 and words[0].value in ("the", "a", "an") and words[1].value not in _SMALL: words = words[1:]
-    if year: words = (Token("date", frozenset({(int(answer), None, None)}), answer),)
+    if type == "date" and answer.isdecimal() and len(answer) == 4: words = (Token("date", frozenset({(int(answer), None, None)}), answer),)
     if type == "code" and len(words) == 1: words = (Token("code", answer.casefold(), answer, name=True),)
-    value = read_result(answer) if known == "json" else None
+    value = read_result(answer) if answer[:1] in ("[", "{") else None
     items: list[Words] = []
     if type in ("list", "set") and isinstance(value, list): items = [_solid(tokens(_scalar(x))) for x in value]
     elif type in ("list", "set", "name", "text"): items = _items(tokens(answer))
