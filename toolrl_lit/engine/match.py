@@ -29,7 +29,12 @@ def match_paper(text: str,    # a call's result as the policy reads it
     text = plain(text)
     return all(plain(part) in text for part in golden.split(", "))
 
-# %% ../../nbs/engine/match.ipynb #2f269bc6
+# %% ../../nbs/engine/match.ipynb #d8f96d87
+_OTHER_NAMES = {name.casefold(): names.split("|") for names in (
+    "United States|USA|US|United States of America", "United Kingdom|UK|United Kingdom of Great Britain and Northern Ireland",
+    "United Arab Emirates|UAE", "European Union|EU", "United Nations|UN", "Soviet Union|USSR", "New York City|NYC")
+    for name in names.split("|") if len(name) > 2}
+
 @lru_cache(maxsize=1 << 12)
 def _bare(text: str) -> str:
     "Its words and numbers between blanks, without signs, dots and zeros in front."
@@ -40,8 +45,9 @@ def gives_away(text: str,              # a result or a fact
                goldens: Iterable[str], # golden answers
                ) -> bool:
     "Whether any rule would find a golden answer here: the paper's, or one that passes over signs and hyphens as `match_strict` does."
-    low, bare = plain(text), _bare(text)
-    return any(plain(g) in low or _bare(g) in bare for g in goldens)
+    low, bare, goldens = plain(text), _bare(text), list(goldens)
+    names = (name for g in goldens for name in (g, *_OTHER_NAMES.get(g.casefold(), ())))
+    return any(_bare(name) in bare for name in names) or any(plain(g) in low for g in goldens)
 
 # %% ../../nbs/engine/match.ipynb #d6992081
 AnswerType = Literal["number", "quantity", "range", "date", "time", "boolean", "code", "coordinates", "name", "text", "list", "set",
@@ -132,7 +138,7 @@ _SMALL = set("""the a an is are was were in on at of to and or for by with as it
     they he she de la le el du des al there here about approximately around roughly exactly circa ca under between than per above
     below high long tall wide deep old away total only also just so thus hence therefore not no""".split())
 
-# %% ../../nbs/engine/match.ipynb #2e2f359c
+# %% ../../nbs/engine/match.ipynb #83153beb
 _ANY = {"number", "quantity", "code", "name", "text", "list", "set"}           # any text can be one of these
 
 def fit_type(answer: str,                  # golden answer
@@ -142,17 +148,9 @@ def fit_type(answer: str,                  # golden answer
     if type in _ANY or type == "date" and len(answer) == 4 and answer.isdecimal(): return type
     return infer_type(answer)
 
-_SAME = [names.split("|") for names in (
-    "United States|United States of America|USA|US", "United Kingdom|UK|United Kingdom of Great Britain and Northern Ireland",
-    "United Arab Emirates|UAE", "European Union|EU", "United Nations|UN", "Soviet Union|USSR", "New York City|NYC",
-    "Czech Republic|Czechia", "Ivory Coast|Cote d'Ivoire", "Myanmar|Burma", "Turkey|Turkiye", "Russia|Russian Federation",
-    "Vietnam|Viet Nam", "Cape Verde|Cabo Verde", "East Timor|Timor-Leste", "Eswatini|Swaziland",
-    "South Korea|Republic of Korea", "Vatican City|Holy See")]
-
 def _other_names(answer: str) -> tuple[Words, ...]:
     "Other spellings of a name: those of a country, and umlauts written as two letters."
-    low = folded(answer.strip()).casefold()
-    names = [n for same in _SAME if len(low) > 2 and low in map(str.casefold, same) for n in same]
+    names = _OTHER_NAMES.get(answer.strip().casefold(), [])
     two = re.sub("[äöüÄÖÜ]", lambda m: unicodedata.normalize("NFD", m[0])[0] + "e", answer)
     return tuple(_solid(tokens(name)) for name in [*names, *([two] if two != answer else [])])
 
