@@ -195,7 +195,7 @@ def test_what_has_been_solved_since_is_not_written_as_it_was():
 def test_environments_survive_the_authors_format(environments):
     for env in environments:
         step = from_ftrl(to_ftrl(env), environment=env.id)
-        assert step.model_dump(exclude={"extra", "kind"}) == env.start().model_dump(exclude={"extra", "kind"})
+        assert step.model_dump(exclude={"extra", "kind", "answer_types"}) == env.start().model_dump(exclude={"extra", "kind", "answer_types"})
 
 @pytest.mark.parametrize("change, said", [
     (dict(unsolved_set=None), "unsolved_set"), (dict(codes="{"), "'codes': expected JSON"), (dict(messages="hello"), "messages: .*list"),

@@ -20,10 +20,11 @@ from email.utils import parsedate_to_datetime
 from importlib.resources import files
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .schema import (SCENARIOS, STRATEGIES, Environment, Scenario, ScenarioKind, Strategy, SubQuestion, Tool, ToolDoc,
                                UserError, _explain, explain, read_jsonl, reserve, write_text)
+from .engine.match import AnswerType
 from .scenario import Difficulty, faults, plain, specific
 from .integrate import Embed, TWINS, overlapping, sentence_embedder
 from .deploy import check, check_documents, embedded, mentions
@@ -376,6 +377,7 @@ class Step(BaseModel):
     id: str
     question: str
     answer: str
+    answer_type: AnswerType | Literal[""] = ""
     depends_on: list[str] = []
     entities: list[str] = []
 
@@ -383,6 +385,7 @@ class Decomposition(BaseModel):
     "Stage 1."
     steps: list[Step] = Field(min_length=1, max_length=20)
     answer: str = Field(min_length=1)
+    answer_type: AnswerType | Literal[""] = ""
 
 # %% ../nbs/06a_llm.ipynb #e8068416
 class GoldenCall(BaseModel):
@@ -482,7 +485,7 @@ def decompose(endpoint: Endpoint, q: Question, id: str, split: str, most: int, c
     "Stage 1 (paper section 3.1) by the model. Raises `Dropped` and `Unanswered`."
     def judge(d: Decomposition):
         subs = [SubQuestion(**step.model_dump()) for step in d.steps]
-        s = Scenario(id=id, kind="single-hop", question=q.question, answer=d.answer, sub_questions=subs, split=split)
+        s = Scenario(id=id, kind="single-hop", question=q.question, answer=d.answer, answer_type=d.answer_type, sub_questions=subs, split=split)
         s = s.model_copy(update=dict(kind=kind_of(s)))
         return s, scenario_problems(s, q, most)
     facts = q.model_dump(exclude_defaults=True) | {"sub-questions at most": most}

@@ -13,8 +13,8 @@ from functools import lru_cache, partial
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 from .sandbox import Call, CallResult, ToolSandbox, repeats, shared, uncollected
-from .schema import Environment, StepRecord, ToolCall, UserError
-from .engine.match import UNITS, match_paper, match_strict, offers, plain, tokens
+from .schema import Dependencies, Environment, StepRecord, ToolCall, UserError, answer_types
+from .engine.match import UNITS, answers_strict, echoes, match_paper, match_strict, offers, plain, tokens
 from .engine.parsers import (CLOSE, MARKUP, OPEN, PARSERS, OddCall, Parsed, Parser, parse_llama, parse_mistral, parse_qwen,
                                        parser_for, read_turn, response_parser, turn_key, written)
 
@@ -71,15 +71,18 @@ class _Facts(NamedTuple):
     unsolved: dict[str, list[str]]
     answer: str | None
     finished: bool
-    engines: dict[str, str]     # by tool, where they have been chosen
+    engines: dict[str, str] = {}         # by tool, where they have been chosen
+    types: dict[str, tuple[str]] = {}    # of golden answers, where they are known
+    needs: Dependencies = {}             # what has to be solved before a golden answer counts
 
 # %% ../nbs/08_reward.ipynb #8af8eb12
 def _facts(record: "Environment | StepRecord | dict") -> _Facts:
     "The facts of an environment, a step record, or a record in the authors' format. Raises `UserError` naming a bad field."
     if isinstance(record, Environment):
-        return _Facts(record.codes(), record.unsolved(), record.answer, False, record.engines())
+        record = record.start()
     if isinstance(record, StepRecord):
-        return _Facts(record.codes, record.unsolved, record.answer, record.solve_rate == 1.0, record.engines)
+        types = {answer: (type,) for answer, type in answer_types(record).items()}
+        return _Facts(record.codes, record.unsolved, record.answer, record.solve_rate == 1.0, record.engines, types, record.depends_on)
     if not isinstance(record, dict):
         raise UserError(f"expected an Environment, a StepRecord or a dict in the authors' format, got {type(record).__name__}")
     codes, unsolved = _object(record, "codes"), _object(record, "unsolved_set")
@@ -110,49 +113,48 @@ def _object(record: dict, field: str) -> dict:
 _WHY = {"unknown": "there is no such tool", "timeout": "it took too long", "crashed": "it ended its process",
         "output": "its result is too long", "raised": "it raised an error"}
 
-def _echoes(arguments: Any, result: str, golden: str) -> bool:
-    "Whether the golden answer stood in the arguments already, and the result did not choose among them."
-    values = list(arguments.values()) if isinstance(arguments, dict) else [arguments]
-    texts = [v if isinstance(v, str) else json.dumps(v) for v in values]
-    return any(match_paper(t, golden) for t in texts) and all(match_paper(result, t) for t in texts if t.strip())
+def _credit(call: ToolCall, result: CallResult, left: dict[str, list], facts: _Facts, match: str, holds, types: dict) -> CallScore:
+    """Hold one call against what is left of its tool's golden answers; remove the one it solves.
 
-def _credit(call: ToolCall, result: CallResult, left: dict[str, list], golden: dict[str, list], match: str, holds) -> CallScore:
-    "Hold one call against what is left of its tool's golden answers; remove the one it solves."
+    Strictly, an answer counts once all that it depends on was solved in earlier turns: nobody can have read it before."""
     name, arguments = written(call)
     mine = left.get(name, []) if isinstance(name, str) else []
     why = ""
     for answer in mine if match == "paper" or result.ok else ():
-        if not holds(result.text, str(answer)): continue
-        if match == "strict" and _echoes(arguments, result.text, str(answer)): why = "its result repeats its arguments"; continue
+        if not holds(result.text, str(answer), *types.get(str(answer), ())): continue
+        if match == "strict" and _early(name, answer, facts): why = "it was made before what it depends on was solved"; continue
+        if match == "strict" and echoes(arguments, result.text, str(answer)): why = "its result repeats its arguments"; continue
         mine.remove(answer)
         return CallScore(call.name, call.arguments, result.text, answer, f"its result holds {answer!r}")
     if result.error: why = _WHY[result.error]
-    elif not (isinstance(name, str) and golden.get(name)): why = "no sub-question needs this tool"
+    elif not (isinstance(name, str) and facts.unsolved.get(name)): why = "no sub-question needs this tool"
     elif not mine: why = "all sub-questions of this tool are solved"
     why = why or f"its result does not hold {' or '.join(map(repr, mine))}"
     return CallScore(call.name, call.arguments, result.text, None, why)
+
+def _early(tool: str, answer: str, facts: _Facts) -> bool:
+    "Whether a golden answer depends on one that was still unsolved before this turn."
+    return any(need in facts.unsolved.get(other, ()) for other, need in facts.needs.get(tool, {}).get(answer, ()))
 
 # %% ../nbs/08_reward.ipynb #0933da1a
 def _score(parsed: Parsed, results: Iterable[CallResult], facts: _Facts, kind: str, match: str, markup: tuple[str, ...], holds, answers) -> TurnScore:
     "Score a turn whose calls have run."
     left = {tool: list(answers) for tool, answers in facts.unsolved.items()}
     t = sum(map(len, left.values()))
-    calls = [_credit(c, r, left, facts.unsolved, match, holds) for c, r in zip(parsed.calls, results)]
+    types = facts.types if match == "strict" else {}
+    calls = [_credit(c, r, left, facts, match, holds, types) for c, r in zip(parsed.calls, results)]
     solved: dict[str, list[str]] = {}
     for c in calls:
         if c.solved is not None: solved.setdefault(c.name, []).append(c.solved)
     said = parsed.content
-    answered = not calls and facts.answer is not None and answers(said, str(facts.answer), match)
+    answered = not calls and facts.answer is not None and answers(said, str(facts.answer), match, *types.get(str(facts.answer), ()))
     q = sum(map(len, solved.values()))
     reward, case = reward_table(len(calls), q, t, not said, any(m in said for m in markup), answered, facts.finished, kind)
     return TurnScore(reward, calls, solved, left, said, case)
 
-def _answered(said: str, answer: str, match: str) -> bool:
+def _answered(said: str, answer: str, match: str, type: str = "") -> bool:
     "Whether the final answer stands in what was said. (The paper does not split it into parts.)"
-    if match == "paper": return plain(answer) in plain(said)
-    said = said.rsplit("</think>", 1)[-1].strip()[-1000:]        # what was concluded, not what was considered
-    last = [x for x in re.split(r"(?<=[.!?])\s+|\n+", said) if x.strip()][-3:]
-    return any(match_strict(x, answer) for x in dict.fromkeys((said, *last)))
+    return plain(answer) in plain(said) if match == "paper" else answers_strict(said, answer, type)
 
 # %% ../nbs/08_reward.ipynb #4b2362ef
 class _Turn(NamedTuple):

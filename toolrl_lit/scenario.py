@@ -751,6 +751,12 @@ class KnowledgeGenerator:
         return _compose(id, kind, split, branches, rng) if len(branches) == n else None
 
 # %% ../nbs/02_scenario.ipynb #714910c9
+_CODES = {"airport", "calling code", "country number", "currency", "currency number", "domain", "iso3", "icao", "language code", "script code"}
+
+def _answer_type(relation: Relation) -> str:
+    "What an answer is: 036 is a code, and no number; the types of names and times can be told from the text."
+    return "number" if relation.value == "number" else "code" if relation.value in _CODES else ""
+
 def _compose(id: str, kind: ScenarioKind, split: str, branches: list[Chain], rng: random.Random) -> Scenario:
     "Branches as a `Scenario`: each hop depends on the one before it."
     question, answer = (ask(branches[0], rng), branches[0][-1][2]) if len(branches) == 1 else join_branches(branches, rng)
@@ -758,9 +764,10 @@ def _compose(id: str, kind: ScenarioKind, split: str, branches: list[Chain], rng
     for chain in branches:
         for hop, (relation, subject, value) in enumerate(chain):
             subs.append(SubQuestion(id=f"q{len(subs) + 1}", question=ask([(relation, subject, value)], rng), answer=value, unit=relation.unit,
-                depends_on=[f"q{len(subs)}"] if hop else [], relation=relation.name,
+                answer_type=_answer_type(relation), depends_on=[f"q{len(subs)}"] if hop else [], relation=relation.name,
                 entities=[subject] if relation.value == "number" else [subject, value]))
-    return Scenario(id=id, kind=kind, question=question[0].upper() + question[1:], answer=answer, sub_questions=subs, split=split)
+    return Scenario(id=id, kind=kind, question=question[0].upper() + question[1:], answer=answer, sub_questions=subs, split=split,
+                    answer_type=subs[-1].answer_type if len(branches) == 1 else "")
 
 # %% ../nbs/02_scenario.ipynb #c1ed2514
 def faults(scenario: Scenario) -> list[str]:
