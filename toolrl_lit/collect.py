@@ -171,6 +171,7 @@ def collect(policy: Policy,                   # writes the turns
             max_new_tokens: int = 128,        # tokens of a turn at most
             kind: str = "f1",                 # reward kind: "f1", "p", "r" or "pr"
             match: str = "paper",             # how results are compared with golden answers: "paper" or "strict"
+            paper_scope: bool = False,        # the authors' scoping of tool code, see notebook 08
             sandbox=None,                     # a `ToolSandbox`; None takes the shared one
             seed: int = 0,                    # of sampling
             batch: int = 128,                 # conversations under way at once; a call that goes on may have another, and samples other turns
@@ -189,11 +190,11 @@ def collect(policy: Policy,                   # writes the turns
     if out:
         begun, held = _kept(out := Path(out), starts)
         _same_settings(out, dict(policy=getattr(policy, "fingerprint", type(policy).__name__), samples=samples, temperature=temperature,
-            max_turns=max_turns, max_new_tokens=max_new_tokens, kind=kind, match=match, seed=seed) | own, held)
+            max_turns=max_turns, max_new_tokens=max_new_tokens, kind=kind, match=match, seed=seed) | own | ({"paper_scope": True} if paper_scope else {}), held)
     ended = len(begun) - len(_under_way(starts, begun, max_turns))
     with tqdm(total=len(starts), initial=ended, desc=desc, unit="rollout") as progress:
         done = _rollouts(policy, starts, begun, max_turns, batch, seed, dict(temperature=temperature, max_new_tokens=max_new_tokens),
-                         dict(kind=kind, match=match, sandbox=sandbox), lambda t: out and write_jsonl(_unfinished(out), t), progress)
+                         dict(kind=kind, match=match, sandbox=sandbox, paper_scope=paper_scope), lambda t: out and write_jsonl(_unfinished(out), t), progress)
     if out and ended < len(starts): write_jsonl(out, done)
     if out: _unfinished(out).unlink(missing_ok=True)
     return done

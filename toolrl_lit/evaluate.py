@@ -169,10 +169,12 @@ def evaluate(policy: Policy,                          # what to measure
              sandbox: ToolSandbox | None = None,      # where tools run; None takes the shared one
              out: str | Path | None = None,           # keep the trajectories in this JSONL, and go on from it
              seed: int = 0,                           # seed of whatever in the policy is random at temperature 0
+             paper_scope: bool = False,               # the authors' scoping of tool code, see notebook 08
              ) -> Evaluation:
     "Greedy rollouts of a policy, scored (paper, evaluation). Raises `UserError` if there are no environments or an id appears twice."
     check_ids("evaluate", environments)
     settings = dict(temperature=0.0, match=match, max_turns=max_turns, max_new_tokens=max_new_tokens, seed=seed)
+    settings |= {"paper_scope": True} if paper_scope else {}
     trajectories = collect(policy, environments, sandbox=sandbox, out=out, desc=f"evaluate {name}", **settings)
     return score_trajectories(trajectories, name, settings | ({"reasoning": True} if getattr(policy, "reasoning", False) else {}))
 

@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 from .sandbox import Call, CallResult, ToolSandbox, repeats, shared, uncollected
-from .schema import Dependencies, Environment, StepRecord, ToolCall, UserError, answer_types
+from .schema import Dependencies, Environment, StepRecord, ToolCall, UserError, additions, answer_types
 from .engine.match import UNITS, answers_strict, echoes, match_paper, match_strict, offers, plain, tokens
 from .engine.parsers import (CLOSE, MARKUP, OPEN, PARSERS, OddCall, Parsed, Parser, parse_llama, parse_mistral, parse_qwen,
                                        parser_for, read_turn, response_parser, turn_key, written)
@@ -94,7 +94,8 @@ def _facts(record: "Environment | StepRecord | dict") -> _Facts:
             raise UserError(f"field 'codes': {tool!r}: expected Python source, got {code!r:.60}")
     if not isinstance(record.get("answer"), (str, int, float, type(None))):
         raise UserError(f"field 'answer': expected text, got {record['answer']!r:.60}")
-    return _Facts(codes, unsolved, record.get("answer"), record.get("solve_rate") == 1.0, record.get("engines") or {})
+    more = additions(record)
+    return _Facts(codes, unsolved, record.get("answer"), record.get("solve_rate") == 1.0, more.get("engines", {}), {}, more.get("depends_on", {}))
 
 def _object(record: dict, field: str) -> dict:
     "A field that holds an object, or JSON of one in a string."

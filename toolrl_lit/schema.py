@@ -7,7 +7,8 @@ __all__ = ['ScenarioKind', 'SCENARIOS', 'Strategy', 'STRATEGIES', 'Dependencies'
            'Scenario', 'ToolDoc', 'Tool', 'ToolCall', 'Environment', 'check_distinct', 'check_ids', 'StepRecord',
            'answer_types', 'Turn', 'Trajectory', 'replacing', 'read_text', 'write_text', 'reserve', 'refuse_other',
            'holds_work', 'lacks_memory', 'write_jsonl', 'explain', 'Shard', 'Manifest', 'sha256', 'verified',
-           'read_manifest', 'rows_of', 'OnDisk', 'read_jsonl', 'from_ftrl', 'to_ftrl', 'read_ftrl', 'is_ftrl', 'show']
+           'read_manifest', 'rows_of', 'OnDisk', 'read_jsonl', 'additions', 'from_ftrl', 'to_ftrl', 'read_ftrl',
+           'is_ftrl', 'show']
 
 # %% ../nbs/00_schema.ipynb #4da06f13
 import hashlib, json, os, re, tempfile
@@ -574,13 +575,15 @@ def _plain(key: str, x):
 
 _OURS = {"engines": TypeAdapter(dict[str, Literal["monty", "cpython"]]), "depends_on": TypeAdapter(Dependencies)}
 
-def _ours(record: dict) -> dict[str, Any]:
-    "The fields that this library adds to the authors' format, where they hold what it writes."
+def additions(record: dict[str, Any],  # in the authors' format
+              ) -> dict[str, Any]:
+    "Return the fields that this library adds to the authors' format, where a record holds what the library writes."
     found = {}
     for key, kind in _OURS.items():
+        value = record.get(key)
         try:
-            found[key] = kind.validate_json(record[key])
-        except (KeyError, ValidationError):
+            found[key] = kind.validate_json(value) if isinstance(value, str) else kind.validate_python(value)
+        except ValidationError:
             pass
     return found
 
@@ -589,7 +592,7 @@ def from_ftrl(record: dict,      # one object of the authors' JSON Lines
               ) -> StepRecord:
     "The authors' record as a `StepRecord`. Raises `UserError` naming the field that is missing or malformed."
     if not isinstance(record, dict): raise UserError(f"expected an object with the fields {', '.join(_FTRL)}, got {_short(record)}")
-    inner, written, ours = {}, {}, _ours(record)
+    inner, written, ours = {}, {}, additions(record)
     for key in ("tools", "codes", "unsolved_set"):
         if key not in record: raise UserError(f"the record has no field {key!r}; the authors' format has {', '.join(_FTRL)}")
         try: inner[key] = json.loads(record[key]) if isinstance(record[key], str) else record[key]
