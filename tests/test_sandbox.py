@@ -1,5 +1,5 @@
 "The sandbox: feedback texts, two engines, isolation, limits, recovery, and a suite of hostile tools."
-import json, os, re, signal, subprocess, sys, threading, time, warnings
+import json, os, re, signal, socket, struct, subprocess, sys, threading, time, warnings
 from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -139,6 +139,39 @@ def test_the_host_believes_nothing_that_it_is_told(box):
     assert box.call("f", {}, WILD + lies).error == "output"
 
 
+def test_a_reply_that_is_too_long_is_not_read(box):
+    from toolrl_lit.engine.walls import Child, Gone
+    ours, theirs = socket.socketpair()
+    child = Child.__new__(Child)
+    child.socket, child.limits, child.grace = ours, {"timeout": 0.1, "output_bytes": 10}, 0.1
+    theirs.sendall(struct.pack("I", 1 << 30))
+    with pytest.raises(Gone): child.outcome()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="descriptors as Linux shows them")
+def test_a_tool_holds_no_descriptor_but_its_own(box):
+    code = WILD + ("import os\ndef f():\n    found = []\n    for fd in range(100):\n        try: os.fstat(fd); found.append(fd)\n"
+                   "        except OSError: pass\n    return found")
+    assert box.call("f", {}, code).text == "[0, 1, 2]"            # our socket, and twice /dev/null
+
+
+def test_sleeping_counts_as_time():
+    with ToolSandbox(workers=1, timeout=0.3) as box:
+        sleep = Call("f", {"s": 2}, "import time\ndef f(s):\n    time.sleep(s)\n    return s", None, "monty")
+        assert box.call_many([sleep])[0].error == "timeout" and box.call_many([sleep._replace(arguments={"s": 0.1})])[0].text == "0.1"
+
+
+def test_equal_calls_that_were_made_one_run_alone_in_cpython(box):
+    code = WILD + "def f(x):\n    import math\n    n = getattr(math, 'n', 0) + 1\n    math.n = n\n    return n"
+    code = code.replace("getattr(math, 'n', 0) + 1", "1 + ('n' in dir(math))")
+    assert repeats(code) and [r.text for r in box.call_many([Call("f", {"x": i}, code, group=1) for i in range(3)])] == ["1", "1", "1"]
+
+
+def test_a_tool_that_the_papers_scope_breaks_goes_to_cpython(box):
+    code = "def g(x): return x\ndef f(x): return g(x)"
+    assert box.examine([Call("f", {"x": 1}, code)])[1] == {(None, code): "cpython"}
+
+
 def test_time_of_a_finaliser_is_its_own(box):
     code = ("import time\ndef f():\n    def d(self):\n        end = time.perf_counter() + 30\n        while time.perf_counter() < end:\n"
             "            try: time.sleep(1)\n            except BaseException: pass\n"
@@ -151,11 +184,13 @@ def test_time_of_a_finaliser_is_its_own(box):
 @pytest.mark.parametrize("backend", ["sandlock", "process"])
 def test_no_tool_can_signal_anybody(backend):
     other = subprocess.Popen(["sleep", "60"])
-    code = ("import os, fcntl\ndef attack(pid):\n    for fd in range(8):\n        try:\n            fcntl.fcntl(fd, 8, pid); fcntl.fcntl(fd, 10, 9)\n"
+    code = ("import os, fcntl\ndef attack(pid, data):\n    for fd in range(8):\n        try:\n            fcntl.fcntl(fd, 8, pid); fcntl.fcntl(fd, 10, 9)\n"
             "            fcntl.fcntl(fd, 4, fcntl.fcntl(fd, 3) | 0o20000)\n        except OSError: pass\n    return 'x' * 300000")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with ToolSandbox(workers=1, timeout=2, backend=backend) as box: assert box.call("attack", {"pid": other.pid}, code).ok
+        with ToolSandbox(workers=1, timeout=2, backend=backend) as box, box.session({}) as rollout:
+            for _ in range(3): assert rollout.call("attack", {"pid": other.pid}, code).ok      # what we send next would raise the signal
+    time.sleep(0.2)
     assert other.poll() is None
     other.kill()
 
@@ -190,7 +225,8 @@ def test_a_session_holds_its_database_from_call_to_call(box):
         assert a.state() == {"log": ["0", "1", "2"]} and b.state() == {"log": ["x"]} and start == {"log": []}
         hang = WILD + "def hang(data):\n    while True:\n        try: data['log'].copy()\n        except BaseException: pass"
         assert a.call("hang", {}, hang).error == "timeout" and a.call("die", {}, WILD + "import os\ndef die(data): os._exit(1)").error == "crashed"
-        assert a.call("pay", {"to": "3"}, PAY).text == "4" and a.state() == {"log": ["0", "1", "2", "3"]}
+        assert a.call("pay", {"to": "3"}, PAY).text == "4" and a.call("die", {}, WILD + "import os\ndef die(data): os._exit(1)").error == "crashed"
+        assert a.call("pay", {"to": "4"}, PAY).text == "5" and a.state() == {"log": ["0", "1", "2", "3", "4"]}      # a new process made the call again
     with box.session({"a": 1}) as c:
         c.call("f", {}, "def f(data): data['x'] = {1, 2}")
         with pytest.raises(UserError, match="JSON"): c.state()
