@@ -3,7 +3,6 @@ import gc, json, math
 from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
-from toolrl_lit import reward
 from toolrl_lit.reward import (KINDS, PARSERS, match_paper, match_strict, parse_qwen, parser_for, repeats, response_parser,
                                reward_table, score_batch, score_turn)
 from toolrl_lit.sandbox import ToolSandbox
@@ -266,13 +265,11 @@ PLACES = [RECORD | {"unsolved_set": LEFT}, RECORD, RECORD | {"solve_rate": 1.0, 
 
 @settings(max_examples=25, deadline=None)
 @given(picks=st.lists(st.tuples(st.lists(st.sampled_from(PIECES), max_size=4), st.integers(0, 2)), max_size=12),
-       match=st.sampled_from(["paper", "strict"]), part=st.integers(1, 9), data=st.data())
-def test_turns_score_alike_alone_together_and_in_any_order(box, picks, match, part, data):
+       match=st.sampled_from(["paper", "strict"]), data=st.data())
+def test_turns_score_alike_alone_together_and_in_any_order(box, picks, match, data):
     turns = [("I think. " + "".join(pieces), PLACES[k]) for pieces, k in picks * 2]
     order = data.draw(st.permutations(range(len(turns))))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reward, "PART", part); patch.setattr(reward, "STEP", 2)
-        batch = score_batch([turns[i] for i in order], match=match, sandbox=box)
+    batch = score_batch([turns[i] for i in order], match=match, sandbox=box)
     assert batch == [score_turn(*turns[i], match=match, sandbox=box) for i in order]
 
 

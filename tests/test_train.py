@@ -658,10 +658,10 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(run, tiny_folder, enviro
     assert same(run, tmp_path / "rl")
 
 def test_killed_workers_of_the_sandbox_change_nothing(run, tiny_folder, environments, tmp_path, monkeypatch):
-    plain, killed = StepRewards.score, []
+    plain, killed, before = StepRewards.score, [], psutil.Process().children()
     with ToolSandbox(workers=2) as box:
         def score(self, *args):
-            for worker in box._pool: os.killpg(worker.process.pid, signal.SIGKILL); killed.append(worker)
+            for worker in set(psutil.Process().children()).difference(before): worker.kill(); killed.append(worker)
             return plain(self, *args)
         monkeypatch.setattr(StepRewards, "score", score)
         train(config_for(tiny_folder, tmp_path), environments, sandbox=box)

@@ -60,7 +60,7 @@ class _Parts:
             self.server.stop()
         self.server = self.monty = self.threads = None
 
-# %% ../nbs/01_sandbox.ipynb #d238eb42
+# %% ../nbs/01_sandbox.ipynb #307fb534
 class ToolSandbox:
     """Runs tool code in other processes, never in this one (paper section 3.2, localized deployment).
 
@@ -69,7 +69,7 @@ class ToolSandbox:
     of CPython: "sandlock" (Landlock and seccomp), "process" (weaker: rlimits and an isolated interpreter, seccomp where there is a
     table), "unsafe" (no limits); "auto" takes the first of the first two that works. Raises `UserError` for a limit that makes no sense."""
     def __init__(self,
-        workers: int | None = None,        # calls at a time; None for one per core that we may use, at most 8
+        workers: int | None = None,        # calls at a time; None for two per core that we may use (one waits, one computes), at most 8
         timeout: float = 10.0,             # seconds that a call may take
         cpu_seconds: float = 10.0,         # processor seconds that a call may take
         memory_mb: int = 512,              # address space of a confined process
@@ -82,7 +82,7 @@ class ToolSandbox:
             if value not in known:
                 raise UserError(f"{field}: expected one of {', '.join(map(repr, known))}, got {value!r}")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.workers, self.backend, self.engine, self.paper_scope = workers or min(8, cores), backend, engine, paper_scope
+        self.workers, self.backend, self.engine, self.paper_scope = workers or min(8, 2 * cores), backend, engine, paper_scope
         self.limits = dict(timeout=timeout, cpu_seconds=cpu_seconds, memory_mb=memory_mb, output_bytes=output_bytes)
         for field, value in (self.limits | {"workers": self.workers if workers is None else workers}).items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1 << 40:
@@ -118,21 +118,18 @@ class ToolSandbox:
 
     def call_many(self,
         calls: Sequence[tuple],            # `Call`s, or tuples of their first fields
-        meanwhile: Iterable = (),          # short steps of work for us while the calls run; some may be left over
         ) -> list[CallResult]:
-        """Run a batch of calls; results in their order. Raises `UserError` if a call needs confined CPython and none starts here.
-
-        The steps of `meanwhile` must leave this sandbox alone; what one raises ends the batch."""
+        "Run a batch of calls; results in their order. Raises `UserError` if a call needs confined CPython and none starts here."
         try:
             with uncollected():
                 results, jobs = prepare(calls, self.paper_scope)
-                self._run(self._groups(jobs, results), meanwhile)
+                self._run(self._groups(jobs, results))
         except OSError as e:
             raise UserError(f"the sandbox cannot start a process: {e.strerror or e}. Are too many files or processes open? "
                             "(`ulimit -n` and `ulimit -u` say how many may be)") from e
         return results
 
-# %% ../nbs/01_sandbox.ipynb #5757921f
+# %% ../nbs/01_sandbox.ipynb #a4df702f
 def _split(jobs: Iterable[Job], key) -> list[list[Job]]:
     "Jobs by their key, at most 256 together; those whose key is None alone."
     together: dict[Hashable, list[Job]] = {}
@@ -162,15 +159,13 @@ def _groups(self: ToolSandbox, jobs: list[Job], results: list) -> list:
             *(partial(self._on_data, g, results) for g in _split(stateful, lambda j: id(j.call.data)))]
 
 @patch
-def _run(self: ToolSandbox, work: list, meanwhile: Iterable = ()):
-    "Do all the work, several pieces at a time, and our own steps meanwhile."
-    if len(work) == 1 and meanwhile == ():
+def _run(self: ToolSandbox, work: list):
+    "Do all the work, several pieces at a time."
+    if len(work) == 1:
         return work[0]()
-    steps, futures = iter(meanwhile), []
+    futures = []
     try:
         futures = [self._threads().submit(w) for w in work]
-        while not all(f.done() for f in futures[-self.workers:]) and next(steps, steps) is not steps:
-            pass
         for f in futures:
             f.result()
     except BaseException:                              # such as Ctrl-C: the processes are in the middle of something

@@ -665,4 +665,4 @@ def echoes(arguments: Any,   # of a call
     "Say whether the answer stood in the arguments already, and the result, which repeats all of them, did not choose among them."
     values = list(arguments.values()) if isinstance(arguments, dict) else [arguments]
     texts = [v if isinstance(v, str) else json.dumps(v) for v in values]
-    return any(match_strict(t, golden) for t in texts) and all(match_paper(result, t) for t in texts if t.strip())
+    return all(match_paper(result, t) for t in texts if t.strip()) and any(match_strict(t, golden) for t in texts)
