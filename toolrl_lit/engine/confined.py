@@ -160,14 +160,17 @@ def attempt(limits, *call):
         return text, error
     return (str.__getitem__(text, slice(limit // 4)), error) if error else (f"the result exceeds the limit of {limit} bytes", "output")
 
-# %% ../../nbs/engine/confined.ipynb #3891095e
+# %% ../../nbs/engine/confined.ipynb #51424241
 def child(fd, limits, program):
     "Serve one group of calls in this throw-away process: close everything else, put the filter over it, run call after call."
     os.dup2(fd, 0)
     os.closerange(3, 64)
     die_with_parent()
+    gc.disable()
     data = read_frame(0)
     kwargs, before = {} if data is None else {"data": data}, marshal.dumps(data, 2)
+    gc.enable()
+    gc.freeze()                                        # a database is not searched for garbage at each call
     if program:
         install_filter(program)
     elif not limits["unsafe"]:
@@ -182,8 +185,8 @@ def child(fd, limits, program):
         for number, name, arguments, paper_scope in message["calls"]:
             write_frame(0, attempt(limits, name, arguments, codes[number], compiled[number], paper_scope, kwargs))
         if message["state"]:
-            write_frame(0, state(data, before))
-            before = marshal.dumps(data, 2)
+            before, *told = state(data, before)
+            write_frame(0, told)
 
 def attempt_compile(source):
     "Return the compiled source, or None: `execute` then says what is wrong with it."
@@ -193,11 +196,12 @@ def attempt_compile(source):
         return None
 
 def state(data, before):
-    "Return the JSON text of `data` if it has changed, and what keeps it from being JSON."
+    "Return the mark of `data`, its JSON text if that has changed, and what keeps it from being JSON."
     try:
-        return (None if marshal.dumps(data, 2) == before else json.dumps(data)), None
+        after = marshal.dumps(data, 2)
+        return after, None if after == before else json.dumps(data), None
     except BaseException as e:
-        return None, str(e)[:1000]
+        return before, None, str(e)[:1000]
 
 # %% ../../nbs/engine/confined.ipynb #237f385b
 def die_with_parent():
