@@ -129,7 +129,7 @@ class ToolSandbox:
                             "(`ulimit -n` and `ulimit -u` say how many may be)") from e
         return results
 
-# %% ../nbs/01_sandbox.ipynb #a4df702f
+# %% ../nbs/01_sandbox.ipynb #125116ea
 def _split(jobs: Iterable[Job], key) -> list[list[Job]]:
     "Jobs by their key, at most 256 together; those whose key is None alone."
     together: dict[Hashable, list[Job]] = {}
@@ -161,16 +161,18 @@ def _groups(self: ToolSandbox, jobs: list[Job], results: list) -> list:
 @patch
 def _run(self: ToolSandbox, work: list):
     "Do all the work, several pieces at a time."
+    todo = iter(work)
+    def take():
+        for piece in todo:
+            piece()
     if len(work) == 1:
-        return work[0]()
-    futures = []
+        return take()
     try:
-        futures = [self._threads().submit(w) for w in work]
-        for f in futures:
-            f.result()
+        for thread in [self._threads().submit(take) for _ in range(min(int(self.workers), len(work)))]:
+            thread.result()
     except BaseException:                              # such as Ctrl-C: the processes are in the middle of something
-        for f in futures:
-            f.cancel()
+        for _ in todo:                                 # nobody begins another piece
+            pass
         self.close()
         raise
 

@@ -365,10 +365,15 @@ _TEXTS = set("message error errors detail details reason msg warning exception t
 _ENVELOPE = _TEXTS | {"status", "code", "success", "ok"}
 _SAYS = _TEXTS | set("result answer response output text content info note hint help".split())
 
+@lru_cache(1 << 12)
+def _is_refusal(golden: str) -> bool:
+    "Whether a golden answer reads like a refusal."
+    return bool(_REFUSAL.search(golden))
+
 def _refuses(text: str, golden: str) -> bool:
     "Whether a text says that nothing was found. What the golden answer itself says is passed over."
     if text.casefold() == golden.casefold(): return False
-    if _REFUSAL.search(golden): text = re.sub(re.escape(golden), "", text, flags=re.I)
+    if _is_refusal(golden): text = re.sub(re.escape(golden), "", text, flags=re.I)
     return bool(_REFUSAL.search(text))
 
 def _refused(value: Any, golden: str) -> bool:
@@ -651,7 +656,7 @@ def answers_strict(said: str,      # a turn without calls
         if match_strict(said, answer, type): return True
     last = [x if kind == "boolean" else _FIRST.sub("", x) for x in sentences[-3:]]
     for k in range(len(last) - 1, -1, -1):
-        if match_strict(last[k], answer, type):
+        if last[k] != said and match_strict(last[k], answer, type):             # a single sentence has been looked at
             if k and _bare_answer(last[k]) and _bare_answer(last[k - 1]): return match_strict(last[k - 1], answer, type)
             return k == len(last) - 1 or not _takes_back(sentences[-1])
         if _CONCLUDES.match(last[k]) or _bare_answer(last[k]): return False
