@@ -2,6 +2,7 @@
 import json, os, re, signal, socket, struct, subprocess, sys, threading, time, warnings
 from pathlib import Path
 import pytest
+from collections import OrderedDict
 from hypothesis import given, settings, strategies as st
 from toolrl_lit.sandbox import Call, ToolSandbox, repeats, shared, timeout_text
 from toolrl_lit.schema import UserError
@@ -218,6 +219,18 @@ def test_data_keeps_its_state_for_its_owner_only(box):
     assert box.call("pay", {"to": "y"}, PAY, ann).text == "1" and ann == {"log": ["y"]}
 
 
+def test_any_mapping_that_json_takes_is_a_database(box):
+    ann = OrderedDict(log=[])
+    assert [box.call("pay", {"to": str(i)}, PAY, ann).text for i in range(2)] == ["1", "2"] and ann == {"log": ["0", "1"]}
+
+
+def test_threads_may_share_a_database(box):
+    ann, threads = {"log": []}, []
+    for i in range(4): threads.append(threading.Thread(target=box.call, args=("pay", {"to": str(i)}, PAY, {"log": []}))); threads[-1].start()
+    for t in threads: t.join()
+    assert box.call("pay", {"to": "x"}, PAY, ann).text == "1" and ann == {"log": ["x"]}
+
+
 def test_a_session_holds_its_database_from_call_to_call(box):
     start = {"log": []}
     with box.session(start) as a, box.session(start) as b:
@@ -365,6 +378,7 @@ threading.Thread(target=box.call, args=("f", {"x": 1}, "import time\\ndef f(x):\
 time.sleep(0.3)
 if (pid := os.fork()) == 0:
     print(box.call("f", {"x": 42}, "def f(x): return x").text, flush=True)
+    assert box.examine([("f", {"x": 1}, "def f(x): return x")])[1] == {}            # an engine is not chosen with one eye shut
     os._exit(0)
 os.waitpid(pid, 0)
 print(box.call("f", {"x": 43}, "def f(x): return x").text)

@@ -251,7 +251,7 @@ def check_many(environments: list[Environment],  # to examine
             found[i].append(f"solved by {p.why}: {p.tool}({p.arguments})")
     for i in {i for i, _, _ in todo}:
         for tool in environments[i].tools:
-            tool.engine = engines.get((i, tool.code))
+            tool.engine = engines.get((i, tool.code), tool.engine)
     return found
 
 def check(env: Environment,  # to examine

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import datasets, numpy as np
 from transformers.utils import get_json_schema
 from .reward import Parsed, score_batch, score_parsed
-from .sandbox import ToolSandbox, shared
+from .sandbox import Call, ToolSandbox, shared
 from .schema import Environment, ToolCall, ToolDoc, Trajectory, UserError, check_ids
 
 # %% ../nbs/09a_episode.ipynb #700204ca
@@ -143,7 +143,7 @@ class ToolEnvironment:
         "One call: run it, note what it solved, return its feedback."
         call = ToolCall.model_construct(name=name, arguments=arguments)          # whatever TRL has read is a call
         try:
-            ran = self._sandbox.call_many([(name, arguments, self._step.codes[name])])
+            ran = self._sandbox.call_many([Call(name, arguments, self._step.codes[name], None, self._step.engines.get(name))])
             turn = score_parsed(Parsed("", [call], []), ran, self._step, match=self._match)
         except Exception as e:
             self._broken = e

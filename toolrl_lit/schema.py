@@ -209,7 +209,7 @@ class StepRecord(BaseModel):
     messages: list[dict[str, Any]]            # chat messages so far
     tools: list[dict[str, Any]]               # documents as chat templates take them
     codes: dict[str, str]                     # Python source by tool name
-    engines: dict[str, str] = {}              # what runs each tool, where that has been chosen
+    engines: dict[str, Literal["monty", "cpython"]] = {}  # what runs each tool, where that has been chosen
     depends_on: Dependencies = {}             # what has to be solved before a golden answer counts, by tool and golden answer
     unsolved: dict[str, list[str]]            # golden sub-answers still unsolved, by tool name
     answer: str | None = None                 # golden final answer

@@ -6,13 +6,13 @@
 __all__ = ['Session', 'mcp_server', 'serve', 'keep']
 
 # %% ../nbs/13a_serve.ipynb #915fb9e6
-import copy, math, signal, socket, sys, threading
+import math, signal, socket, sys, threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from .reward import Match, Parsed, score_parsed
-from .sandbox import CallResult, ToolSandbox, failure, shared, timeout_text
+from .sandbox import Call, CallResult, ToolSandbox, failure, shared, timeout_text
 from .schema import Environment, ToolCall, ToolDoc, Trajectory, UserError, read_jsonl, reserve, write_jsonl
 
 # %% ../nbs/13a_serve.ipynb #9d36241d
@@ -22,7 +22,8 @@ class Session:
                  data: dict | list | None = None,        # state that the tools take as `data`; copied
                  match: Match = "paper",                 # when a result counts as the golden answer
                  sandbox: ToolSandbox | None = None):    # where tools run; None takes the shared one
-        self.env, self.data, self.match, self.sandbox = env, copy.deepcopy(data), match, sandbox or shared()
+        self.env, self.match, self.sandbox = env, match, sandbox or shared()
+        self.state = None if data is None else self.sandbox.session(data)
         self.step, self.lock = env.start(), threading.Lock()
         self.trajectory = Trajectory(environment=env.id, kind=env.kind, messages=list(self.step.messages), turns=[],
                                      sub_questions=self.step.open())
@@ -44,10 +45,16 @@ class Session:
             return results
 
     def _run(self, calls: Sequence[ToolCall]) -> list[CallResult]:
-        "The results of the calls of one turn: in one batch, or one after the other where each must see what the one before has changed."
-        codes = self.env.codes()
-        jobs = [(c.name, c.arguments, codes.get(c.name)) for c in calls]
-        return self.sandbox.call_many(jobs) if self.data is None else [self.sandbox.call(*job, self.data) for job in jobs]
+        "The results of the calls of one turn. A database stays where its tools run."
+        codes, engines = self.env.codes(), self.env.engines()
+        if self.state:
+            return self.state.call_many([(c.name, c.arguments, codes.get(c.name)) for c in calls])
+        return self.sandbox.call_many([Call(c.name, c.arguments, codes.get(c.name), None, engines.get(c.name), "turn") for c in calls])
+
+    @property
+    def data(self) -> Any:
+        "What the database holds now; None for tools without one."
+        return self.state and self.state.state()
 
     def _unsourced(self, call: ToolCall, result: CallResult) -> CallResult:
         "A result without the tool's source, which a time-out tells."

@@ -171,7 +171,7 @@ class Child:
         self.socket.close()
         self.server.kill(self.pid)
 
-# %% ../../nbs/engine/walls.ipynb #9848c435
+# %% ../../nbs/engine/walls.ipynb #7f1dec50
 class Session:
     """A database that the tools of one rollout share, in one confined process: it stays there from call to call.
 
@@ -218,7 +218,7 @@ class Session:
             try:
                 child = self._ready()
                 child.ask((), state=True)
-                after, problem = child.reply(1 << 30)
+                after, problem = child.reply(max(1 << 26, 8 * len(self.data or "")))
                 if problem:
                     raise UserError(f"the tools left something in `data` that is no JSON: {problem}")
                 if after is None:
