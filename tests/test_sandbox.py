@@ -173,6 +173,12 @@ def test_a_tool_that_the_papers_scope_breaks_goes_to_cpython(box):
     assert box.examine([Call("f", {"x": 1}, code)])[1] == {(None, code): "cpython"}
 
 
+def test_what_only_the_papers_scope_breaks_breaks_there_whatever_the_engine(box):
+    code = "def f(x): return x if x < 2 else f(x - 1)"
+    texts = [r.text for r in box.call_many([Call("f", {"x": x}, code, None, "monty", 1, True) for x in (1, 5)])]
+    assert texts == ["1", "an error occured when call f: name 'f' is not defined"]
+
+
 def test_time_of_a_finaliser_is_its_own(box):
     code = ("import time\ndef f():\n    def d(self):\n        end = time.perf_counter() + 30\n        while time.perf_counter() < end:\n"
             "            try: time.sleep(1)\n            except BaseException: pass\n"
