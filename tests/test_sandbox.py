@@ -397,6 +397,24 @@ def test_a_fork_in_the_middle_of_a_batch_leaves_both_sides_working():
     assert out.stdout.split() == ["42", "43"], out.stderr
 
 
+EXIT = """
+import os, sys
+from toolrl_lit.sandbox import ToolSandbox
+box = ToolSandbox(workers=1)
+for head in ("", "import string\\n"): box.call("f", {}, head + "def f(): return 1")
+started = box._parts.server.process.pid, box._parts.monty
+if (pid := os.fork()) == 0: sys.exit(0)
+os.waitpid(pid, 0)
+print(*(box.call("f", {}, head + "def f(): return 1").text for head in ("", "import string\\n")), (box._parts.server.process.pid, box._parts.monty) == started)
+"""
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_process_that_ends_takes_nothing_with_it():
+    out = subprocess.run([sys.executable, "-c", EXIT], capture_output=True, text=True, cwd=ROOT, timeout=60,
+                         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])})
+    assert out.stdout.split() == ["1", "1", "True"], out.stderr
+
+
 NO_FILES = """
 import os, resource
 from toolrl_lit.sandbox import ToolSandbox
