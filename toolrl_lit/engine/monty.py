@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['DRIVER', 'MONTY_SECONDS', 'MONTY_MB', 'SECRET', 'wrapped', 'trusted', 'well_formed', 'one_function', 'fits',
-           'MontyPool']
+           'monty_binary', 'MontyPool']
 
 # %% ../../nbs/engine/monty.ipynb #b4c7e4b9
-import re, secrets
+import os, re, secrets
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
 import pydantic_monty
 from .calls import Call, CallResult, Job, repeats, worded
@@ -74,12 +75,22 @@ def fits(job: Job) -> bool:
     return job.wire.startswith("{") and not lone and (not job.paper or one_function(job.call.code, job.call.name))
 
 # %% ../../nbs/engine/monty.ipynb #a3a92ca6
+def monty_binary() -> str | None:
+    "Return where the program of Monty was installed, also where another environment's packages are used; None lets Monty search."
+    try:
+        files = distribution("pydantic-monty-runtime").files or ()
+    except PackageNotFoundError:
+        return None
+    places = [str(f.locate()) for f in files if f.name in ("monty", "monty.exe")]
+    return next(filter(os.path.exists, places), None)
+
 class MontyPool:
     "Processes that run Monty, and a fresh session for each group of calls. Raises `OSError` if it cannot be started."
     def __init__(self, workers: int, limits: dict):
         self.limits = limits
         try:
-            self.pool = pydantic_monty.Monty(min_processes=workers, max_processes=workers, request_timeout=60).__enter__()
+            self.pool = pydantic_monty.Monty(binary_path=monty_binary(), min_processes=workers, max_processes=workers,
+                                             request_timeout=60).__enter__()
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as e:                     # Rust's panics are no `Exception`
