@@ -113,36 +113,50 @@ def _object(record: dict, field: str) -> dict:
 _WHY = {"unknown": "there is no such tool", "timeout": "it took too long", "crashed": "it ended its process",
         "output": "its result is too long", "raised": "it raised an error"}
 
-def _credit(call: ToolCall, result: CallResult, left: dict[str, list], facts: _Facts, match: str, holds, types: dict) -> CallScore:
-    """Hold one call against what is left of its tool's golden answers; remove the one it solves.
+def _solves(call: ToolCall, result: CallResult, mine: list[str], facts: _Facts, match: str, holds) -> tuple[str | None, str]:
+    """The golden answer, of those of the call's tool that are `mine` to solve, which a call solves, and why, or why none.
 
     Strictly, an answer counts once all that it depends on was solved in earlier turns: nobody can have read it before."""
-    name, arguments = written(call)
-    mine = left.get(name, []) if isinstance(name, str) else []
-    why = ""
+    (name, arguments), why = written(call), ""
     for answer in mine if match == "paper" or result.ok else ():
-        if not holds(result.text, str(answer), *types.get(str(answer), ())): continue
-        if match == "strict" and _early(name, answer, facts): why = "it was made before what it depends on was solved"; continue
-        if match == "strict" and echoes(arguments, result.text, str(answer)): why = "its result repeats its arguments"; continue
+        types = facts.types.get(str(answer), ()) if match == "strict" else ()
+        if not holds(result.text, str(answer), *types):
+            continue
+        if match == "paper" or not (early := _early(name, answer, facts)) and not echoes(arguments, result.text, str(answer)):
+            return answer, f"its result holds {answer!r}"
+        why = "it was made before what it depends on was solved" if early else "its result repeats its arguments"
+    if result.error:
+        why = _WHY[result.error]
+    elif not (isinstance(name, str) and facts.unsolved.get(name)):
+        why = "no sub-question needs this tool"
+    elif not mine:
+        why = "all sub-questions of this tool are solved"
+    return None, why or f"its result does not hold {' or '.join(map(repr, mine))}"
+
+def _credit(call: ToolCall, result: CallResult, left: dict[str, list], facts: _Facts, match: str, holds, known: dict) -> CallScore:
+    "Hold one call against what is left of its tool's golden answers; remove the one it solves. `known` are earlier verdicts."
+    name, _ = written(call)
+    mine = left.get(name, []) if isinstance(name, str) else []
+    key = id(call), id(result), id(facts), tuple(mine)
+    if key not in known:
+        known[key] = _solves(call, result, mine, facts, match, holds)
+    answer, why = known[key]
+    if answer is not None:
         mine.remove(answer)
-        return CallScore(call.name, call.arguments, result.text, answer, f"its result holds {answer!r}")
-    if result.error: why = _WHY[result.error]
-    elif not (isinstance(name, str) and facts.unsolved.get(name)): why = "no sub-question needs this tool"
-    elif not mine: why = "all sub-questions of this tool are solved"
-    why = why or f"its result does not hold {' or '.join(map(repr, mine))}"
-    return CallScore(call.name, call.arguments, result.text, None, why)
+    return CallScore(call.name, call.arguments, result.text, answer, why)
 
 def _early(tool: str, answer: str, facts: _Facts) -> bool:
     "Whether a golden answer depends on one that was still unsolved before this turn."
     return any(need in facts.unsolved.get(other, ()) for other, need in facts.needs.get(tool, {}).get(answer, ()))
 
 # %% ../nbs/08_reward.ipynb #0933da1a
-def _score(parsed: Parsed, results: Iterable[CallResult], facts: _Facts, kind: str, match: str, markup: tuple[str, ...], holds, answers) -> TurnScore:
+def _score(parsed: Parsed, results: Iterable[CallResult], facts: _Facts, kind: str, match: str, markup: tuple[str, ...], holds, answers,
+           known: dict) -> TurnScore:
     "Score a turn whose calls have run."
     left = {tool: list(answers) for tool, answers in facts.unsolved.items()}
     t = sum(map(len, left.values()))
     types = facts.types if match == "strict" else {}
-    calls = [_credit(c, r, left, facts, match, holds, types) for c, r in zip(parsed.calls, results)]
+    calls = [_credit(c, r, left, facts, match, holds, known) for c, r in zip(parsed.calls, results)]
     solved: dict[str, list[str]] = {}
     for c in calls:
         if c.solved is not None: solved.setdefault(c.name, []).append(c.solved)
@@ -232,11 +246,12 @@ def score_batch(turns: list[tuple[str, "Environment | StepRecord | dict"]],  # (
     if not callable(parser): _known("parser", parser, PARSERS)
     parse, markup = (parser, getattr(parser, "markup", ())) if callable(parser) else (PARSERS[parser], MARKUP[parser])
     plan, holds, answers = _Plan(parse, paper_scope), lru_cache(None)(MATCHERS[match]), lru_cache(None)(_answered)
+    known: dict[tuple, tuple] = {}                       # equal calls of an environment get their verdict once
     with uncollected():
         for turn in turns:
             plan.add(*turn)
         results = (sandbox or shared()).call_many(plan.jobs) if plan.jobs else []
-        scores = [_score(turn.parsed, [results[i] for i in turn.places], turn.facts, kind, match, markup, holds, answers)
+        scores = [_score(turn.parsed, [results[i] for i in turn.places], turn.facts, kind, match, markup, holds, answers, known)
                   for turn in plan.different]
         return [_own(scores[i]) if again else scores[i] for i, again in plan.which]
 
@@ -266,4 +281,4 @@ def score_parsed(parsed: Parsed,                     # what was said, and the ca
     _known("kind", kind, KINDS)
     _known("match", match, MATCHERS)
     if len(results) != len(parsed.calls): raise UserError(f"results: expected one for each of {len(parsed.calls)} calls, got {len(results)}")
-    return _score(parsed, results, _facts(env_or_record), kind, match, markup, MATCHERS[match], _answered)
+    return _score(parsed, results, _facts(env_or_record), kind, match, markup, MATCHERS[match], _answered, {})
