@@ -230,6 +230,12 @@ def test_any_mapping_that_json_takes_is_a_database(box):
     assert [box.call("pay", {"to": str(i)}, PAY, ann).text for i in range(2)] == ["1", "2"] and ann == {"log": ["0", "1"]}
 
 
+def test_a_long_batch_on_one_database_runs_in_its_order(box):
+    ann = {"log": []}
+    texts = [r.text for r in box.call_many([("pay", {"to": str(i)}, PAY, ann) for i in range(600)])]
+    assert texts == [str(i + 1) for i in range(600)] and ann["log"] == [str(i) for i in range(600)]
+
+
 def test_threads_may_share_a_database(box):
     ann, threads = {"log": []}, []
     for i in range(4): threads.append(threading.Thread(target=box.call, args=("pay", {"to": str(i)}, PAY, {"log": []}))); threads[-1].start()

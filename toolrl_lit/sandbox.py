@@ -128,13 +128,13 @@ class ToolSandbox:
         return results
 
 # %% ../nbs/01_sandbox.ipynb #fda58602
-def _split(jobs: Iterable[Job], key) -> list[list[Job]]:
-    "Jobs by their key, at most 256 together; those whose key is None alone."
+def _split(jobs: Iterable[Job], key, most: int = 256) -> list[list[Job]]:
+    "Jobs by their key, at most so many together; those whose key is None alone."
     together: dict[Hashable, list[Job]] = {}
     for job in jobs:
         k = key(job)
         together.setdefault((job.place,) if k is None else (k, None), []).append(job)
-    return [group[i:i + 256] for group in together.values() for i in range(0, len(group), 256)]
+    return [group[i:i + most] for group in together.values() for i in range(0, len(group), most)]
 
 def _monty_key(job: Job) -> Hashable:
     "What a call may share a Monty session with: its group; without one, calls of its own source that can leave nothing behind."
@@ -154,7 +154,7 @@ def _groups(self: ToolSandbox, jobs: list[Job], results: list) -> list:
     monty = _split((j for j in rest if engine[j.place] == "monty"), _monty_key)
     cpython = _split((j for j in rest if engine[j.place] != "monty"), _cpython_key)
     return [*(partial(self._in_monty, g, results) for g in monty), *(partial(self._in_cpython, g, results) for g in cpython),
-            *(partial(self._on_data, g, results) for g in _split(stateful, lambda j: id(j.call.data)))]
+            *(partial(self._on_data, g, results) for g in _split(stateful, lambda j: id(j.call.data), len(stateful) or 1))]
 
 @patch
 def _run(self: ToolSandbox, work: list):
