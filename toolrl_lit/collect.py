@@ -26,7 +26,7 @@ from transformers import (AttentionInterface, AttentionMaskInterface, AutoConfig
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging as hf_logging
 from .engine.client import MOST_BYTES, Client, hide
-from .engine.parsers import Parser, Reply, content_text, parse_qwen, parser_for, reply_text, storable
+from .engine.parsers import Parser, Reply, content_text, parse_qwen, parser_for, plain_arguments, reply_text, storable
 from .reward import score_batch
 from .schema import (Environment, Scenario, StepRecord, SubQuestion, Tool, ToolCall, ToolDoc, Trajectory, Turn, UserError,
                                check_distinct, read_jsonl, refuse_other, reserve, write_jsonl, write_text)
@@ -589,17 +589,12 @@ def _plain_message(i: int, m: dict) -> dict:
 def _plain_call(call: dict) -> dict:
     "A call whose arguments are an object, where they can be read as one; itself where nothing is to be done. Raises `KeyError` if it has no name."
     function, name = call["function"], call["function"]["name"]
-    given = written = function.get("arguments")
+    given = function.get("arguments")
     if isinstance(given, dict): return call
-    for _ in range(2):
-        if isinstance(given, str): given = _loaded(given) if given.strip() else {}
-    values = given if isinstance(given, dict) else {} if given is None else written
+    try: values = plain_arguments(given)
+    except (ValueError, RecursionError): values = given
+    if not isinstance(values, dict): values = given                      # whatever it is, it is shown as it came
     return call | {"type": "function", "function": function | {"name": name, "arguments": values}}
-
-def _loaded(text: str) -> Any:
-    "What a text of JSON says; itself as a list, which no arguments are, if it says nothing."
-    try: return json.loads(text)
-    except (ValueError, RecursionError): return [text]
 
 # %% ../nbs/09_collect.ipynb #6838df7d
 class TransformersPolicy:

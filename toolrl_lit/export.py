@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 import datasets, pyarrow as pa
 from jinja2 import TemplateError
+from pydantic import ValidationError
 from .collect import call_text, plain_history
 from .schema import Environment, StepRecord, ToolCall, Trajectory, UserError, check_ids, to_ftrl, write_jsonl, write_text
 
@@ -54,29 +55,20 @@ def _system(step: StepRecord, rest: list[dict[str, str]], tokenizer) -> str:
     raise UserError(f"tokenizer: expected a chat template that writes the tools into the system message and calls as Qwen's does, since "
                     f"{step.environment!r}, turn {step.turn}, reads otherwise as plain messages; leave it out")
 
-def _text(value: Any, what: str) -> str:
-    "Text, nothing being empty. Raises `UserError` for anything else."
-    if value is None: return ""
-    if not isinstance(value, str): raise UserError(f"{what}: expected text, got {value!r:.60}")
-    return value
-
 def _function(tool: Any) -> dict[str, Any]:
     "The function of a tool or of a call; empty if there is none."
     inner = tool.get("function") if isinstance(tool, dict) else None
     return inner if isinstance(inner, dict) else {}
 
 def _with_calls(message: dict[str, Any], where: str) -> str:
-    "A message's content followed by its calls as text. Raises `UserError` for what is no text and no call."
-    calls = message.get("tool_calls") or []
-    if not isinstance(calls, list): raise UserError(f"{where}: tool_calls: expected a list, got {calls!r:.60}")
-    calls = [_call(_function(c), f"{where}: tool call {k}") for k, c in enumerate(calls)]
-    return "\n".join(part for part in (_text(message.get("content"), f"{where}: content"), call_text(calls)) if part)
+    "A plain message's content followed by its calls as text. Raises `UserError` for a call that is none."
+    calls = [_call(c["function"], f"{where}: tool call {k}") for k, c in enumerate(message.get("tool_calls", []))]
+    return "\n".join(part for part in (message["content"], call_text(calls)) if part)
 
 def _call(function: dict[str, Any], where: str) -> ToolCall:
-    "A call as a message keeps it. (Foreign records may hold arguments as a string of JSON.)"
-    arguments = function.get("arguments")
-    try: return ToolCall(name=function.get("name"), arguments=json.loads(arguments) if isinstance(arguments, str) else arguments)
-    except (ValueError, RecursionError) as e:
+    "A call as a message keeps it."
+    try: return ToolCall(name=function["name"], arguments=function["arguments"])
+    except ValidationError as e:
         raise UserError(f"{where}: expected a function with a name, and arguments that are a JSON object, got {function!r:.80}") from e
 
 # %% ../nbs/13_export.ipynb #9e3e3cfa

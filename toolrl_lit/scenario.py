@@ -10,7 +10,7 @@ __all__ = ['SUBJECTS', 'RELATIONS', 'MARGIN', 'CONTESTED', 'Chain', 'Relation', 
 # %% ../nbs/02_scenario.ipynb #48a23c49
 import importlib.resources, itertools, math, random, re, unicodedata, zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import lru_cache

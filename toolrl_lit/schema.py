@@ -22,6 +22,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 import filelock
+from .engine.calls import Engine
 from .engine.match import AnswerType, fit_type, infer_type
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticSerializationError
@@ -100,7 +101,7 @@ class Tool(BaseModel):
     doc: ToolDoc
     code: str                                 # Python source that defines a function named `doc.name`
     distractor: bool = False                  # True if no sub-question needs it (toolset extension)
-    engine: Literal["monty", "cpython"] | None = None  # what runs the code, chosen at the examination of stage 5
+    engine: Engine | None = None  # what runs the code, chosen at the examination of stage 5
 
     @property
     def name(self) -> str: return self.doc.name
@@ -209,7 +210,7 @@ class StepRecord(BaseModel):
     messages: list[dict[str, Any]]            # chat messages so far
     tools: list[dict[str, Any]]               # documents as chat templates take them
     codes: dict[str, str]                     # Python source by tool name
-    engines: dict[str, Literal["monty", "cpython"]] = {}  # what runs each tool, where that has been chosen
+    engines: dict[str, Engine] = {}  # what runs each tool, where that has been chosen
     depends_on: Dependencies = {}             # what has to be solved before a golden answer counts, by tool and golden answer
     unsolved: dict[str, list[str]]            # golden sub-answers still unsolved, by tool name
     answer: str | None = None                 # golden final answer
@@ -573,7 +574,7 @@ def _plain(key: str, x):
     number = lambda a: _inner(a) if isinstance(a, (int, float)) else a
     return {tool: [number(a) for a in answers] if isinstance(answers, list) else answers for tool, answers in x.items()}
 
-_OURS = {"engines": TypeAdapter(dict[str, Literal["monty", "cpython"]]), "depends_on": TypeAdapter(Dependencies)}
+_OURS = {"engines": TypeAdapter(dict[str, Engine]), "depends_on": TypeAdapter(Dependencies)}
 
 def additions(record: dict[str, Any],  # in the authors' format
               ) -> dict[str, Any]:
