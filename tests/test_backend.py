@@ -1,4 +1,5 @@
 "Backends: what is refused and said, what memory they are told to need, and who samples. What needs a GPU runs where there is one."
+
 import http.server, importlib.util, json, sys, threading, types
 from pathlib import Path
 import pytest, torch
@@ -7,158 +8,330 @@ from trl.generation import vllm_client, vllm_generation
 from toolrl_lit import train as module
 from toolrl_lit.collect import TransformersPolicy, generate_tokens, load_model
 from toolrl_lit.schema import UserError
-from toolrl_lit.train import (PRESETS, choose_backend, lora, make_config, memory_needed, merge_adapter, merge_into, train)
+from toolrl_lit.train import (
+    PRESETS,
+    choose_backend,
+    lora,
+    make_config,
+    memory_needed,
+    merge_adapter,
+    merge_into,
+    train,
+)
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
 unsloth_here = torch.cuda.is_available() and importlib.util.find_spec("unsloth") is not None
 vllm_here = importlib.util.find_spec("vllm") is not None
 
+
 def config_for(folder, out, **changes):
-    return make_config(**dict(model=str(folder), out=str(out), epochs=1, updates=2, prompts=2, group=4, environments=4, max_turns=2, max_new_tokens=6,
-        max_prompt_tokens=2000, lora_rank=4, learning_rate=0.02, warm_steps=0) | changes)
+    return make_config(
+        **dict(
+            model=str(folder),
+            out=str(out),
+            epochs=1,
+            updates=2,
+            prompts=2,
+            group=4,
+            environments=4,
+            max_turns=2,
+            max_new_tokens=6,
+            max_prompt_tokens=2000,
+            lora_rank=4,
+            learning_rate=0.02,
+            warm_steps=0,
+        )
+        | changes
+    )
+
 
 # -- which one
 
-@pytest.mark.parametrize("values, said", [
-    (dict(backend="fast"), "backend: .*'auto', 'plain' or 'unsloth'"),
-    (dict(load_in="8bit"), "load_in: .*'16bit' or '4bit'"),
-    (dict(load_in="4bit"), "load_in=4bit: only Unsloth .*set backend=unsloth"),
-    (dict(load_in="4bit", backend="plain"), "load_in=4bit: only Unsloth .*set backend=unsloth"),
-    (dict(load_in="4bit", backend="unsloth", lora_rank=0), "load_in=4bit: .*set lora_rank=16, or load_in=16bit"),
-    (dict(vllm_server="http://x:1", backend="unsloth"), "vllm_server: .*backend=plain"),
-    (dict(vllm_server="x:8000"), "vllm_server: .*https")])
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        (dict(backend="fast"), "backend: .*'auto', 'plain' or 'unsloth'"),
+        (dict(load_in="8bit"), "load_in: .*'16bit' or '4bit'"),
+        (dict(load_in="4bit"), "load_in=4bit: only Unsloth .*set backend=unsloth"),
+        (dict(load_in="4bit", backend="plain"), "load_in=4bit: only Unsloth .*set backend=unsloth"),
+        (
+            dict(load_in="4bit", backend="unsloth", lora_rank=0),
+            "load_in=4bit: .*set lora_rank=16, or load_in=16bit",
+        ),
+        (dict(vllm_server="http://x:1", backend="unsloth"), "vllm_server: .*backend=plain"),
+        (dict(vllm_server="x:8000"), "vllm_server: .*https"),
+    ],
+)
 def test_what_does_not_go_together_is_refused_with_the_reason(values, said):
-    with pytest.raises(UserError, match=said): make_config(**values)
+    with pytest.raises(UserError, match=said):
+        make_config(**values)
+
 
 @no_gpu
 def test_auto_says_what_it_took_and_why_and_plain_says_nothing(capsys):
     assert choose_backend(make_config()) == "plain"
-    assert capsys.readouterr().out == "backend: plain transformers and PEFT, not Unsloth: there is no GPU\n"
-    assert choose_backend(make_config(backend="plain")) == choose_backend(make_config(), says=False) == "plain" and capsys.readouterr().out == ""
+    assert (
+        capsys.readouterr().out
+        == "backend: plain transformers and PEFT, not Unsloth: there is no GPU\n"
+    )
+    assert (
+        choose_backend(make_config(backend="plain"))
+        == choose_backend(make_config(), says=False)
+        == "plain"
+        and capsys.readouterr().out == ""
+    )
+
 
 @no_gpu
 def test_only_the_main_process_says_it(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert choose_backend(make_config()) == "plain" and capsys.readouterr().out == ""
 
+
 @no_gpu
-def test_unsloth_without_a_gpu_is_one_sentence_before_anything_is_loaded(tiny_folder, environments, tmp_path, monkeypatch):
+def test_unsloth_without_a_gpu_is_one_sentence_before_anything_is_loaded(
+    tiny_folder, environments, tmp_path, monkeypatch
+):
     monkeypatch.setattr(module, "load_model", lambda *a: pytest.fail("must not load a model"))
     with pytest.raises(UserError, match="^backend=unsloth: there is no GPU; .*backend=plain$"):
         train(config_for(tiny_folder, tmp_path, backend="unsloth"), environments)
 
-@pytest.mark.skipif(not torch.cuda.is_available() or unsloth_here, reason="needs a GPU and no Unsloth")
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or unsloth_here, reason="needs a GPU and no Unsloth"
+)
 def test_unsloth_that_is_not_installed_is_named():
     assert choose_backend(make_config()) == "plain"
-    with pytest.raises(UserError, match=r"not installed; pip install 'toolrl_lit\[unsloth\]'"): choose_backend(make_config(backend="unsloth"))
+    with pytest.raises(UserError, match=r"not installed; pip install 'toolrl_lit\[unsloth\]'"):
+        choose_backend(make_config(backend="unsloth"))
+
 
 @pytest.mark.parametrize("backend", ["auto", "plain", "unsloth"])
 def test_where_unsloth_was_imported_before_nothing_is_trained(monkeypatch, backend):
-    monkeypatch.setitem(sys.modules, "unsloth", types.ModuleType("unsloth"))      # what matters is that it is there
-    with pytest.raises(UserError, match="Unsloth has been imported in this process"): choose_backend(make_config(backend=backend))
+    monkeypatch.setitem(
+        sys.modules, "unsloth", types.ModuleType("unsloth")
+    )  # what matters is that it is there
+    with pytest.raises(UserError, match="Unsloth has been imported in this process"):
+        choose_backend(make_config(backend=backend))
+
 
 # -- memory
+
 
 @pytest.fixture(scope="module")
 def qwen8():
     from transformers import Qwen3Config
-    return Qwen3Config(vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8,
-                       head_dim=128, tie_word_embeddings=False)
+
+    return Qwen3Config(
+        vocab_size=151936,
+        hidden_size=4096,
+        intermediate_size=12288,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=False,
+    )
+
 
 def test_four_bits_and_no_copy_are_told(qwen8):
     need = lambda **c: memory_needed(make_config("consumer-24gb", **c), qwen8, gpu=True)
-    plain, whole, four = need(backend="plain"), need(backend="unsloth"), need(backend="unsloth", load_in="4bit")
+    plain, whole, four = (
+        need(backend="plain"),
+        need(backend="unsloth"),
+        need(backend="unsloth", load_in="4bit"),
+    )
     embeddings = 2 * 151936 * 4096
     linear = 36 * (4096 * (2 * 32 + 2 * 8) * 128 + 3 * 4096 * 12288)
-    assert plain["weights"] == plain["copy for rollouts"] == whole["weights"] == pytest.approx(2 * (embeddings + linear) / 1e9, rel=1e-3)
+    assert (
+        plain["weights"]
+        == plain["copy for rollouts"]
+        == whole["weights"]
+        == pytest.approx(2 * (embeddings + linear) / 1e9, rel=1e-3)
+    )
     assert four["weights"] == pytest.approx((2 * embeddings + 0.5625 * linear) / 1e9, rel=1e-3)
-    assert whole["copy for rollouts"] == four["copy for rollouts"] == 0 and four["peak"] < 24 < whole["peak"] < plain["peak"]
-    assert plain["gradients and optimizer"] == four["gradients and optimizer"] and whole["activations"] > plain["activations"]
+    assert (
+        whole["copy for rollouts"] == four["copy for rollouts"] == 0
+        and four["peak"] < 24 < whole["peak"] < plain["peak"]
+    )
+    assert (
+        plain["gradients and optimizer"] == four["gradients and optimizer"]
+        and whole["activations"] > plain["activations"]
+    )
+
 
 def test_a_server_that_samples_takes_copy_and_rollouts_off_this_machine(qwen8):
-    here, there = (memory_needed(make_config("consumer-24gb", vllm_server=url), qwen8, gpu=True) for url in (None, "http://x:1"))
-    assert there["copy for rollouts"] == there["rollouts"] == there["conversations"] == 0 < here["rollouts"] and there["weights"] == here["weights"]
+    here, there = (
+        memory_needed(make_config("consumer-24gb", vllm_server=url), qwen8, gpu=True)
+        for url in (None, "http://x:1")
+    )
+    assert (
+        there["copy for rollouts"]
+        == there["rollouts"]
+        == there["conversations"]
+        == 0
+        < here["rollouts"]
+        and there["weights"] == here["weights"]
+    )
+
 
 def test_auto_is_estimated_as_plain_and_presets_are(qwen8):
     assert all("backend" not in p and "load_in" not in p for p in PRESETS.values())
     assert memory_needed(make_config(), qwen8) == memory_needed(make_config(backend="plain"), qwen8)
 
+
 # -- what Unsloth's training is made of, on plain models
+
 
 def test_whole_rows_give_the_log_probabilities_of_groups(tiny_folder, environments, tmp_path):
     config = config_for(tiny_folder, tmp_path)
     policy = TransformersPolicy(tiny_folder)
-    trainer = module._step_trainer(config, tmp_path / "rl", policy, lora(load_model(tiny_folder)[0], 4), environments, None)
+    trainer = module._step_trainer(
+        config, tmp_path / "rl", policy, lora(load_model(tiny_folder)[0], 4), environments, None
+    )
     ids, seen = torch.randint(2, 90, (8, 30)), torch.ones(8, 30, dtype=torch.long)
     ids[:, :24] = ids[::4, :24].repeat_interleave(4, 0)
-    seen[4:, :5] = 0                                                              # the second prompt is shorter, and so is a turn
+    seen[4:, :5] = 0  # the second prompt is shorter, and so is a turn
     seen[2, 27:] = 0
     told = []
     for trainer.whole_rows in (False, True):
-        logps, entropy, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, seen, 6, compute_entropy=True)
+        logps, entropy, _ = trainer._get_per_token_logps_and_entropies(
+            trainer.model, ids, seen, 6, compute_entropy=True
+        )
         told.append(torch.stack([logps, entropy]).float() * seen[:, -6:])
-    assert torch.allclose(*told, atol=0.1) and told[0].abs().max() > 1            # bf16
+    assert torch.allclose(*told, atol=0.1) and told[0].abs().max() > 1  # bf16
+
 
 def test_a_merged_adapter_is_the_model_that_was_trained(tiny_folder, tmp_path):
     tuned, (copy, _) = lora(load_model(tiny_folder)[0], 4), load_model(tiny_folder)
     for name, p in tuned.named_parameters():
-        if "lora_B" in name: torch.nn.init.normal_(p, std=0.1)
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.1)
     tuned.save_pretrained(tmp_path / "adapter")
     merge_into(copy, tuned)
-    merged = load_file(merge_adapter(tiny_folder, tmp_path / "adapter", tmp_path / "model") / "model.safetensors")
+    merged = load_file(
+        merge_adapter(tiny_folder, tmp_path / "adapter", tmp_path / "model") / "model.safetensors"
+    )
     start = load_file(Path(tiny_folder) / "model.safetensors")
-    assert merged.keys() == start.keys() and sum(not torch.equal(merged[k], start[k]) for k in start) == 14
-    for name, p in copy.named_parameters(): assert torch.allclose(p.float(), merged[name].float(), rtol=0.01, atol=1e-4)
+    assert (
+        merged.keys() == start.keys()
+        and sum(not torch.equal(merged[k], start[k]) for k in start) == 14
+    )
+    for name, p in copy.named_parameters():
+        assert torch.allclose(p.float(), merged[name].float(), rtol=0.01, atol=1e-4)
     assert TransformersPolicy(tmp_path / "model").stop == TransformersPolicy(tiny_folder).stop
 
+
 @pytest.mark.skipif(not unsloth_here, reason="needs a GPU and Unsloth")
-@pytest.mark.parametrize("changes", [dict(), dict(load_in="4bit"), dict(gradient_checkpointing=True, split_group=2), dict(credit="turn", oversample=1),
-                                     dict(lora_rank=0, learning_rate=1e-3)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(),
+        dict(load_in="4bit"),
+        dict(gradient_checkpointing=True, split_group=2),
+        dict(credit="turn", oversample=1),
+        dict(lora_rank=0, learning_rate=1e-3),
+    ],
+)
 def test_unsloth_trains_and_leaves_this_process_plain(tiny_folder, environments, tmp_path, changes):
     folder = train(config_for(tiny_folder, tmp_path, backend="unsloth", **changes), environments)
-    start, tuned = load_file(Path(tiny_folder) / "model.safetensors"), load_file(folder / "model.safetensors")
+    start, tuned = (
+        load_file(Path(tiny_folder) / "model.safetensors"),
+        load_file(folder / "model.safetensors"),
+    )
     assert "unsloth" not in sys.modules and start.keys() == tuned.keys()
-    assert any(not torch.equal(start[k], tuned[k]) for k in start) and TransformersPolicy(folder).generate([([{"role": "user", "content": "?"}], [])])
+    assert any(not torch.equal(start[k], tuned[k]) for k in start) and TransformersPolicy(
+        folder
+    ).generate([([{"role": "user", "content": "?"}], [])])
+
 
 # -- a vLLM server
 
-def test_the_address_goes_to_trl_in_its_own_words(tmp_path):
-    sent = module._grpo_arguments(make_config(vllm_server="http://gpu:8000", report_to="none"), tmp_path)
-    assert (sent.use_vllm, sent.vllm_mode, sent.vllm_server_base_url) == (True, "server", "http://gpu:8000")
-    assert sent.vllm_importance_sampling_correction and not module._grpo_arguments(make_config(), tmp_path).use_vllm
 
-def test_no_server_is_said_before_a_model_is_loaded(tiny_folder, environments, tmp_path, monkeypatch):
+def test_the_address_goes_to_trl_in_its_own_words(tmp_path):
+    sent = module._grpo_arguments(
+        make_config(vllm_server="http://gpu:8000", report_to="none"), tmp_path
+    )
+    assert (sent.use_vllm, sent.vllm_mode, sent.vllm_server_base_url) == (
+        True,
+        "server",
+        "http://gpu:8000",
+    )
+    assert (
+        sent.vllm_importance_sampling_correction
+        and not module._grpo_arguments(make_config(), tmp_path).use_vllm
+    )
+
+
+def test_no_server_is_said_before_a_model_is_loaded(
+    tiny_folder, environments, tmp_path, monkeypatch
+):
     monkeypatch.setattr(module, "load_model", lambda *a: pytest.fail("must not load a model"))
-    with pytest.raises(UserError, match="vllm_server: nobody answers at http://127.0.0.1:9 .*start `vllm serve`"):
+    with pytest.raises(
+        UserError, match="vllm_server: nobody answers at http://127.0.0.1:9 .*start `vllm serve`"
+    ):
         train(config_for(tiny_folder, tmp_path, vllm_server="http://127.0.0.1:9"), environments)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="vllm_server: 2 processes"): module._check_server("http://127.0.0.1:9")
+    with pytest.raises(UserError, match="vllm_server: 2 processes"):
+        module._check_server("http://127.0.0.1:9")
+
 
 class Engine(http.server.BaseHTTPRequestHandler):
     "The endpoints of `vllm serve` that TRL samples by, over a real model, which sits here as `model`."
-    def log_message(self, *args): pass
+
+    def log_message(self, *args):
+        pass
+
     def answer(self, body):
         data = json.dumps(body).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
-    def do_GET(self): self.answer({"data": [{"id": "tiny"}]} if self.path == "/v1/models" else {})
+
+    def do_GET(self):
+        self.answer({"data": [{"id": "tiny"}]} if self.path == "/v1/models" else {})
+
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or "{}")
         self.answer(self.complete(asked) if self.path == "/v1/completions" else {})
+
     def complete(self, asked):
         self.server.asked.append(asked)
         prompts = [p for p in asked["prompt"] for _ in range(asked["n"])]
-        rows = generate_tokens(self.server.model, prompts, max_new_tokens=asked["max_tokens"], temperature=asked["temperature"],
-                               seed=len(self.server.asked), stop={0}, pad=0)
-        return {"choices": [dict(prompt_token_ids=p, token_ids=row, logprobs=self.logprobs(p, row, asked["temperature"])) for p, row in zip(prompts, rows)]}
+        rows = generate_tokens(
+            self.server.model,
+            prompts,
+            max_new_tokens=asked["max_tokens"],
+            temperature=asked["temperature"],
+            seed=len(self.server.asked),
+            stop={0},
+            pad=0,
+        )
+        return {
+            "choices": [
+                dict(
+                    prompt_token_ids=p,
+                    token_ids=row,
+                    logprobs=self.logprobs(p, row, asked["temperature"]),
+                )
+                for p, row in zip(prompts, rows)
+            ]
+        }
+
     @torch.no_grad()
     def logprobs(self, prompt, row, temperature):
-        logits = self.server.model(torch.tensor([prompt + row])).logits[0, len(prompt) - 1:-1].float() / temperature
+        logits = (
+            self.server.model(torch.tensor([prompt + row])).logits[0, len(prompt) - 1 : -1].float()
+            / temperature
+        )
         told = logits.log_softmax(-1).gather(1, torch.tensor(row)[:, None])[:, 0].tolist()
         names = [f"token_id:{t}" for t in row]
-        return dict(tokens=names, token_logprobs=told, top_logprobs=[{n: x} for n, x in zip(names, told)])
+        return dict(
+            tokens=names, token_logprobs=told, top_logprobs=[{n: x} for n, x in zip(names, told)]
+        )
+
 
 @pytest.fixture
 def server(tiny_folder):
@@ -169,51 +342,105 @@ def server(tiny_folder):
         yield served
         served.shutdown()
 
+
 @pytest.mark.skipif(vllm_here or torch.cuda.is_available(), reason="says what is missing")
 def test_a_server_without_the_package_here_is_said(server):
-    with pytest.raises(UserError, match="vllm_server: .*package vllm; pip install 'vllm>="): module._check_server(server.url)
+    with pytest.raises(UserError, match="vllm_server: .*package vllm; pip install 'vllm>="):
+        module._check_server(server.url)
+
 
 @pytest.mark.skipif(vllm_here, reason="the real thing would want a GPU")
 @pytest.mark.parametrize("credit", ["step", "turn"])
-def test_turns_and_their_log_probabilities_come_from_the_server_with_the_weights_of_the_moment(server, tiny_folder, environments, tmp_path, monkeypatch, credit):
+def test_turns_and_their_log_probabilities_come_from_the_server_with_the_weights_of_the_moment(
+    server, tiny_folder, environments, tmp_path, monkeypatch, credit
+):
     """TRL's own client and generation over HTTP. In place of NCCL, which needs GPUs, weights are written into the server's model directly, so that
     what is left out is that transport and vLLM itself."""
+
     def receive(client, metadata, weights):
         server.synced += 1
         with torch.no_grad():
-            for name, p in weights: server.model.get_parameter(name).copy_(p)
-    for place in (vllm_client, vllm_generation): monkeypatch.setattr(place, "is_vllm_available", lambda *a, **k: True)
+            for name, p in weights:
+                server.model.get_parameter(name).copy_(p)
+
+    for place in (vllm_client, vllm_generation):
+        monkeypatch.setattr(place, "is_vllm_available", lambda *a, **k: True)
     monkeypatch.setattr(vllm_client.VLLMClient, "init_communicator", lambda *a, **k: None)
     monkeypatch.setattr(vllm_client.VLLMClient, "update_named_params", receive)
     monkeypatch.setattr(module, "_check_server", lambda url: None)
-    config = config_for(tiny_folder, tmp_path, vllm_server=server.url, credit=credit, oversample=2 if credit == "step" else 1)
+    config = config_for(
+        tiny_folder,
+        tmp_path,
+        vllm_server=server.url,
+        credit=credit,
+        oversample=2 if credit == "step" else 1,
+    )
     folder = train(config, environments)
     log = [r for r in json.loads((tmp_path / "rl" / "log.json").read_text()) if "reward" in r]
     assert len(log) == server.synced == 2 and len({r["loss"] for r in log}) == 2
     ratios = [r[k] for r in log for k in r if k.startswith("sampling/importance_sampling_ratio")]
-    assert ratios and all(0.9 < x < 1.1 for x in ratios)                          # the server samples from the policy that is trained
-    assert {a["max_tokens"] for a in server.asked} == {6} and {a["temperature"] for a in server.asked} == {1.0}
-    assert any(a["n"] % 4 == 0 for a in server.asked)                             # a group is asked for at once
-    start, tuned = load_file(Path(tiny_folder) / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert ratios and all(
+        0.9 < x < 1.1 for x in ratios
+    )  # the server samples from the policy that is trained
+    assert {a["max_tokens"] for a in server.asked} == {6} and {
+        a["temperature"] for a in server.asked
+    } == {1.0}
+    assert any(a["n"] % 4 == 0 for a in server.asked)  # a group is asked for at once
+    start, tuned = (
+        load_file(Path(tiny_folder) / "model.safetensors"),
+        load_file(folder / "model.safetensors"),
+    )
     assert sum(not torch.equal(start[k], tuned[k]) for k in start) == 14
+
 
 # -- the benchmark
 
-BENCH = Path(__file__).parents[1] / "runs" / "bench_backend.ipynb"
+BENCH = Path(__file__).parents[1] / "runs" / "bench" / "backend.ipynb"
+
 
 def measure(out, **parameters):
     import papermill
-    papermill.execute_notebook(str(BENCH), None, parameters=dict(out=str(out)) | parameters, progress_bar=False, kernel_name="python3")
+
+    papermill.execute_notebook(
+        str(BENCH),
+        None,
+        parameters=dict(out=str(out)) | parameters,
+        progress_bar=False,
+        kernel_name="python3",
+    )
+
 
 @no_gpu
 def test_the_benchmark_of_backends_says_that_it_needs_a_gpu(tmp_path):
-    with pytest.raises(Exception, match="UserError: bench_backend: there is no GPU on this machine"): measure(tmp_path)
+    with pytest.raises(
+        Exception, match="UserError: bench_backend: there is no GPU on this machine"
+    ):
+        measure(tmp_path)
+
 
 def test_the_benchmark_compares_plain_with_trl_itself_anywhere(tmp_path):
-    measure(tmp_path, sizes=["tiny"], backends=["trl", "plain"], prompt_tokens=40, new_tokens=6, group=4, repeats=1)
+    measure(
+        tmp_path,
+        sizes=["tiny"],
+        backends=["trl", "plain"],
+        prompt_tokens=40,
+        new_tokens=6,
+        group=4,
+        repeats=1,
+    )
     trl, plain = json.loads((tmp_path / "metrics.json").read_text())
-    for row in (trl, plain): assert row["rollout tokens/s"] > 0 < row["update tokens/s"] and 5 < row["loss"] < 8   # ln 600 is 6.4
-    assert trl["largest difference of a log-probability"] < 0.05 and trl["updates, times as fast as trl"] == 1
+    for row in (trl, plain):
+        assert (
+            row["rollout tokens/s"] > 0 < row["update tokens/s"] and 5 < row["loss"] < 8
+        )  # ln 600 is 6.4
+    assert (
+        trl["largest difference of a log-probability"] < 0.05
+        and trl["updates, times as fast as trl"] == 1
+    )
+
 
 def test_the_benchmark_of_backends_refuses_one_it_does_not_know(tmp_path):
-    with pytest.raises(Exception, match=r"UserError: backends: expected some of trl.*got \['Plain'\]"): measure(tmp_path, backends=["Plain"])
+    with pytest.raises(
+        Exception, match=r"UserError: backends: expected some of trl.*got \['Plain'\]"
+    ):
+        measure(tmp_path, backends=["Plain"])

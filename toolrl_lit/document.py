@@ -13,54 +13,78 @@ from itertools import chain, count
 from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 from .schema import Scenario, Strategy, SubQuestion, ToolDoc
-from .scenario import RELATIONS, SUBJECTS, Difficulty, Generator, Relation, convert, gives_away, plain, vocabulary
+from toolrl_lit.scenario import (
+    RELATIONS,
+    SUBJECTS,
+    Difficulty,
+    Generator,
+    Relation,
+    convert,
+    gives_away,
+    plain,
+    vocabulary,
+)
 
 # %% ../nbs/03_document.ipynb #e911ec4d
 Shape = Literal["string", "enum", "integer", "array", "object"]
 
-OPTIONS = {"unit": "unit units | unit_of_measure measure_unit", "label": "label with_label | add_label labelled",
-           "capitals": "upper capitals | uppercase all_caps", "quotes": "quoted quotes | in_quotes add_quotes"}   # parameter names, by effect
+OPTIONS = {
+    "unit": "unit units | unit_of_measure measure_unit",
+    "label": "label with_label | add_label labelled",
+    "capitals": "upper capitals | uppercase all_caps",
+    "quotes": "quoted quotes | in_quotes add_quotes",
+}  # parameter names, by effect
+
 
 class Option(BaseModel):
     "A parameter that changes how a result is written."
+
     model_config = ConfigDict(extra="forbid")
     name: str
     effect: Literal["unit", "label", "capitals", "quotes"]
-    units: dict[str, float] = {}      # for "unit": factor by unit, the unit of the facts first
+    units: dict[str, float] = {}  # for "unit": factor by unit, the unit of the facts first
     required: bool = False
 
     def schema_(self) -> dict[str, Any]:
         "Its JSON Schema."
         if self.effect == "unit":
             names = list(self.units)
-            return {"type": "string", "enum": names} | ({} if self.required else {"default": names[0]})
+            return {"type": "string", "enum": names} | (
+                {} if self.required else {"default": names[0]}
+            )
         words = {"label": "add a label", "capitals": "in capitals", "quotes": "in quotes"}
         return {"type": "boolean", "description": words[self.effect]}
 
 # %% ../nbs/03_document.ipynb #61f2315a
-def key_schema(shape: Shape,         # JSON type
-               subjects: list[str],  # what an enum lists
-               field: str,           # property that holds the subject, for "object"
-               ) -> dict[str, Any]:
+def key_schema(
+    shape: Shape,  # JSON type
+    subjects: list[str],  # what an enum lists
+    field: str,  # property that holds the subject, for "object"
+) -> dict[str, Any]:
     "JSON Schema of the parameter that names the subject."
     text = {"type": "string"}
-    return {"string": text, "integer": {"type": "integer"}, "enum": {**text, "enum": subjects},
-            "array": {"type": "array", "items": text, "minItems": 1, "maxItems": 3},
-            "object": {"type": "object", "properties": {field: text}, "required": [field]}}[shape]
+    return {
+        "string": text,
+        "integer": {"type": "integer"},
+        "enum": {**text, "enum": subjects},
+        "array": {"type": "array", "items": text, "minItems": 1, "maxItems": 3},
+        "object": {"type": "object", "properties": {field: text}, "required": [field]},
+    }[shape]
 
 # %% ../nbs/03_document.ipynb #ba5fa82c
 class ToolPlan(BaseModel):
     "What a tool is called, how it is called, and what it knows. Document and code are rendered from it."
+
     model_config = ConfigDict(extra="forbid")
     name: str
     description: str
-    about: str = "country"                    # type of its subjects, a key of `SUBJECTS`
-    key: str                                  # parameter that names the subject
-    rows: dict[str, dict[str, str]]           # relation -> subject -> value: the facts it answers from
-    words: dict[str, str]                     # relation -> its value of the attribute parameter
-    shape: Shape = "string"                   # type of the key parameter
-    field: str = "name"                       # property that holds the subject, for shape "object"
-    attribute: str = ""                       # parameter that chooses the relation, where there are several
+    about: str = "country"  # type of its subjects, a key of `SUBJECTS`
+    key: str  # parameter that names the subject
+    rows: dict[str, dict[str, str]]  # relation -> subject -> value: the facts it answers from
+    words: dict[str, str]  # relation -> its value of the attribute parameter
+    shape: Shape = "string"  # type of the key parameter
+    field: str = "name"  # property that holds the subject, for shape "object"
+    attribute: str = ""  # parameter that chooses the relation, where there are several
     options: list[Option] = []
     distractor: bool = False
 
@@ -69,79 +93,124 @@ class ToolPlan(BaseModel):
         return sorted({s for facts in self.rows.values() for s in facts})
 
 # %% ../nbs/03_document.ipynb #355c8283
-def tool_doc(plan: ToolPlan,  # what the tool is
-             ) -> ToolDoc:
+def tool_doc(
+    plan: ToolPlan,  # what the tool is
+) -> ToolDoc:
     "The document of a tool."
     properties = {plan.key: key_schema(plan.shape, plan.subjects(), plan.field)}
-    if plan.attribute: properties[plan.attribute] = {"type": "string", "enum": list(plan.words.values())}
+    if plan.attribute:
+        properties[plan.attribute] = {"type": "string", "enum": list(plan.words.values())}
     properties |= {o.name: o.schema_() for o in plan.options}
-    required = [plan.key, *([plan.attribute] if plan.attribute else []), *(o.name for o in plan.options if o.required)]
+    required = [
+        plan.key,
+        *([plan.attribute] if plan.attribute else []),
+        *(o.name for o in plan.options if o.required),
+    ]
     parameters = {"type": "object", "properties": properties, "required": required}
     return ToolDoc(name=plan.name, description=plan.description, parameters=parameters)
 
-def golden_arguments(plan: ToolPlan,  # what the tool is
-                     relation: str,   # what is looked up
-                     subject: str,    # of whom
-                     unit: str = "",  # in which unit, if not in that of the facts
-                     ) -> dict[str, Any]:
+
+def golden_arguments(
+    plan: ToolPlan,  # what the tool is
+    relation: str,  # what is looked up
+    subject: str,  # of whom
+    unit: str = "",  # in which unit, if not in that of the facts
+) -> dict[str, Any]:
     "Arguments of the call that looks a relation of a subject up."
-    key = {"integer": int, "array": lambda s: [s], "object": lambda s: {plan.field: s}}.get(plan.shape, str)(subject)
-    return {plan.key: key, **({plan.attribute: plan.words[relation]} if plan.attribute else {}),
-            **{o.name: unit or next(iter(o.units)) for o in plan.options if o.effect == "unit" and (unit or o.required)}}
+    key = {"integer": int, "array": lambda s: [s], "object": lambda s: {plan.field: s}}.get(
+        plan.shape, str
+    )(subject)
+    return {
+        plan.key: key,
+        **({plan.attribute: plan.words[relation]} if plan.attribute else {}),
+        **{
+            o.name: unit or next(iter(o.units))
+            for o in plan.options
+            if o.effect == "unit" and (unit or o.required)
+        },
+    }
 
 # %% ../nbs/03_document.ipynb #a991c911
-def neighbourhood(facts: dict[str, str],       # subject -> value, all there is
-                  wanted: list[str],           # subjects that must be in
-                  goldens: list[str],          # golden answers, as `plain` text
-                  n: int,                      # how many others
-                  rng: random.Random,
-                  factors: Iterable[float] = (),  # of the other units in which a value may be given
-                  ) -> dict[str, str]:
+def neighbourhood(
+    facts: dict[str, str],  # subject -> value, all there is
+    wanted: list[str],  # subjects that must be in
+    goldens: list[str],  # golden answers, as `plain` text
+    n: int,  # how many others
+    rng: random.Random,
+    factors: Iterable[float] = (),  # of the other units in which a value may be given
+) -> dict[str, str]:
     "Facts on the wanted subjects and on up to `n` others, whose values contain no golden answer, in whatever unit."
-    leaks = lambda v: gives_away(v, goldens) or any(gives_away(convert(v, f), goldens) for f in factors)
+    leaks = lambda v: (
+        gives_away(v, goldens) or any(gives_away(convert(v, f), goldens) for f in factors)
+    )
     chosen = {s: facts[s] for s in wanted if s in facts}
     pool = list(facts)
     for s in rng.sample(pool, min(len(pool), 8 * n)):
-        if len(chosen) >= n + len(wanted): break
-        if s not in chosen and not leaks(facts[s]): chosen[s] = facts[s]
+        if len(chosen) >= n + len(wanted):
+            break
+        if s not in chosen and not leaks(facts[s]):
+            chosen[s] = facts[s]
     return dict(sorted(chosen.items()))
 
 # %% ../nbs/03_document.ipynb #d8336e36
-NAMES = {"train": ("get_{noun}", "find_{noun}", "lookup_{noun}", "fetch_{noun}", "get_{full}", "find_{of}"),
-         "test": ("{full}", "{of}", "{full}_lookup", "{full}_search", "query_{full}", "retrieve_{full}")}
-GENERAL = "info facts | profile details"              # nouns of tools that know several relations
-ATTRIBUTES = "attribute field | property detail"      # the parameter that chooses one of them
-DESCRIPTIONS = {"train": ("Get {}.", "Find {}.", "{}."), "test": ("Returns {}.", "Look up {}.", "Shows {}.")}
+NAMES = {
+    "train": (
+        "get_{noun}",
+        "find_{noun}",
+        "lookup_{noun}",
+        "fetch_{noun}",
+        "get_{full}",
+        "find_{of}",
+    ),
+    "test": ("{full}", "{of}", "{full}_lookup", "{full}_search", "query_{full}", "retrieve_{full}"),
+}
+GENERAL = "info facts | profile details"  # nouns of tools that know several relations
+ATTRIBUTES = "attribute field | property detail"  # the parameter that chooses one of them
+DESCRIPTIONS = {
+    "train": ("Get {}.", "Find {}.", "{}."),
+    "test": ("Returns {}.", "Look up {}.", "Shows {}."),
+}
 
-def tool_name(noun: str,            # what it returns, such as "capital_city"
-              about: str,           # type of its subjects, a key of `SUBJECTS`
-              split: str,           # "train" or "test"
-              taken: set[str],      # names in use
-              rng: random.Random,
-              ) -> str:
+
+def tool_name(
+    noun: str,  # what it returns, such as "capital_city"
+    about: str,  # type of its subjects, a key of `SUBJECTS`
+    split: str,  # "train" or "test"
+    taken: set[str],  # names in use
+    rng: random.Random,
+) -> str:
     "A free name for a tool, in snake_case or camelCase."
     kind = SUBJECTS[about].noun
-    said = not kind or kind in noun      # "airport_name" says what it is about
-    forms = dict(noun=noun, full=noun if said else f"{kind}_{noun}", of=noun if said else f"{noun}_of_{kind}")
+    said = not kind or kind in noun  # "airport_name" says what it is about
+    forms = dict(
+        noun=noun, full=noun if said else f"{kind}_{noun}", of=noun if said else f"{noun}_of_{kind}"
+    )
     snake = [name.format(**forms) for name in rng.sample(NAMES[split], len(NAMES[split]))]
-    camel = [first + "".join(w.capitalize() for w in rest) for first, *rest in (name.split("_") for name in snake)]
-    found = [*snake, *camel] if rng.random() < .7 else [*camel, *snake]
+    camel = [
+        first + "".join(w.capitalize() for w in rest)
+        for first, *rest in (name.split("_") for name in snake)
+    ]
+    found = [*snake, *camel] if rng.random() < 0.7 else [*camel, *snake]
     return next(n for n in chain(found, (f"{found[0]}_{i}" for i in count(2))) if n not in taken)
 
 # %% ../nbs/03_document.ipynb #0379b8b6
-def describe(relation: Relation,    # what the tool looks up
-             split: str,
-             rng: random.Random,
-             ) -> str:
+def describe(
+    relation: Relation,  # what the tool looks up
+    split: str,
+    rng: random.Random,
+) -> str:
     "One line on a tool with one relation."
     kind = SUBJECTS[relation.subject].noun
     some = f"{'an' if kind[:1] in 'aeiou' else 'a'} {kind}"
-    text = rng.choice(DESCRIPTIONS[split]).format(rng.choice(relation.brief or relation.phrases).format(some))
+    text = rng.choice(DESCRIPTIONS[split]).format(
+        rng.choice(relation.brief or relation.phrases).format(some)
+    )
     return text[0].upper() + text[1:]
 
 # %% ../nbs/03_document.ipynb #3e699993
 class Draft(BaseModel):
     "A scenario with the plans of its tools (stages 2 to 4)."
+
     model_config = ConfigDict(extra="forbid")
     scenario: Scenario
     tools: list[ToolPlan]
@@ -164,41 +233,83 @@ class Draft(BaseModel):
         by_name, subs = {t.name: t for t in tools}, []
         for q in self.scenario.sub_questions:
             tool = by_name[renamed.get(q.tool, q.tool)]
-            subs.append(q.model_copy(update=dict(tool=tool.name, arguments=golden_arguments(tool, q.relation, q.entities[0], q.unit))))
+            subs.append(
+                q.model_copy(
+                    update=dict(
+                        tool=tool.name,
+                        arguments=golden_arguments(tool, q.relation, q.entities[0], q.unit),
+                    )
+                )
+            )
         scenario = self.scenario.model_copy(update=dict(sub_questions=subs))
         return self.model_copy(update=dict(tools=tools, scenario=scenario, **update))
 
 # %% ../nbs/03_document.ipynb #0003500d
-def plan_tool(generator: Generator,       # where wording and facts come from
-              relation: str,              # what the tool looks up
-              subjects: list[str],        # subjects that it must know
-              goldens: list[str],         # golden answers of the environment, as `plain` text
-              split: str,
-              taken: set[str],            # tool names in use
-              n: int,                     # how many other subjects it knows
-              rng: random.Random,
-              unit: str = "",             # that a question asks for; the tool then lets a caller choose
-              ) -> ToolPlan:
+def plan_tool(
+    generator: Generator,  # where wording and facts come from
+    relation: str,  # what the tool looks up
+    subjects: list[str],  # subjects that it must know
+    goldens: list[str],  # golden answers of the environment, as `plain` text
+    split: str,
+    taken: set[str],  # tool names in use
+    n: int,  # how many other subjects it knows
+    rng: random.Random,
+    unit: str = "",  # that a question asks for; the tool then lets a caller choose
+) -> ToolPlan:
     "A tool for one relation."
     r = generator.relation(relation)
     kind, noun = SUBJECTS[r.subject], rng.choice(vocabulary(r.nouns, split))
-    options = [Option(name=rng.choice(vocabulary(OPTIONS["unit"], split)), effect="unit", units=dict(r.units))] if unit else []
-    return ToolPlan(name=tool_name(noun, r.subject, split, taken, rng), description=describe(r, split, rng), about=r.subject,
-                    key=rng.choice(vocabulary(kind.params, split)),
-        words={relation: noun}, options=options,
-        rows={relation: neighbourhood(generator.table(relation, split), subjects, goldens, n, rng, [f for _, f in r.units[1:]])})
+    options = (
+        [
+            Option(
+                name=rng.choice(vocabulary(OPTIONS["unit"], split)),
+                effect="unit",
+                units=dict(r.units),
+            )
+        ]
+        if unit
+        else []
+    )
+    return ToolPlan(
+        name=tool_name(noun, r.subject, split, taken, rng),
+        description=describe(r, split, rng),
+        about=r.subject,
+        key=rng.choice(vocabulary(kind.params, split)),
+        words={relation: noun},
+        options=options,
+        rows={
+            relation: neighbourhood(
+                generator.table(relation, split),
+                subjects,
+                goldens,
+                n,
+                rng,
+                [f for _, f in r.units[1:]],
+            )
+        },
+    )
 
 # %% ../nbs/03_document.ipynb #6b17e332
-def document(scenario: Scenario,          # stage 1's result
-             generator: Generator,        # where wording and facts come from
-             difficulty: Difficulty,      # how many neighbours a tool knows
-             rng: random.Random,
-             ) -> Draft:
+def document(
+    scenario: Scenario,  # stage 1's result
+    generator: Generator,  # where wording and facts come from
+    difficulty: Difficulty,  # how many neighbours a tool knows
+    rng: random.Random,
+) -> Draft:
     "Stage 2 (paper section 3.1): one tool document for each sub-question."
     tools, subs, goldens = [], [], [plain(q.answer) for q in scenario.sub_questions]
     for q in scenario.sub_questions:
-        tool = plan_tool(generator, q.relation, q.entities[:1], goldens, scenario.split, {t.name for t in tools},
-                         rng.randint(*difficulty.neighbours), rng, q.unit)
+        tool = plan_tool(
+            generator,
+            q.relation,
+            q.entities[:1],
+            goldens,
+            scenario.split,
+            {t.name for t in tools},
+            rng.randint(*difficulty.neighbours),
+            rng,
+            q.unit,
+        )
         tools.append(tool)
         subs.append(q.model_copy(update=dict(tool=tool.name)))
     draft = Draft(scenario=scenario.model_copy(update=dict(sub_questions=subs)), tools=tools)

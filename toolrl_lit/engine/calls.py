@@ -18,15 +18,19 @@ from typing import Any, Literal, NamedTuple
 @dataclass(frozen=True, slots=True)
 class CallResult:
     "What a call gave (paper section 3.3: the feedback of the environment)."
-    text: str                 # the feedback, worded as the paper's executor words it
-    ok: bool                  # False if the text is an error's
+
+    text: str  # the feedback, worded as the paper's executor words it
+    ok: bool  # False if the text is an error's
     error: str | None = None  # "raised", "timeout", "crashed", "output" or "unknown"; None if ok
 
-def failure(name: Any,   # name of the tool as the policy wrote it
-            reason: str, # what went wrong
-            ) -> str:
+
+def failure(
+    name: Any,  # name of the tool as the policy wrote it
+    reason: str,  # what went wrong
+) -> str:
     "Return the feedback of a call that failed, in the paper's words."
     return f"an error occured when call {name}: {reason}"
+
 
 def timeout_text(name: str, arguments: Any, code: str, seconds: float, data: Any = None) -> str:
     "Return the text of a time-out as the paper's executor words it."
@@ -36,25 +40,35 @@ def timeout_text(name: str, arguments: Any, code: str, seconds: float, data: Any
 # %% ../../nbs/engine/calls.ipynb #5110509f
 Engine = Literal["monty", "cpython"]
 
+
 class Call(NamedTuple):
     "A call to run. Calls of different groups never share an interpreter."
-    name: Any                      # of the tool, as the policy wrote it
-    arguments: Any                 # as the policy wrote them
-    code: str | None               # source of the tool; None if there is no such tool
-    data: Any = None               # JSON state that the tool takes as `data`; calls with one object share it
-    engine: Engine | None = None   # what the examination of stage 5 chose; None to choose now
-    group: Hashable = None         # such as the rollout that the call belongs to; None for a group of its own
-    paper_scope: bool = False      # the authors' scoping: the tool does not see what its code defines beside it
+
+    name: Any  # of the tool, as the policy wrote it
+    arguments: Any  # as the policy wrote them
+    code: str | None  # source of the tool; None if there is no such tool
+    data: Any = None  # JSON state that the tool takes as `data`; calls with one object share it
+    engine: Engine | None = None  # what the examination of stage 5 chose; None to choose now
+    group: Hashable = (
+        None  # such as the rollout that the call belongs to; None for a group of its own
+    )
+    paper_scope: bool = (
+        False  # the authors' scoping: the tool does not see what its code defines beside it
+    )
+
 
 class Job(NamedTuple):
     "A call that has to run."
-    place: int       # among the results
+
+    place: int  # among the results
     call: Call
-    wire: str        # the arguments as JSON
-    paper: bool      # whether it runs in the authors' scope
+    wire: str  # the arguments as JSON
+    paper: bool  # whether it runs in the authors' scope
 
 # %% ../../nbs/engine/calls.ipynb #5c68f4cb
-def prepare(calls: Sequence[tuple], paper: bool | None) -> tuple[list[CallResult | None], list[Job]]:
+def prepare(
+    calls: Sequence[tuple], paper: bool | None
+) -> tuple[list[CallResult | None], list[Job]]:
     "Return results that are known at once, and the calls to run; `paper` overrules the scope that a call asks for."
     results, jobs = [None] * len(calls), []
     for i, c in enumerate(calls):
@@ -63,10 +77,13 @@ def prepare(calls: Sequence[tuple], paper: bool | None) -> tuple[list[CallResult
             results[i] = _unknown(c.name)
             continue
         try:
-            jobs.append(Job(i, c, json.dumps(c.arguments), c.paper_scope if paper is None else paper))
+            jobs.append(
+                Job(i, c, json.dumps(c.arguments), c.paper_scope if paper is None else paper)
+            )
         except (RecursionError, TypeError, ValueError) as e:
             results[i] = CallResult(storable(failure(c.name, str(e))), False, "raised")
     return results, jobs
+
 
 def _unknown(name: Any) -> CallResult:
     "Feedback for a tool that does not exist: the text of the failed look-up."
@@ -75,8 +92,10 @@ def _unknown(name: Any) -> CallResult:
     except (KeyError, TypeError) as e:
         return CallResult(storable(failure(name, str(e))), False, "unknown")
 
-def storable(text: str,   # anything
-             ) -> str:
+
+def storable(
+    text: str,  # anything
+) -> str:
     "Return text that can be written as UTF-8: half of a surrogate pair, which a policy can write in JSON, becomes a question mark."
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
@@ -88,21 +107,29 @@ def worded(call: Call, text: str, error: str | None, seconds: float) -> CallResu
     return CallResult(storable(failure(call.name, text) if error else text), not error, error)
 
 # %% ../../nbs/engine/calls.ipynb #70585f46
-_STEADY = frozenset("json re math itertools functools operator collections datetime string textwrap unicodedata statistics fractions "
-                    "calendar bisect heapq copy typing base64 hashlib difflib enum dataclasses".split())
-_CHANCE = frozenset("now today utcnow samples id hash open input eval exec compile getattr globals locals vars random".split())
+_STEADY = frozenset(
+    "json re math itertools functools operator collections datetime string textwrap unicodedata statistics fractions "
+    "calendar bisect heapq copy typing base64 hashlib difflib enum dataclasses".split()
+)
+_CHANCE = frozenset(
+    "now today utcnow samples id hash open input eval exec compile getattr globals locals vars random".split()
+)
 _WORD = re.compile(r"\w+")
 _IMPORT = re.compile(r"\bfrom\s+(\S+)\s+import\b|\bimport\b([^\n;#]*)")
 
+
 @lru_cache(1 << 14)
-def repeats(code: str,   # source of a tool
-            ) -> bool:
+def repeats(
+    code: str,  # source of a tool
+) -> bool:
     "Return whether equal calls of a tool give equal results: its source names nothing that chance, clock or an earlier call moves."
-    text = code if code.isascii() else unicodedata.normalize("NFKC", code)       # as Python reads names
+    text = code if code.isascii() else unicodedata.normalize("NFKC", code)  # as Python reads names
     if "__" in text or not _CHANCE.isdisjoint(_WORD.findall(text)):
         return False
     imports = (m for m in _IMPORT.finditer(text.replace("\\\n", " ")) if "import" in text)
-    return _STEADY.issuperset(name.split(" as ")[0].strip() for m in imports for name in (m[1] or m[2]).split(","))
+    return _STEADY.issuperset(
+        name.split(" as ")[0].strip() for m in imports for name in (m[1] or m[2]).split(",")
+    )
 
 # %% ../../nbs/engine/calls.ipynb #ea05bc7d
 @contextmanager

@@ -16,99 +16,155 @@ from ..schema import UserError
 # %% ../../nbs/engine/client.ipynb #1afbe4bd
 HIDDEN = "***"
 _USER, _QUERY = re.compile(r"://[^\s/?#]*@"), re.compile(r"([?&][\w.-]+=)[^&\s'\"#)>]+")
-_SECRET = re.compile(r"^(key|token|password|passwd|secret|authorization)$|(api|access|auth|secret|private|client)[_-]?(key|token|secret)$", re.I)
+_SECRET = re.compile(
+    r"^(key|token|password|passwd|secret|authorization)$|(api|access|auth|secret|private|client)[_-]?(key|token|secret)$",
+    re.I,
+)
 
-def redact(text: Any,      # what is to be said, such as an error
-           *secrets: str,  # what must not be
-           ) -> str:
+
+def redact(
+    text: Any,  # what is to be said, such as an error
+    *secrets: str,  # what must not be
+) -> str:
     "The same as a text without secrets: neither those that are given, nor the passwords and queries of addresses in it."
     text = _QUERY.sub(rf"\1{HIDDEN}", _USER.sub(f"://{HIDDEN}@", str(text)))
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
-        before, after = ("", "") if len(secret) > 5 else (r"(?<!\w)", r"(?!\w)")            # a short one may be part of a word, which is none of it
-        for form in {secret, json.dumps(secret)[1:-1]}: text = re.sub(f"{before}{re.escape(form)}{after}", HIDDEN, text)
+        before, after = (
+            ("", "") if len(secret) > 5 else (r"(?<!\w)", r"(?!\w)")
+        )  # a short one may be part of a word, which is none of it
+        for form in {secret, json.dumps(secret)[1:-1]}:
+            text = re.sub(f"{before}{re.escape(form)}{after}", HIDDEN, text)
     return text
 
-def hide(settings: Any,    # of a request
-         ) -> Any:
+
+def hide(
+    settings: Any,  # of a request
+) -> Any:
     "The same settings without those that are named as secrets are."
-    if isinstance(settings, list | tuple): return [hide(x) for x in settings]
-    if not isinstance(settings, dict): return settings
+    if isinstance(settings, list | tuple):
+        return [hide(x) for x in settings]
+    if not isinstance(settings, dict):
+        return settings
     return {k: HIDDEN if _SECRET.search(str(k)) else hide(v) for k, v in settings.items()}
 
 # %% ../../nbs/engine/client.ipynb #b8ce1da6
 MOST_BYTES, _MOST_REDIRECTS = 32 * 2**20, 5
 
+
 def _found(secrets: list[str]) -> re.Pattern | None:
     "Finds secrets in a body of JSON; one that is a word, only where it is not part of another."
-    def pattern(form: str) -> str: return rf"(?:(?<!\w)|(?<=\\[nrt])){form}(?!\w)" if form.isalpha() else re.escape(form)
-    forms = sorted({form for s in secrets for form in (s, json.dumps(s)[1:-1])}, key=len, reverse=True)
+
+    def pattern(form: str) -> str:
+        return rf"(?:(?<!\w)|(?<=\\[nrt])){form}(?!\w)" if form.isalpha() else re.escape(form)
+
+    forms = sorted(
+        {form for s in secrets for form in (s, json.dumps(s)[1:-1])}, key=len, reverse=True
+    )
     return re.compile("|".join(map(pattern, forms)).encode()) if forms else None
 
-def _origin(url) -> tuple: return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
+
+def _origin(url) -> tuple:
+    return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
+
 
 @lru_cache(1)
 def _parts() -> tuple[type, type]:
     "An HTTP client with limits, and what it raises beside the usual. Made when wanted, since `openai` takes a second to import."
     import openai
+
     usual = openai.DefaultHttpxClient
-    http = import_module(next(c.__module__ for c in usual.__mro__ if c.__module__.startswith("httpx")).partition(".")[0])   # httpx or its successor
+    http = import_module(
+        next(c.__module__ for c in usual.__mro__ if c.__module__.startswith("httpx")).partition(
+            "."
+        )[0]
+    )  # httpx or its successor
 
     class Refused(openai.OpenAIError):
         "A reply that is not read on. Asking again does not help."
 
     class Limited(usual):
         "An HTTP client that gives a whole request `seconds`, a reply `most` bytes, and a redirect to another host up."
+
         def __init__(self, seconds: float, most: int, secrets: list[str], **how):
             super().__init__(**how)
-            self.seconds, self.most, self.secrets = min(seconds, threading.TIMEOUT_MAX), most, _found(secrets)
+            self.seconds, self.most, self.secrets = (
+                min(seconds, threading.TIMEOUT_MAX),
+                most,
+                _found(secrets),
+            )
 
         def send(self, request, *, stream: bool = False, **how):
-            if stream: return super().send(request, stream=True, **how)
+            if stream:
+                return super().send(request, stream=True, **how)
             came: list = []
             deadline = time.monotonic() + self.seconds
+
             def work():
-                try: came.append(self._whole(request, deadline, how | {"follow_redirects": False}))
-                except BaseException as e: came.append(e)
+                try:
+                    came.append(self._whole(request, deadline, how | {"follow_redirects": False}))
+                except BaseException as e:
+                    came.append(e)
+
             thread = threading.Thread(target=work, daemon=True)
             thread.start()
             thread.join(self.seconds)
-            if not came: raise self._late(request)
-            if isinstance(came[0], BaseException): raise came[0]
+            if not came:
+                raise self._late(request)
+            if isinstance(came[0], BaseException):
+                raise came[0]
             return came[0]
 
-        def _late(self, request): return http.ReadTimeout(f"no whole reply within {self.seconds:g} seconds", request=request)
+        def _late(self, request):
+            return http.ReadTimeout(
+                f"no whole reply within {self.seconds:g} seconds", request=request
+            )
 
         def _whole(self, request, deadline: float, how: dict):
             "A reply and its body, after redirects within the host."
             asked = _origin(request.url)
             for _ in range(_MOST_REDIRECTS):
                 response = super().send(request, stream=True, **how)
-                try: body = self._body(response, deadline)
-                finally: response.close()
-                if not response.has_redirect_location: return self._read(response, body)
+                try:
+                    body = self._body(response, deadline)
+                finally:
+                    response.close()
+                if not response.has_redirect_location:
+                    return self._read(response, body)
                 request = response.next_request
-                if _origin(request.url) != asked: raise Refused(f"it redirects to another host ({request.url.host})")
+                if _origin(request.url) != asked:
+                    raise Refused(f"it redirects to another host ({request.url.host})")
             raise Refused("it redirects without end")
 
         def _body(self, response, deadline: float) -> bytes:
             parts, n = [], 0
             for part in response.iter_bytes():
                 n += len(part)
-                if n > self.most: raise Refused(f"its reply has more than {self.most} bytes")
-                if time.monotonic() > deadline: raise self._late(response.request)
+                if n > self.most:
+                    raise Refused(f"its reply has more than {self.most} bytes")
+                if time.monotonic() > deadline:
+                    raise self._late(response.request)
                 parts.append(part)
             return b"".join(parts)
 
         def _read(self, response, body: bytes):
             "The reply as it would be if it had come at once, without secrets."
-            if self.secrets: body = self.secrets.sub(HIDDEN.encode(), body)
-            headers = [(k, v) for k, v in response.headers.multi_items() if k.lower() not in ("content-encoding", "content-length", "transfer-encoding")]
-            return http.Response(response.status_code, headers=headers, content=body, request=response.request)
+            if self.secrets:
+                body = self.secrets.sub(HIDDEN.encode(), body)
+            headers = [
+                (k, v)
+                for k, v in response.headers.multi_items()
+                if k.lower() not in ("content-encoding", "content-length", "transfer-encoding")
+            ]
+            return http.Response(
+                response.status_code, headers=headers, content=body, request=response.request
+            )
+
     return Limited, Refused
 
 # %% ../../nbs/engine/client.ipynb #4da5776d
 class _NoSecrets(logging.Filter):
     "Takes secrets out of what HTTP clients log."
+
     def __init__(self, secrets: list[str]):
         super().__init__()
         self.secrets = secrets
@@ -117,27 +173,52 @@ class _NoSecrets(logging.Filter):
         record.msg, record.args = redact(record.getMessage(), *self.secrets), ()
         return True
 
+
 class Client:
     "The openai client with limits on a whole request, and what may be said of it. Raises `UserError` if there is no key or the address is none."
-    def __init__(self, base_url: str | None = None,  # of the endpoint; None takes OPENAI_BASE_URL, or is OpenAI
-                 api_key: str | None = None,         # None takes OPENAI_API_KEY
-                 timeout: float = 300,               # seconds for a whole request
-                 retries: int = 0,                   # repetitions of what fails for a moment, by the openai client
-                 most: int = MOST_BYTES):            # bytes of a reply
+
+    def __init__(
+        self,
+        base_url: str | None = None,  # of the endpoint; None takes OPENAI_BASE_URL, or is OpenAI
+        api_key: str | None = None,  # None takes OPENAI_API_KEY
+        timeout: float = 300,  # seconds for a whole request
+        retries: int = 0,  # repetitions of what fails for a moment, by the openai client
+        most: int = MOST_BYTES,
+    ):  # bytes of a reply
         import openai
+
         key = api_key or os.environ.get("OPENAI_API_KEY")
-        if not key: raise UserError("no API key: set the environment variable OPENAI_API_KEY (to any text if none is wanted)")
+        if not key:
+            raise UserError(
+                "no API key: set the environment variable OPENAI_API_KEY (to any text if none is wanted)"
+            )
         base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
-        try: bare, headers, query, self._secrets = _taken_apart(base_url)
-        except ValueError as e: raise UserError(f"base_url {redact(base_url)!r}: {redact(e)}") from None
+        try:
+            bare, headers, query, self._secrets = _taken_apart(base_url)
+        except ValueError as e:
+            raise UserError(f"base_url {redact(base_url)!r}: {redact(e)}") from None
         limited, self._refused = _parts()
-        telling = [s for s in self._secrets if len(s) > 3] + [key] * (len(key) > 7 and not key.isalpha() and " " not in key)   # some write "anything" as a key
+        telling = [s for s in self._secrets if len(s) > 3] + [key] * (
+            len(key) > 7 and not key.isalpha() and " " not in key
+        )  # some write "anything" as a key
         self._secrets.append(key)
-        try: self.openai = openai.OpenAI(api_key=key, base_url=bare, timeout=timeout, max_retries=retries, default_headers=headers, default_query=query,
-                                         http_client=limited(timeout, most, telling))
-        except Exception as e: raise UserError(f"base_url {redact(base_url)!r}: {self.tell(e)}") from None     # some errors of addresses are of no family
+        try:
+            self.openai = openai.OpenAI(
+                api_key=key,
+                base_url=bare,
+                timeout=timeout,
+                max_retries=retries,
+                default_headers=headers,
+                default_query=query,
+                http_client=limited(timeout, most, telling),
+            )
+        except Exception as e:
+            raise UserError(
+                f"base_url {redact(base_url)!r}: {self.tell(e)}"
+            ) from None  # some errors of addresses are of no family
         self.where = redact(self.openai.base_url)
-        for name in ("httpx", "httpx2", "openai._base_client"): logging.getLogger(name).addFilter(_NoSecrets(self._secrets))
+        for name in ("httpx", "httpx2", "openai._base_client"):
+            logging.getLogger(name).addFilter(_NoSecrets(self._secrets))
 
     def tell(self, e: Any) -> str:
         "What an error says, in a few words and without secrets."
@@ -150,17 +231,26 @@ class Client:
         "Whether a reply was given up, so that asking again does not help."
         return isinstance(e, self._refused)
 
-def _spellings(secret: str) -> set[str]: return {secret, quote(secret, safe=""), quote_plus(secret)}
 
-def _taken_apart(base_url: str | None) -> tuple[str | None, dict[str, str], dict[str, str], list[str]]:
+def _spellings(secret: str) -> set[str]:
+    return {secret, quote(secret, safe=""), quote_plus(secret)}
+
+
+def _taken_apart(
+    base_url: str | None,
+) -> tuple[str | None, dict[str, str], dict[str, str], list[str]]:
     "An address without user and query, the header and the query that take their places, and the secrets among them. Raises `ValueError`."
-    if base_url is None: return None, {}, {}, []
+    if base_url is None:
+        return None, {}, {}, []
     parts, secrets, headers = urlsplit(base_url), [], {}
     user, _, host = parts.netloc.rpartition("@")
     if user:
         name, _, password = user.partition(":")
         both = base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
-        headers, secrets = {"Authorization": f"Basic {both}"}, [both, *_spellings(unquote(password or name)), password or name]
+        headers, secrets = (
+            {"Authorization": f"Basic {both}"},
+            [both, *_spellings(unquote(password or name)), password or name],
+        )
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     secrets += [form for v in query.values() if len(v) > 3 for form in _spellings(v)]
     return urlunsplit(parts._replace(netloc=host, query="", fragment="")), headers, query, secrets

@@ -9,19 +9,25 @@ __all__ = ['SYSCALLS', 'GUARDED', 'MACHINES', 'namespaces', 'execute', 'seccomp_
 
 # %% ../../nbs/engine/confined.ipynb #3d322fec
 import ctypes, errno, gc, json, marshal, os, platform, select, signal, socket, struct, sys, time
+
 try:
     import resource
 except ImportError:
-    resource = None                    # Windows has neither limits nor fork: only Monty runs there
+    resource = None  # Windows has neither limits nor fork: only Monty runs there
 
 # %% ../../nbs/engine/confined.ipynb #6c4bf96e
 def namespaces(name, arguments, code, paper_scope):
     "Return globals and locals in which a tool's code runs: those of a module, or those of the authors' function."
-    scope = {"__name__": "utils.utils", "__builtins__": __builtins__, "json": json}  # this name shows in error texts
+    scope = {
+        "__name__": "utils.utils",
+        "__builtins__": __builtins__,
+        "json": json,
+    }  # this name shows in error texts
     if not paper_scope:
         return scope, scope
     from copy import deepcopy
     from hashlib import sha256
+
     scope.update(deepcopy=deepcopy, sha256=sha256, sleep=time.sleep)
     return scope, {"name": name, "arguments": arguments, "code": code, "kwargs": {}}
 
@@ -30,9 +36,9 @@ def execute(name, arguments, code, compiled=None, paper_scope=False, kwargs={}):
     "Run one call as the paper's executor does, and return the text of its result."
     scope, local = namespaces(name, arguments, code, paper_scope)
     exec(compiled or compile(code, "<string>", "exec"), scope, local)
-    if paper_scope:                                    # the locals of the authors' function win over what the code defines
+    if paper_scope:  # the locals of the authors' function win over what the code defines
         local.update(name=name, arguments=arguments, code=code, kwargs=kwargs)
-        local.pop("predict", None)                     # their variable, which has no value yet
+        local.pop("predict", None)  # their variable, which has no value yet
     value = eval(name, scope, local)(**arguments, **kwargs)
     if type(value) in (dict, list):
         return json.dumps(value, ensure_ascii=False)
@@ -40,46 +46,124 @@ def execute(name, arguments, code, compiled=None, paper_scope=False, kwargs={}):
 
 # %% ../../nbs/engine/confined.ipynb #fd74653b
 SYSCALLS = {  # calls that are harmless whatever their arguments: (x86_64, aarch64)
-    "read": (0, 63), "write": (1, 64), "close": (3, 57), "fstat": (5, 80), "lseek": (8, 62), "mmap": (9, 222),
-    "mprotect": (10, 226), "munmap": (11, 215), "brk": (12, 214), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135),
-    "rt_sigreturn": (15, 139), "pread64": (17, 67), "readv": (19, 65), "writev": (20, 66), "sched_yield": (24, 124),
-    "mremap": (25, 216), "madvise": (28, 233), "dup": (32, 23), "nanosleep": (35, 101), "getitimer": (36, 102),
-    "setitimer": (38, 103), "getpid": (39, 172), "exit": (60, 93), "uname": (63, 160), "getcwd": (79, 17),
-    "gettimeofday": (96, 169), "getrusage": (98, 165), "sysinfo": (99, 179), "times": (100, 153), "getuid": (102, 174),
-    "getgid": (104, 176), "geteuid": (107, 175), "getegid": (108, 177), "getppid": (110, 173), "sigaltstack": (131, 132),
-    "gettid": (186, 178), "futex": (202, 98), "sched_getaffinity": (204, 123), "getdents64": (217, 61),
-    "restart_syscall": (219, 128), "clock_gettime": (228, 113), "clock_getres": (229, 114), "clock_nanosleep": (230, 115),
-    "exit_group": (231, 94), "newfstatat": (262, 79), "faccessat": (269, 48), "pselect6": (270, 72),
-    "ppoll": (271, 73), "set_robust_list": (273, 99), "dup3": (292, 24), "getrandom": (318, 278), "statx": (332, 291),
-    "rseq": (334, 293), "faccessat2": (439, 439), "stat": (4, None), "lstat": (6, None), "poll": (7, None),
-    "access": (21, None), "select": (23, None), "dup2": (33, None), "arch_prctl": (158, None),
-    "time": (201, None)}
-GUARDED = {"open": (2, None), "openat": (257, 56), "clone": (56, 220), "clone3": (435, 435), "prlimit64": (302, 261),
-           "fcntl": (72, 25)}
-MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, and the kernel's name of the architecture
+    "read": (0, 63),
+    "write": (1, 64),
+    "close": (3, 57),
+    "fstat": (5, 80),
+    "lseek": (8, 62),
+    "mmap": (9, 222),
+    "mprotect": (10, 226),
+    "munmap": (11, 215),
+    "brk": (12, 214),
+    "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139),
+    "pread64": (17, 67),
+    "readv": (19, 65),
+    "writev": (20, 66),
+    "sched_yield": (24, 124),
+    "mremap": (25, 216),
+    "madvise": (28, 233),
+    "dup": (32, 23),
+    "nanosleep": (35, 101),
+    "getitimer": (36, 102),
+    "setitimer": (38, 103),
+    "getpid": (39, 172),
+    "exit": (60, 93),
+    "uname": (63, 160),
+    "getcwd": (79, 17),
+    "gettimeofday": (96, 169),
+    "getrusage": (98, 165),
+    "sysinfo": (99, 179),
+    "times": (100, 153),
+    "getuid": (102, 174),
+    "getgid": (104, 176),
+    "geteuid": (107, 175),
+    "getegid": (108, 177),
+    "getppid": (110, 173),
+    "sigaltstack": (131, 132),
+    "gettid": (186, 178),
+    "futex": (202, 98),
+    "sched_getaffinity": (204, 123),
+    "getdents64": (217, 61),
+    "restart_syscall": (219, 128),
+    "clock_gettime": (228, 113),
+    "clock_getres": (229, 114),
+    "clock_nanosleep": (230, 115),
+    "exit_group": (231, 94),
+    "newfstatat": (262, 79),
+    "faccessat": (269, 48),
+    "pselect6": (270, 72),
+    "ppoll": (271, 73),
+    "set_robust_list": (273, 99),
+    "dup3": (292, 24),
+    "getrandom": (318, 278),
+    "statx": (332, 291),
+    "rseq": (334, 293),
+    "faccessat2": (439, 439),
+    "stat": (4, None),
+    "lstat": (6, None),
+    "poll": (7, None),
+    "access": (21, None),
+    "select": (23, None),
+    "dup2": (33, None),
+    "arch_prctl": (158, None),
+    "time": (201, None),
+}
+GUARDED = {
+    "open": (2, None),
+    "openat": (257, 56),
+    "clone": (56, 220),
+    "clone3": (435, 435),
+    "prlimit64": (302, 261),
+    "fcntl": (72, 25),
+}
+MACHINES = {
+    "x86_64": (0, 0xC000003E),
+    "aarch64": (1, 0xC00000B7),
+}  # column above, and the kernel's name of the architecture
 
 # %% ../../nbs/engine/confined.ipynb #ad572976
 def seccomp_filter():
     "Return the filter as the kernel wants it, or None where there is no table for this machine."
-    if sys.platform != "linux" or platform.machine() not in MACHINES or sys.maxsize < 2 ** 32:
+    if sys.platform != "linux" or platform.machine() not in MACHINES or sys.maxsize < 2**32:
         return None
     column, arch = MACHINES[platform.machine()]
     step = lambda code, k, yes=0, no=0: struct.pack("HBBI", code, yes, no, k)
     LOAD, EQUAL, AT_LEAST, AND, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-    allow, refuse, absent = step(RETURN, 0x7FFF0000), step(RETURN, 0x50000 | errno.EPERM), step(RETURN, 0x50000 | errno.ENOSYS)
+    allow, refuse, absent = (
+        step(RETURN, 0x7FFF0000),
+        step(RETURN, 0x50000 | errno.EPERM),
+        step(RETURN, 0x50000 | errno.ENOSYS),
+    )
     argument = lambda i, high=0: step(LOAD, 16 + 8 * i + 4 * high)
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    harmless = (0, 1, 2, 3, 1030)                      # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
+    harmless = (0, 1, 2, 3, 1030)  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
     commands = [step(EQUAL, c, len(harmless) - i) for i, c in enumerate(harmless)]
     bodies = {
         "open": [argument(1), step(AND, writing, 1, 0), allow, refuse],
         "openat": [argument(2), step(AND, writing, 1, 0), allow, refuse],
-        "clone": [argument(0), step(AND, 0x10000, 0, 1), allow, refuse],             # CLONE_THREAD
-        "clone3": [absent],                                                          # glibc then uses clone
-        "prlimit64": [argument(2), step(EQUAL, 0, 0, 3), argument(2, 1), step(EQUAL, 0, 0, 1), allow, refuse],  # reading only
-        "fcntl": [argument(1), *commands, refuse, allow]}                            # F_SETOWN and F_SETSIG send signals
+        "clone": [argument(0), step(AND, 0x10000, 0, 1), allow, refuse],  # CLONE_THREAD
+        "clone3": [absent],  # glibc then uses clone
+        "prlimit64": [
+            argument(2),
+            step(EQUAL, 0, 0, 3),
+            argument(2, 1),
+            step(EQUAL, 0, 0, 1),
+            allow,
+            refuse,
+        ],  # reading only
+        "fcntl": [argument(1), *commands, refuse, allow],
+    }  # F_SETOWN and F_SETSIG send signals
     kill = step(RETURN, 0x80000000)
-    program = [step(LOAD, 4), step(EQUAL, arch, 1, 0), kill, step(LOAD, 0), step(AT_LEAST, 0x40000000, 0, 1), refuse]
+    program = [
+        step(LOAD, 4),
+        step(EQUAL, arch, 1, 0),
+        kill,
+        step(LOAD, 0),
+        step(AT_LEAST, 0x40000000, 0, 1),
+        refuse,
+    ]
     for numbers in SYSCALLS.values():
         if numbers[column] is not None:
             program += [step(EQUAL, numbers[column], 0, 1), allow]
@@ -88,17 +172,23 @@ def seccomp_filter():
             program += [step(EQUAL, numbers[column], 0, len(bodies[name])), *bodies[name]]
     return b"".join([*program, refuse])
 
+
 def install_filter(program):
     "Put the filter over this process and all it will start; there is no way back."
     libc = ctypes.CDLL(None, use_errno=True)
     code = ctypes.create_string_buffer(program, len(program))
-    head = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code)))
-    if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.c_void_p(ctypes.addressof(head)), 0, 0):
+    head = ctypes.create_string_buffer(
+        struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
+    )
+    if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(
+        22, 2, ctypes.c_void_p(ctypes.addressof(head)), 0, 0
+    ):
         raise OSError(ctypes.get_errno(), "seccomp refused the filter")
 
 # %% ../../nbs/engine/confined.ipynb #a87bd4fe
 def read_frame(fd):
     "Return the JSON value of one message, or None at the end: four bytes of length, and that much JSON."
+
     def exactly(n):
         parts = bytearray()
         while len(parts) < n:
@@ -107,28 +197,33 @@ def read_frame(fd):
                 return None
             parts += part
         return parts
+
     head = exactly(4)
     return json.loads(exactly(struct.unpack("I", head)[0])) if head else None
+
 
 def write_frame(fd, value):
     "Write one message; ASCII JSON, so that even halves of surrogate pairs survive."
     body = json.dumps(value).encode()
     view = memoryview(struct.pack("I", len(body)) + body)
     while view:
-        view = view[os.write(fd, view):]
+        view = view[os.write(fd, view) :]
 
 # %% ../../nbs/engine/confined.ipynb #32864e85
 class OutOfTime(BaseException):
     "Raised within a tool whose time is up; no `except Exception` catches it."
 
+
 def out_of_time(*_):
     "End the call that is over its time."
     raise OutOfTime
+
 
 def alarm(wall, cpu):
     "Ring after so many seconds on the clock or of the processor, and then again and again; 0 turns the alarm off."
     signal.setitimer(signal.ITIMER_REAL, wall, wall and 0.05)
     signal.setitimer(signal.ITIMER_PROF, cpu, cpu and 0.05)
+
 
 def outcome(*call):
     "Return text and error of one call."
@@ -139,6 +234,7 @@ def outcome(*call):
     except BaseException as e:
         return str(e), "raised"
 
+
 def attempt(limits, *call):
     "Return text and error of one call within its limits; the time of its finalisers is its own. Never raises."
     try:
@@ -147,7 +243,7 @@ def attempt(limits, *call):
         gc.collect()
     except OutOfTime:
         text, error = "", "timeout"
-    except BaseException as e:                         # the text of an error can fail as well
+    except BaseException as e:  # the text of an error can fail as well
         text, error = type(e).__name__, "raised"
     while True:
         try:
@@ -156,9 +252,15 @@ def attempt(limits, *call):
         except OutOfTime:
             pass
     limit = limits["output_bytes"]
-    if len(str.encode(text, "utf-8", "replace")) <= limit:               # not the text's own methods, which can lie
+    if (
+        len(str.encode(text, "utf-8", "replace")) <= limit
+    ):  # not the text's own methods, which can lie
         return text, error
-    return (str.__getitem__(text, slice(limit // 4)), error) if error else (f"the result exceeds the limit of {limit} bytes", "output")
+    return (
+        (str.__getitem__(text, slice(limit // 4)), error)
+        if error
+        else (f"the result exceeds the limit of {limit} bytes", "output")
+    )
 
 # %% ../../nbs/engine/confined.ipynb #51424241
 def child(fd, limits, program):
@@ -170,7 +272,7 @@ def child(fd, limits, program):
     data = read_frame(0)
     kwargs, before = {} if data is None else {"data": data}, marshal.dumps(data, 2)
     gc.enable()
-    gc.freeze()                                        # a database is not searched for garbage at each call
+    gc.freeze()  # a database is not searched for garbage at each call
     if program:
         install_filter(program)
     elif not limits["unsafe"]:
@@ -183,10 +285,16 @@ def child(fd, limits, program):
         codes += message["codes"]
         compiled += map(attempt_compile, message["codes"])
         for number, name, arguments, paper_scope in message["calls"]:
-            write_frame(0, attempt(limits, name, arguments, codes[number], compiled[number], paper_scope, kwargs))
+            write_frame(
+                0,
+                attempt(
+                    limits, name, arguments, codes[number], compiled[number], paper_scope, kwargs
+                ),
+            )
         if message["state"]:
             before, *told = state(data, before)
             write_frame(0, told)
+
 
 def attempt_compile(source):
     "Return the compiled source, or None: `execute` then says what is wrong with it."
@@ -194,6 +302,7 @@ def attempt_compile(source):
         return compile(source, "<string>", "exec")
     except BaseException:
         return None
+
 
 def state(data, before):
     "Return the mark of `data`, its JSON text if that has changed, and what keeps it from being JSON."
@@ -209,29 +318,37 @@ def die_with_parent():
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
 
+
 def apply_limits(limits):
     "Put the kernel's limits on this process and its children."
     wanted = {resource.RLIMIT_CORE: 0}
     if not limits["unsafe"]:
-        wanted |= {resource.RLIMIT_AS: limits["memory_mb"] << 20, resource.RLIMIT_NOFILE: 64, resource.RLIMIT_FSIZE: 0}
+        wanted |= {
+            resource.RLIMIT_AS: limits["memory_mb"] << 20,
+            resource.RLIMIT_NOFILE: 64,
+            resource.RLIMIT_FSIZE: 0,
+        }
     for what, value in wanted.items():
         try:
             resource.setrlimit(what, (value, value))
         except (ValueError, OSError):
-            if sys.platform == "linux":                # macOS knows no limit on address space
+            if sys.platform == "linux":  # macOS knows no limit on address space
                 raise
+
 
 def main(limits):
     "Fork a child for each descriptor that our parent sends (`F`), kill one when asked to (`K`), end when our parent does."
     parent, children, program = os.getppid(), set(), None if limits["unsafe"] else seccomp_filter()
-    for module in "calendar copy datetime functools hashlib itertools math random re _strptime".split():
-        __import__(module)                             # for the children
+    for (
+        module
+    ) in "calendar copy datetime functools hashlib itertools math random re _strptime".split():
+        __import__(module)  # for the children
     control = socket.socket(fileno=os.dup(0))
-    os.dup2(2, 0)                                      # 2 is /dev/null
+    os.dup2(2, 0)  # 2 is /dev/null
     os.dup2(2, 1)
     apply_limits(limits)
     gc.collect()
-    gc.freeze()                                        # keeps the collector from touching, so copying, shared pages
+    gc.freeze()  # keeps the collector from touching, so copying, shared pages
     control.sendall(struct.pack("I", os.getpid()))
     while os.getppid() == parent:
         if select.select([control], [], [], 1.0)[0]:
@@ -249,6 +366,7 @@ def main(limits):
             children.discard(ended)
     for pid in children:
         os.kill(pid, signal.SIGKILL)
+
 
 def fork(control, descriptor, limits, program):
     "Fork a child that serves `descriptor`; return its number, or 0 where the system has no room for one."

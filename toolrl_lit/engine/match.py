@@ -17,23 +17,37 @@ from typing import Any, Literal, NamedTuple, get_args
 from .values import EXACT, SCALES, UNITS, Token, folded, key_unit, tokens, unit_of
 
 # %% ../../nbs/engine/match.ipynb #f22c9bfa
-def plain(text: str,  # anything the matching rule compares
-          ) -> str:
+def plain(
+    text: str,  # anything the matching rule compares
+) -> str:
     "Text as the paper's rule compares it: lower case, no commas, stripped."
     return text.lower().replace(",", "").strip()
 
-def match_paper(text: str,    # a call's result as the policy reads it
-                golden: str,  # golden answer of a sub-question
-                ) -> bool:
+
+def match_paper(
+    text: str,  # a call's result as the policy reads it
+    golden: str,  # golden answer of a sub-question
+) -> bool:
     "The authors' matching rule, exactly (paper section 3.3): every part of the golden answer is somewhere in the result."
     text = plain(text)
     return all(plain(part) in text for part in golden.split(", "))
 
 # %% ../../nbs/engine/match.ipynb #d8f96d87
-_OTHER_NAMES = {name.casefold(): names.split("|") for names in (
-    "United States|USA|US|United States of America", "United Kingdom|UK|United Kingdom of Great Britain and Northern Ireland",
-    "United Arab Emirates|UAE", "European Union|EU", "United Nations|UN", "Soviet Union|USSR", "New York City|NYC")
-    for name in names.split("|") if len(name) > 2}
+_OTHER_NAMES = {
+    name.casefold(): names.split("|")
+    for names in (
+        "United States|USA|US|United States of America",
+        "United Kingdom|UK|United Kingdom of Great Britain and Northern Ireland",
+        "United Arab Emirates|UAE",
+        "European Union|EU",
+        "United Nations|UN",
+        "Soviet Union|USSR",
+        "New York City|NYC",
+    )
+    for name in names.split("|")
+    if len(name) > 2
+}
+
 
 @lru_cache(maxsize=1 << 12)
 def _bare(text: str) -> str:
@@ -41,49 +55,77 @@ def _bare(text: str) -> str:
     words = re.findall(r"[0-9]+[.][0-9]+|\w+", plain(text))
     return " ".join(["", *(w.lstrip("0") or "0" for w in words), ""])
 
-def gives_away(text: str,              # a result or a fact
-               goldens: Iterable[str], # golden answers
-               ) -> bool:
+
+def gives_away(
+    text: str,  # a result or a fact
+    goldens: Iterable[str],  # golden answers
+) -> bool:
     "Whether any rule would find a golden answer here: the paper's, or one that passes over signs and hyphens as `match_strict` does."
     low, bare, goldens = plain(text), _bare(text), list(goldens)
     names = (name for g in goldens for name in (g, *_OTHER_NAMES.get(g.casefold(), ())))
     return any(_bare(name) in bare for name in names) or any(plain(g) in low for g in goldens)
 
 # %% ../../nbs/engine/match.ipynb #d6992081
-AnswerType = Literal["number", "quantity", "range", "date", "time", "boolean", "code", "coordinates", "name", "text", "list", "set",
-                     "json"]
+AnswerType = Literal[
+    "number",
+    "quantity",
+    "range",
+    "date",
+    "time",
+    "boolean",
+    "code",
+    "coordinates",
+    "name",
+    "text",
+    "list",
+    "set",
+    "json",
+]
 ANSWER_TYPES: tuple[AnswerType, ...] = get_args(AnswerType)
 Words = tuple[Token, ...]
 
+
 class Golden(NamedTuple):
     "A golden answer, parsed once."
+
     text: str
     type: AnswerType
-    words: Words                  # its tokens without breaks
-    others: tuple[Words, ...]     # other names of the same thing
-    items: tuple[Words, ...]      # of a list or set
-    value: Any                    # of JSON
+    words: Words  # its tokens without breaks
+    others: tuple[Words, ...]  # other names of the same thing
+    items: tuple[Words, ...]  # of a list or set
+    value: Any  # of JSON
 
 # %% ../../nbs/engine/match.ipynb #a158f90b
 _JSON = json.JSONDecoder(parse_float=Decimal, parse_int=Decimal)
 _OPENS = set('{["-0123456789')
 
-def read_result(text: str,   # as the policy reads it
-                ) -> Any:
+
+def read_result(
+    text: str,  # as the policy reads it
+) -> Any:
     "Read a result as JSON, as a Python literal or as `key: value` lines where it is such, else as text."
     if text[:1] in _OPENS or text in ("true", "false", "null"):
-        try: return _JSON.decode(text)
-        except (ValueError, RecursionError, ArithmeticError): pass
+        try:
+            return _JSON.decode(text)
+        except (ValueError, RecursionError, ArithmeticError):
+            pass
     if text[:1] in ("(", "[", "{"):
-        try: return ast.literal_eval(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError): pass
-    if "\n" not in text: return text
-    lines = [re.fullmatch(r"\s*([^:\n]{1,40}):\s(.+)", line) for line in text.split("\n") if line.strip()]
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            pass
+    if "\n" not in text:
+        return text
+    lines = [
+        re.fullmatch(r"\s*([^:\n]{1,40}):\s(.+)", line) for line in text.split("\n") if line.strip()
+    ]
     return {m[1]: m[2] for m in lines} if len(lines) > 1 and all(lines) else text
+
 
 def _scalar(value: Any) -> str:
     "A JSON value as text."
     return json.dumps(value) if isinstance(value, bool) else str(value)
+
 
 def _solid(have: Words) -> Words:
     "Tokens without the breaks."
@@ -92,17 +134,22 @@ def _solid(have: Words) -> Words:
 # %% ../../nbs/engine/match.ipynb #bc87e190
 _BREAKS, _LEADS = {",", ";", "|", "\n"}, {"is", "are", "was", "were", "include", "includes"}
 
+
 def _items(have: Words) -> list[Words]:
     "The items of a list that a text writes; [] if it writes none. `Languages: ` and `The trees are` lead in."
     items: list[list[Token]] = [[]]
     for t in have:
-        if t.kind == "stop" and t.value in _BREAKS or t.value == "and": items.append([])
-        elif t.kind == "stop" and t.value in (":", "=") and len(items) == 1: items = [[]]
-        elif t.kind != "stop": items[-1].append(t)
+        if t.kind == "stop" and t.value in _BREAKS or t.value == "and":
+            items.append([])
+        elif t.kind == "stop" and t.value in (":", "=") and len(items) == 1:
+            items = [[]]
+        elif t.kind != "stop":
+            items[-1].append(t)
     items = [item for item in items if item]
-    if len(items) < 2: return []
+    if len(items) < 2:
+        return []
     lead = max((k for k, t in enumerate(items[0]) if t.value in _LEADS), default=-1)
-    items[0] = items[0][lead + 1:] or items[0]
+    items[0] = items[0][lead + 1 :] or items[0]
     return [tuple(item) for item in items]
 
 # %% ../../nbs/engine/match.ipynb #ab980309
@@ -110,43 +157,62 @@ _PHONE = re.compile(r"\+?\(?\d[\d\s().\-/]{5,}\d")
 _PLACE = re.compile(r"[-+]?\d{1,3}\.\d{2,},\s*[-+]?\d{1,3}\.\d{2,}")
 _YES, _NO = {"yes", "true", "correct"}, {"no", "false", "incorrect"}
 
+
 def _is_phone(text: str) -> bool:
     "Whether a text is a telephone number, or another long number in groups."
-    if not _PHONE.fullmatch(text) or sum(c.isdigit() for c in text) < 7: return False
+    if not _PHONE.fullmatch(text) or sum(c.isdigit() for c in text) < 7:
+        return False
     return text[0] == "+" or bool(re.search(r"\d[ )-]+\d+[ -]\d", text))
 
-def infer_type(answer: str,   # golden answer of which only the text is known
-               ) -> AnswerType:
+
+def infer_type(
+    answer: str,  # golden answer of which only the text is known
+) -> AnswerType:
     "Say what type of answer a text is. Old records carry no types: theirs are found in this way when they are read."
     text = answer.strip()
-    if text[:1] in ("[", "{") and not isinstance(read_result(text), str): return "json"
-    if text.casefold() in ("yes", "no", "true", "false"): return "boolean"
-    if _PLACE.fullmatch(text): return "coordinates"
-    have = tokens.__wrapped__(text)              # not kept: files hold more answers than are ever matched
+    if text[:1] in ("[", "{") and not isinstance(read_result(text), str):
+        return "json"
+    if text.casefold() in ("yes", "no", "true", "false"):
+        return "boolean"
+    if _PLACE.fullmatch(text):
+        return "coordinates"
+    have = tokens.__wrapped__(text)  # not kept: files hold more answers than are ever matched
     solid = _solid(have)
     kinds = [t.kind for t in solid]
-    if len(kinds) == 1 and kinds[0] in ("range", "date", "time", "code"): return kinds[0]
-    if _is_phone(text): return "code"
-    if kinds == ["number"]: return "number" if solid[0].unit in ("", "th") else "quantity"
-    if kinds == ["number", "word"] and not solid[1].name: return "quantity"
-    if kinds == ["date", "time"]: return "date"
-    if ", " in text and _items(have): return "list"
+    if len(kinds) == 1 and kinds[0] in ("range", "date", "time", "code"):
+        return kinds[0]
+    if _is_phone(text):
+        return "code"
+    if kinds == ["number"]:
+        return "number" if solid[0].unit in ("", "th") else "quantity"
+    if kinds == ["number", "word"] and not solid[1].name:
+        return "quantity"
+    if kinds == ["date", "time"]:
+        return "date"
+    if ", " in text and _items(have):
+        return "list"
     return "name" if len(kinds) <= 5 and any(t.name for t in have) else "text"
 
 # %% ../../nbs/engine/match.ipynb #c4d91573
-_SMALL = set("""the a an is are was were in on at of to and or for by with as it its has have had from that this these i you we
+_SMALL = set(
+    """the a an is are was were in on at of to and or for by with as it its has have had from that this these i you we
     they he she de la le el du des al there here about approximately around roughly exactly circa ca under between than per above
-    below high long tall wide deep old away total only also just so thus hence therefore not no""".split())
+    below high long tall wide deep old away total only also just so thus hence therefore not no""".split()
+)
 
 # %% ../../nbs/engine/match.ipynb #83153beb
-_ANY = {"number", "quantity", "code", "name", "text", "list", "set"}           # any text can be one of these
+_ANY = {"number", "quantity", "code", "name", "text", "list", "set"}  # any text can be one of these
 
-def fit_type(answer: str,                  # golden answer
-             type: AnswerType | str = "",  # what it is, where that is known
-             ) -> AnswerType:
+
+def fit_type(
+    answer: str,  # golden answer
+    type: AnswerType | str = "",  # what it is, where that is known
+) -> AnswerType:
     "Give the known type of an answer. A type that is not known, or that the text cannot have, is inferred."
-    if type in _ANY or type == "date" and len(answer) == 4 and answer.isdecimal(): return type
+    if type in _ANY or type == "date" and len(answer) == 4 and answer.isdecimal():
+        return type
     return infer_type(answer)
+
 
 def _other_names(answer: str) -> tuple[Words, ...]:
     "Other spellings of a name: those of a country, and umlauts written as two letters."
@@ -154,115 +220,171 @@ def _other_names(answer: str) -> tuple[Words, ...]:
     two = re.sub("[äöüÄÖÜ]", lambda m: unicodedata.normalize("NFD", m[0])[0] + "e", answer)
     return tuple(_solid(tokens(name)) for name in [*names, *([two] if two != answer else [])])
 
+
 @lru_cache(1 << 12)
-def parse_golden(answer: str,                  # golden answer
-                 type: AnswerType | str = "",  # what it is, where that is known
-                 ) -> Golden:
+def parse_golden(
+    answer: str,  # golden answer
+    type: AnswerType | str = "",  # what it is, where that is known
+) -> Golden:
     "Parse a golden answer as what it is (`fit_type`)."
     type = fit_type(answer, type)
     words = _solid(tokens(answer))
-    if len(words) > 1 and words[0].value in ("the", "a", "an") and words[1].value not in _SMALL: words = words[1:]
-    if type == "date" and answer.isdecimal() and len(answer) == 4: words = (Token("date", frozenset({(int(answer), None, None)}), answer),)
-    if type == "code" and len(words) == 1: words = (Token("code", answer.casefold(), answer, name=True),)
+    if len(words) > 1 and words[0].value in ("the", "a", "an") and words[1].value not in _SMALL:
+        words = words[1:]
+    if type == "date" and answer.isdecimal() and len(answer) == 4:
+        words = (Token("date", frozenset({(int(answer), None, None)}), answer),)
+    if type == "code" and len(words) == 1:
+        words = (Token("code", answer.casefold(), answer, name=True),)
     value = read_result(answer) if answer[:1] in ("[", "{") else None
     items: list[Words] = []
-    if type in ("list", "set") and isinstance(value, list): items = [_solid(tokens(_scalar(x))) for x in value]
-    elif type in ("list", "set", "name", "text"): items = _items(tokens(answer))
-    return Golden(answer, type, words, _other_names(answer) if type == "name" else (), tuple(items), value)
+    if type in ("list", "set") and isinstance(value, list):
+        items = [_solid(tokens(_scalar(x))) for x in value]
+    elif type in ("list", "set", "name", "text"):
+        items = _items(tokens(answer))
+    return Golden(
+        answer, type, words, _other_names(answer) if type == "name" else (), tuple(items), value
+    )
 
 # %% ../../nbs/engine/match.ipynb #77a7f003
 def _noise(a: Decimal, b: Decimal) -> bool:
     "Whether two numbers are equal but for what floats add: 0.1 + 0.2 is 0.3."
-    if a == b: return True
-    if max(len(a.as_tuple().digits), len(b.as_tuple().digits)) < 15: return False
+    if a == b:
+        return True
+    if max(len(a.as_tuple().digits), len(b.as_tuple().digits)) < 15:
+        return False
     whole = a == a.to_integral_value() and b == b.to_integral_value()
     return not whole and abs(float(a) - float(b)) <= 1e-12 * abs(float(a))
+
 
 def _rounds_to(exact: Decimal, got: Decimal, least: int) -> bool:
     "Whether a number is another one, rounded to at least so many digits."
     digits, exponent = got.as_tuple()[1:]
-    if len(digits) < least: return False
+    if len(digits) < least:
+        return False
     apart = EXACT.abs(EXACT.subtract(exact, got))
     return EXACT.compare(apart, Decimal(5).scaleb(exponent - 1, EXACT)) in (-1, 0)
 
+
 def _same_number(want: Token, got: Token) -> bool:
     "Whether two quantities are the same amount of the same thing. A missing unit is no other unit, but 12.5 is no percentage."
-    if want.bound != got.bound: return False
-    a, b, w, g = want.value, got.value, want.unit and unit_of(want.unit), got.unit and unit_of(got.unit)
+    if want.bound != got.bound:
+        return False
+    a, b, w, g = (
+        want.value,
+        got.value,
+        want.unit and unit_of(want.unit),
+        got.unit and unit_of(got.unit),
+    )
     if w and g and w != g:
-        if w.dimension == "GBP" and got.unit.startswith("pound"): return a == b
-        if w.dimension == "temperature" and g == UNITS["deg"]: return a == b
-        if w.dimension != g.dimension: return False
+        if w.dimension == "GBP" and got.unit.startswith("pound"):
+            return a == b
+        if w.dimension == "temperature" and g == UNITS["deg"]:
+            return a == b
+        if w.dimension != g.dimension:
+            return False
         base = EXACT.multiply(EXACT.add(a, w.offset), w.factor)
         here = EXACT.subtract(EXACT.divide(base, g.factor), g.offset)
         return _noise(here, b) or _rounds_to(here, b, 4)
-    if w and not g and w.dimension == "ratio": return _noise(EXACT.multiply(a, w.factor), b)
-    if g and not w and g.dimension == "ratio" and _noise(a, EXACT.multiply(b, g.factor)): return True
-    if _noise(a, b): return True
+    if w and not g and w.dimension == "ratio":
+        return _noise(EXACT.multiply(a, w.factor), b)
+    if g and not w and g.dimension == "ratio" and _noise(a, EXACT.multiply(b, g.factor)):
+        return True
+    if _noise(a, b):
+        return True
     return "/" in want.text and _rounds_to(a, b, 3) or "/" in got.text and _rounds_to(b, a, 3)
 
 # %% ../../nbs/engine/match.ipynb #36c756a8
-_HYPHEN = re.compile(r"(?<=[a-z])-(?=\d)|(?<=\d)-(?=[a-z])")                    # QF-32 is QF32
+_HYPHEN = re.compile(r"(?<=[a-z])-(?=\d)|(?<=\d)-(?=[a-z])")  # QF-32 is QF32
 _VERSION = re.compile(r"\d+\.\d+\.[\d.]+")
+
 
 def _same_code(want: str, got: str) -> bool:
     "Whether codes are equal. An address may have a port, a version the name of a program in front."
-    if "-" in want + got: want, got = (_HYPHEN.sub("", x) for x in (want, got))
-    if want == got: return True
+    if "-" in want + got:
+        want, got = (_HYPHEN.sub("", x) for x in (want, got))
+    if want == got:
+        return True
     host, _, port = got.rpartition(":")
-    if host == want and port.isdigit(): return True
+    if host == want and port.isdigit():
+        return True
     return bool(_VERSION.fullmatch(want) and re.fullmatch(r"[a-z]+[-/]?" + re.escape(want), got))
+
 
 def _same_day(want: Token, got: Token) -> bool:
     "Whether a date, a year or eight digits say all that a golden date or year does."
-    if want.bound != got.bound: return False
-    if got.kind == "number": return not got.unit and any(None not in d and d[0] * 10000 + d[1] * 100 + d[2] == got.value for d in want.value)
-    if want.kind == "date": return any(all(x in (None, y) for x, y in zip(a, b)) for a in want.value for b in got.value)
+    if want.bound != got.bound:
+        return False
+    if got.kind == "number":
+        return not got.unit and any(
+            None not in d and d[0] * 10000 + d[1] * 100 + d[2] == got.value for d in want.value
+        )
+    if want.kind == "date":
+        return any(all(x in (None, y) for x, y in zip(a, b)) for a in want.value for b in got.value)
     years = [d[0] for d in got.value if d[0] and (d[1] is None or 1000 <= d[0] <= 2999)]
     return not want.unit and want.value in years
+
 
 def _same_time(want: tuple[int, int | None], got: tuple[int, int | None]) -> bool:
     "Whether two times are one, in their zones where both have one."
     shift = 0 if None in (want[1], got[1]) else got[1] - want[1]
     return (want[0] - got[0] + shift * 60) % 86400 == 0
 
+
 def _equal(want: Token, got: Token) -> bool:
     "Whether a token says what a golden one does."
     kinds = want.kind, got.kind
-    if kinds == ("word", "word"): return want.value == got.value
-    if kinds == ("number", "number"): return _same_number(want, got)
-    if want.kind == "code": return got.kind != "stop" and _same_code(want.value, got.value if got.kind == "code" else got.text.casefold())
-    if kinds in (("date", "date"), ("date", "number"), ("number", "date")): return _same_day(want, got)
-    if kinds == ("time", "time"): return _same_time(want.value, got.value)
-    if kinds != ("range", "range") or want.value != got.value: return False
+    if kinds == ("word", "word"):
+        return want.value == got.value
+    if kinds == ("number", "number"):
+        return _same_number(want, got)
+    if want.kind == "code":
+        return got.kind != "stop" and _same_code(
+            want.value, got.value if got.kind == "code" else got.text.casefold()
+        )
+    if kinds in (("date", "date"), ("date", "number"), ("number", "date")):
+        return _same_day(want, got)
+    if kinds == ("time", "time"):
+        return _same_time(want.value, got.value)
+    if kinds != ("range", "range") or want.value != got.value:
+        return False
     return not want.unit or not got.unit or unit_of(want.unit) == unit_of(got.unit)
+
 
 def _same_item(want: Words, have: Words) -> bool:
     "Whether two items of lists are equal."
-    want, have = (x[1:] if len(x) > 1 and x[0].value in ("the", "a", "an") else x for x in (want, have))
+    want, have = (
+        x[1:] if len(x) > 1 and x[0].value in ("the", "a", "an") else x for x in (want, have)
+    )
     return len(want) == len(have) and all(map(_equal, want, have))
 
 # %% ../../nbs/engine/match.ipynb #ccd83a48
 def _runs(have: Words, want: Words) -> list[tuple[int, int]]:
     "Where whole runs of tokens say what is wanted: have[i:j], breaks inside allowed."
-    if len(want) == 1: return [(k, k + 1) for k, t in enumerate(have) if t.kind != "stop" and _equal(want[0], t)]
+    if len(want) == 1:
+        return [(k, k + 1) for k, t in enumerate(have) if t.kind != "stop" and _equal(want[0], t)]
     spots, found = [k for k, t in enumerate(have) if t.kind != "stop"], []
     for s in range(len(spots) - len(want) + 1):
-        if not _equal(want[0], have[spots[s]]): continue
-        run = spots[s:s + len(want)]
+        if not _equal(want[0], have[spots[s]]):
+            continue
+        run = spots[s : s + len(want)]
         near = run[-1] - run[0] <= len(want) + 2
-        if near and all(_equal(w, have[k]) for w, k in zip(want, run)): found.append((run[0], run[-1] + 1))
+        if near and all(_equal(w, have[k]) for w, k in zip(want, run)):
+            found.append((run[0], run[-1] + 1))
     return found
 
 # %% ../../nbs/engine/match.ipynb #8a2b9fb4
-_TITLES = set("""mr mrs ms dr sir president king queen lake mt city river st airport capital country state province prime minister
+_TITLES = set(
+    """mr mrs ms dr sir president king queen lake mt city river st airport capital country state province prime minister
     currency language name answer result agent flight host python order symbol element republic kingdom island islands town planet
-    professor prof lord lady pope emperor captain""".split())
+    professor prof lord lady pope emperor captain""".split()
+)
 _BE = set("is are was were be been does do did has have had can could would will".split())
+
 
 def _joins(t: Token | None) -> bool:
     "Whether a word beside a name may belong to the name."
     return t is not None and t.kind == "word" and t.value not in _SMALL and t.value not in _TITLES
+
 
 def _longer(have: Words, i: int, j: int, want: Words) -> bool:
     "Whether the run have[i:j] is only a part of a longer name or quantity."
@@ -271,87 +393,142 @@ def _longer(have: Words, i: int, j: int, want: Words) -> bool:
     links = lambda k, words: at(k) is not None and have[k].value in words
     first, last = have[i], have[j - 1]
     if last.kind == "number":
-        if (last.unit == "th" or last.name) and named(j): return True                             # 42nd Street
-        if want[-1].unit not in ("", "th") and not last.unit and _joins(at(j)): return True       # 5 people for 5 km
+        if (last.unit == "th" or last.name) and named(j):
+            return True  # 42nd Street
+        if want[-1].unit not in ("", "th") and not last.unit and _joins(at(j)):
+            return True  # 5 people for 5 km
     lower = not any(t.name for t in have) and sum(t.kind == "word" for t in have) <= j - i + 2
-    if first.kind == "word" and lower: return _joins(at(i - 1)) or last.kind == "word" and _joins(at(j))    # new york
-    if first.kind == "word" and first.name and first.value[-1].isalpha():                         # not for B-
-        if named(i - 1): return True                                                              # New York
-        if links(i - 1, ("and", "of")) and named(i - 2) and not any(t.value in _BE for t in have): return True
-    if last.kind != "word" or not last.name: return False
-    return named(j) or links(j, ("and", "of")) and named(j + 1)                                   # Johnson & Johnson
+    if first.kind == "word" and lower:
+        return _joins(at(i - 1)) or last.kind == "word" and _joins(at(j))  # new york
+    if first.kind == "word" and first.name and first.value[-1].isalpha():  # not for B-
+        if named(i - 1):
+            return True  # New York
+        if links(i - 1, ("and", "of")) and named(i - 2) and not any(t.value in _BE for t in have):
+            return True
+    if last.kind != "word" or not last.name:
+        return False
+    return named(j) or links(j, ("and", "of")) and named(j + 1)  # Johnson & Johnson
 
 # %% ../../nbs/engine/match.ipynb #11a7eebd
 _NOT = set("not never no nor neither without except excluding cannot unlike hardly".split())
 _WRONG = set("wrong incorrect false untrue not never none null".split())
-_OTHER = {("other", "than"), ("rather", "than"), ("instead", "of"), ("far", "from"), ("apart", "from"), ("used", "to"),
-          ("anything", "but"), ("everything", "but"), ("nothing", "but"), ("all", "but")}
-_HEDGES = set("either maybe perhaps possibly probably presumably might unsure uncertain whether guess likely or and/or".split())
+_OTHER = {
+    ("other", "than"),
+    ("rather", "than"),
+    ("instead", "of"),
+    ("far", "from"),
+    ("apart", "from"),
+    ("used", "to"),
+    ("anything", "but"),
+    ("everything", "but"),
+    ("nothing", "but"),
+    ("all", "but"),
+}
+_HEDGES = set(
+    "either maybe perhaps possibly probably presumably might unsure uncertain whether guess likely or and/or".split()
+)
+
 
 def _denied(have: Words, i: int, j: int) -> bool:
     "Whether a text denies the run have[i:j] before it, in its clause, or behind it."
     negates = lambda t: t.kind == "word" and (t.value in _NOT or t.value.endswith("n't"))
     for k in range(i - 1, -1, -1):
-        if have[k].kind == "stop" and have[k].value in ".,;:!?(\n": break
-        if k and (have[k - 1].value, have[k].value) in _OTHER: return True
-        if have[k].value == "but": break
-        if negates(have[k]) and have[k + 1].value not in ("doubt", "other"): return True
-    after = have[j:j + 5]
-    if not after: return False
-    if after[0].value == "?": return True
+        if have[k].kind == "stop" and have[k].value in ".,;:!?(\n":
+            break
+        if k and (have[k - 1].value, have[k].value) in _OTHER:
+            return True
+        if have[k].value == "but":
+            break
+        if negates(have[k]) and have[k + 1].value not in ("doubt", "other"):
+            return True
+    after = have[j : j + 5]
+    if not after:
+        return False
+    if after[0].value == "?":
+        return True
     led = after[0].value in (":", "=") or after[0].value in _BE
-    while after and (after[0].value in (":", "=") or after[0].value in _BE): after = after[1:]
-    return bool(after) and (after[0].value in _WRONG or negates(after[0]) and (led or after[0].value != "no"))
+    while after and (after[0].value in (":", "=") or after[0].value in _BE):
+        after = after[1:]
+    return bool(after) and (
+        after[0].value in _WRONG or negates(after[0]) and (led or after[0].value != "no")
+    )
+
 
 def _hedged(have: Words, words: Words) -> bool:
     "Whether a text only guesses."
     said = {t.value for t in have if t.kind == "word"} - {t.value for t in words}
     pairs = {(a.text.casefold(), b.value) for a, b in zip(have, have[1:]) if b.kind == "word"}
-    return bool(said & _HEDGES or pairs & {("one", "of"), ("may", "be"), ("could", "be"), ("can", "be")})
+    return bool(
+        said & _HEDGES or pairs & {("one", "of"), ("may", "be"), ("could", "be"), ("can", "be")}
+    )
 
 # %% ../../nbs/engine/match.ipynb #d9f92680
 _BESIDE = set(", ; / | and or e x y und et while vs versus & to".split())
 _CHOICE = {"/", "|", "while", "vs", "versus", "or"}
-_ASIDE = set("""north south east west near which whose where who the a an in of not next close capital located just after before
-    with bordering""".split())
+_ASIDE = set(
+    """north south east west near which whose where who the a an in of not next close capital located just after before
+    with bordering""".split()
+)
+
 
 def _rival(have: Words, i: int, j: int) -> bool:
     "Whether another number, or another name, stands beside the run have[i:j] as if one could choose: `5, 7`."
     first, valued = have[i], have[i].kind in ("number", "date", "time", "range")
     for step, k in ((-1, i - 1), (1, j)):
         start = k
-        while 0 <= k < len(have) and have[k].value in _BESIDE: k += step
-        if not 0 <= k < len(have): continue
+        while 0 <= k < len(have) and have[k].value in _BESIDE:
+            k += step
+        if not 0 <= k < len(have):
+            continue
         if valued and have[k].kind == first.kind and not _equal(first, have[k]):
             a, b = unit_of(first.unit), unit_of(have[k].unit)
-            if k == start or not (a and b and a.dimension != b.dimension): return True
-        if k != start and first.name and have[k].name and have[k - step].value in _CHOICE: return True
-    if first.kind != "number": return False
-    others = (k for k in range(j, len(have) - 1) if have[k + 1].kind == "number" and not _equal(first, have[k + 1]))
-    return any(have[k].value == "=" or k == j and have[k].value in _BE for k in others)              # 12 + 3 = 15
+            if k == start or not (a and b and a.dimension != b.dimension):
+                return True
+        if k != start and first.name and have[k].name and have[k - step].value in _CHOICE:
+            return True
+    if first.kind != "number":
+        return False
+    others = (
+        k
+        for k in range(j, len(have) - 1)
+        if have[k + 1].kind == "number" and not _equal(first, have[k + 1])
+    )
+    return any(
+        have[k].value == "=" or k == j and have[k].value in _BE for k in others
+    )  # 12 + 3 = 15
+
 
 def _aside(have: Words, i: int) -> bool:
     "Whether a text has named its answer before the i-th token, as in `Mexico, south of the United States`."
     comma = next((k for k, t in enumerate(have[:i]) if t.value == ","), 0)
-    if not comma or have[comma + 1].value not in _ASIDE or have[comma + 1].name: return False
+    if not comma or have[comma + 1].value not in _ASIDE or have[comma + 1].name:
+        return False
     return all(t.name and t.value not in _SMALL and t.value not in _YES | _NO for t in have[:comma])
+
 
 @lru_cache(1 << 10)
 def _country(words: Words) -> bool:
     "Whether words name a country, or are a short form in capitals."
     import pycountry
-    if len(words) == 1 and len(words[0].text) <= 3 and words[0].text.isupper(): return True
-    try: return bool(pycountry.countries.lookup(" ".join(t.text for t in words)))
-    except LookupError: return False
+
+    if len(words) == 1 and len(words[0].text) <= 3 and words[0].text.isupper():
+        return True
+    try:
+        return bool(pycountry.countries.lookup(" ".join(t.text for t in words)))
+    except LookupError:
+        return False
+
 
 def _enumerates(have: Words, words: Words) -> bool:
     "Whether a text lists candidates. `Paris, France` and `Paris, Texas, USA` do not."
     items = _items(have)
-    if len(items) < 3 or any(len(item) > 4 for item in items): return False
+    if len(items) < 3 or any(len(item) > 4 for item in items):
+        return False
     return len(items) > 3 or not _runs(items[0], words) or not _country(items[-1])
 
 # %% ../../nbs/engine/match.ipynb #4f5cc517
-_REFUSAL = re.compile(r"""an\ error\ occured\ when\ call |
+_REFUSAL = re.compile(
+    r"""an\ error\ occured\ when\ call |
     ^\W*(?:error|invalid|unsupported|failed|failure|exception|traceback|cannot|could\ not|couldn't|unable|no\ such)\b |
     ^\W*(?:unknown|missing|sorry|please)\b(?:(?!\ (?-i:[A-Z])|\ by\b) | \ \w+\W*$) |               # no title: Unknown Pleasures
     ^\W*not\ (?:found|available)\b | \b(?:
@@ -359,118 +536,201 @@ _REFUSAL = re.compile(r"""an\ error\ occured\ when\ call |
         not\ found|not\ available|does\ not\ exist|doesn't\ exist|must\ be|should\ be\ one|expected\ one\ of|did\ you\ mean|
         (?:is|are)\ (?:unknown|unavailable|unsupported|invalid|missing|not\ (?:a\ )?(?:valid|supported|recogni[sz]ed|known))|
         (?:failed|unable)\ to|(?:could\ not|couldn't|cannot|can't|can\ not)\ (?:find|look|get|be)|choose\ from|
-        (?:available|valid|allowed|supported|possible)\ \w+\s*(?:are|:))""", re.X | re.I)
+        (?:available|valid|allowed|supported|possible)\ \w+\s*(?:are|:))""",
+    re.X | re.I,
+)
 _NOTHING = {"none", "null", "no", "false", "0", "", "ok", "n/a", "[]", "{}"}
 _TEXTS = set("message error errors detail details reason msg warning exception traceback".split())
 _ENVELOPE = _TEXTS | {"status", "code", "success", "ok"}
 _SAYS = _TEXTS | set("result answer response output text content info note hint help".split())
+
 
 @lru_cache(1 << 12)
 def _is_refusal(golden: str) -> bool:
     "Whether a golden answer reads like a refusal."
     return bool(_REFUSAL.search(golden))
 
+
 def _refuses(text: str, golden: str) -> bool:
     "Whether a text says that nothing was found. What the golden answer itself says is passed over."
-    if text.casefold() == golden.casefold(): return False
-    if _is_refusal(golden): text = re.sub(re.escape(golden), "", text, flags=re.I)
+    if text.casefold() == golden.casefold():
+        return False
+    if _is_refusal(golden):
+        text = re.sub(re.escape(golden), "", text, flags=re.I)
     return bool(_REFUSAL.search(text))
+
 
 def _refused(value: Any, golden: str) -> bool:
     "Whether a result says that the call failed. A status, a title or a cause that was asked for is data."
-    if isinstance(value, str): return _refuses(value, golden)
-    if not isinstance(value, dict): return False
+    if isinstance(value, str):
+        return _refuses(value, golden)
+    if not isinstance(value, dict):
+        return False
     low = {str(k).casefold(): v for k, v in value.items()}
     wrong = (low.get(key) for key in ("error", "errors", "exception", "traceback"))
-    if any(w and str(w).strip().casefold() not in _NOTHING for w in wrong): return True
-    if low.get("success") is False or low.get("found") is False or low.get("ok") is False and len(low) > 1: return True
+    if any(w and str(w).strip().casefold() not in _NOTHING for w in wrong):
+        return True
+    if (
+        low.get("success") is False
+        or low.get("found") is False
+        or low.get("ok") is False
+        and len(low) > 1
+    ):
+        return True
     failed = str(low.get("status")).casefold() in ("error", "failed", "fail", "failure")
-    if failed and (low.keys() <= _ENVELOPE or low.keys() & (_SAYS - {"result"})): return True
+    if failed and (low.keys() <= _ENVELOPE or low.keys() & (_SAYS - {"result"})):
+        return True
     return any(isinstance(v, str) and _refuses(v, golden) for k, v in low.items() if k in _SAYS)
 
 # %% ../../nbs/engine/match.ipynb #932e333c
 _ENGLISH = _SMALL | set("us am be if up my me do go".split())
 
+
 def _short(text: str) -> bool:
     "Whether an answer is a symbol of one or two letters."
     return len(text.strip()) <= 2 and text.isascii() and text.strip().isalpha()
+
 
 def _is_word(have: Words, i: int, golden: str) -> bool:
     "Whether a token is a word of a sentence rather than the golden one: `He` is helium, Missing a film."
     after = have[i + 1] if i + 1 < len(have) else None
     if _short(golden):
-        return have[i].text != golden or golden.casefold() in _ENGLISH and after is not None and after.kind != "stop"
-    return bool(_REFUSAL.search(golden)) and after is not None and after.kind == "word" and after.value not in _SMALL
+        return (
+            have[i].text != golden
+            or golden.casefold() in _ENGLISH
+            and after is not None
+            and after.kind != "stop"
+        )
+    return (
+        bool(_REFUSAL.search(golden))
+        and after is not None
+        and after.kind == "word"
+        and after.value not in _SMALL
+    )
+
 
 def _inverted(have: Words, words: Words) -> bool:
     "Whether a text is a name with the family name first: `Curie, Marie`."
     comma = next((k for k, t in enumerate(have) if t.value == ","), 0)
-    return comma > 0 and len(have) == len(words) + 1 > 2 and _same_item(words, have[comma + 1:] + have[:comma])
+    return (
+        comma > 0
+        and len(have) == len(words) + 1 > 2
+        and _same_item(words, have[comma + 1 :] + have[:comma])
+    )
+
 
 def _gives(have: Words, golden: Golden) -> bool:
     "Whether one piece of text gives a golden answer that is one thing."
     for words in (golden.words, *golden.others):
         runs = _runs(have, words)
-        if not runs and _inverted(have, words): return True
-        if runs and runs[0] == (0, len(have)) and not _short(golden.text): return True
-        if not runs or _hedged(have, words) or _enumerates(have, words): continue
+        if not runs and _inverted(have, words):
+            return True
+        if runs and runs[0] == (0, len(have)) and not _short(golden.text):
+            return True
+        if not runs or _hedged(have, words) or _enumerates(have, words):
+            continue
         for i, j in runs:
-            if len(words) == 1 and _is_word(have, i, golden.text): continue
-            if not (_longer(have, i, j, words) or _denied(have, i, j) or _rival(have, i, j) or _aside(have, i)): return True
-    number, *noun = golden.words                                                              # 5 for `5 people`
+            if len(words) == 1 and _is_word(have, i, golden.text):
+                continue
+            if not (
+                _longer(have, i, j, words)
+                or _denied(have, i, j)
+                or _rival(have, i, j)
+                or _aside(have, i)
+            ):
+                return True
+    number, *noun = golden.words  # 5 for `5 people`
     counted = golden.type == "quantity" and len(noun) == 1 and not number.unit
     return counted and len(have) == 1 and not have[0].unit and _equal(number, have[0])
 
 # %% ../../nbs/engine/match.ipynb #774093ba
-FIELDS, ALIKE, WORDS, NUMBERS, LONGEST = 12, 8, 80, 8, 4000   # more fields, like values, words, numbers, letters are a table
-_LETTERED = re.compile(r"[a-z]{1,2}\d+|(?:(?:option|choice|guess|candidate|answer|alternative|item|value|key|result|city|name)[ _]?)?"
-                       r"(?:[a-z]|\d+)", re.I)
+FIELDS, ALIKE, WORDS, NUMBERS, LONGEST = (
+    12,
+    8,
+    80,
+    8,
+    4000,
+)  # more fields, like values, words, numbers, letters are a table
+_LETTERED = re.compile(
+    r"[a-z]{1,2}\d+|(?:(?:option|choice|guess|candidate|answer|alternative|item|value|key|result|city|name)[ _]?)?"
+    r"(?:[a-z]|\d+)",
+    re.I,
+)
+
 
 def _is_lettered(value: dict) -> bool:
     "Whether an object lists values under letters or numbers: {'a': 'Paris', 'b': 'Rome'}."
-    return len(value) > 1 and all(_LETTERED.fullmatch(str(k)) for k in value) and len(set(map(type, value.values()))) == 1
+    return (
+        len(value) > 1
+        and all(_LETTERED.fullmatch(str(k)) for k in value)
+        and len(set(map(type, value.values()))) == 1
+    )
+
 
 def _is_table(value: dict) -> bool:
     "Whether an object is a table: rows of one shape, or one value for each of several named or lettered things."
     rows = [frozenset(map(str, v)) for v in value.values() if isinstance(v, dict)]
-    if len(rows) > 1 and len(set(rows)) < len(rows): return True
+    if len(rows) > 1 and len(set(rows)) < len(rows):
+        return True
     kinds = [type(v) for v in value.values() if not isinstance(v, (dict, list))]
     named = sum(not re.fullmatch(r"[a-z][a-z0-9_]*|[a-z]+(?:[A-Z][a-z]+)+", str(k)) for k in value)
     alike = max(map(kinds.count, kinds), default=0)
     return len(value) > FIELDS or alike > ALIKE or alike > 2 and named > 2 or _is_lettered(value)
 
+
 def _long(have: Words) -> bool:
     "Whether a text is a table or an essay rather than an answer."
-    if len(have) <= NUMBERS: return False
+    if len(have) <= NUMBERS:
+        return False
     kinds = Counter(t.kind for t in have)
     stops = Counter(t.value for t in have if t.kind == "stop")
-    return kinds["word"] > WORDS or max(kinds["number"], stops["\n"], stops["|"], stops[","] + stops[";"]) > NUMBERS
+    return (
+        kinds["word"] > WORDS
+        or max(kinds["number"], stops["\n"], stops["|"], stops[","] + stops[";"]) > NUMBERS
+    )
 
 # %% ../../nbs/engine/match.ipynb #0db126a2
-_UNIT_KEY = re.compile(r"(?:(.+?)_?)?(?:units?|currency(?:_code)?|uom|unit_of_measure(?:ment)?)", re.I)
+_UNIT_KEY = re.compile(
+    r"(?:(.+?)_?)?(?:units?|currency(?:_code)?|uom|unit_of_measure(?:ment)?)", re.I
+)
 _DIGITS = re.compile(r"-?[\d.,]+")
+
 
 def _units_beside(value: dict) -> dict[str, str]:
     "The units that fields of an object name for the others, by the field they speak of: {'': 'km'}."
-    texts = ((_UNIT_KEY.fullmatch(str(k)), v) for k, v in value.items() if isinstance(v, str) and len(v) < 30)
+    texts = (
+        (_UNIT_KEY.fullmatch(str(k)), v)
+        for k, v in value.items()
+        if isinstance(v, str) and len(v) < 30
+    )
     return {(m[1] or "").casefold(): v for m, v in texts if m}
 
-def offers(value: Any,     # a result, as it was read
-           fields: list,   # gets (text, unit of its key or of the field beside it)
-           lists: list,    # gets the lists of single values
-           key: str = "",  # under which it stands
-           unit: str = "", # that a field beside it names
-           ) -> bool:
+
+def offers(
+    value: Any,  # a result, as it was read
+    fields: list,  # gets (text, unit of its key or of the field beside it)
+    lists: list,  # gets the lists of single values
+    key: str = "",  # under which it stands
+    unit: str = "",  # that a field beside it names
+) -> bool:
     "Collect the single values and lists of a result; False for a table."
     if isinstance(value, dict):
-        if _is_table(value): return False
+        if _is_table(value):
+            return False
         beside = _units_beside(value)
-        inner = lambda k: next((u for name, u in beside.items() if name and name in k.casefold()), beside.get("", unit))
-        return all(offers(v, fields, lists, str(k), inner(str(k))) for k, v in value.items()) and len(fields) <= FIELDS
+        inner = lambda k: next(
+            (u for name, u in beside.items() if name and name in k.casefold()), beside.get("", unit)
+        )
+        return (
+            all(offers(v, fields, lists, str(k), inner(str(k))) for k, v in value.items())
+            and len(fields) <= FIELDS
+        )
     if isinstance(value, (list, tuple, set, frozenset)):
         items = list(value)
-        if len(items) == 1: return offers(items[0], fields, lists, key, unit)
-        if any(isinstance(i, (dict, list, tuple)) for i in items): return False
+        if len(items) == 1:
+            return offers(items[0], fields, lists, key, unit)
+        if any(isinstance(i, (dict, list, tuple)) for i in items):
+            return False
         lists.append([_scalar(i) for i in items])
         return True
     text = _scalar(value)
@@ -482,64 +742,94 @@ def offers(value: Any,     # a result, as it was read
 _BULLET = re.compile(r"(?m)^\s*(?:[-*•]|\d+[.)])\s+")
 _INTEGERS = re.compile(r"-?\d+(?:,-?\d+)+")
 
+
 def _each(want: Iterable, have: Iterable, same) -> bool:
     "Whether each thing wanted is another one of those there are, and none is left over."
     left = list(have)
     for w in want:
         k = next((k for k, h in enumerate(left) if same(w, h)), None)
-        if k is None: return False
+        if k is None:
+            return False
         del left[k]
     return not left
+
 
 def _same_items(have: list[Words], golden: Golden) -> bool:
     "Whether two lists hold the same, each as often; sets at least once."
     want = golden.items
-    if max(len(want), len(have)) > 200: return False
-    if golden.type != "set": return len(want) == len(have) and _each(want, have, _same_item)
-    return all(any(_same_item(w, h) for h in have) for w in want) and all(any(_same_item(w, h) for w in want) for h in have)
+    if max(len(want), len(have)) > 200:
+        return False
+    if golden.type != "set":
+        return len(want) == len(have) and _each(want, have, _same_item)
+    return all(any(_same_item(w, h) for h in have) for w in want) and all(
+        any(_same_item(w, h) for w in want) for h in have
+    )
+
 
 def _tells(have: Words, words: Words) -> bool:
     "Whether a text tells one item among others."
-    return any(not _longer(have, i, j, words) and not _denied(have, i, j) for i, j in _runs(have, words))
+    return any(
+        not _longer(have, i, j, words) and not _denied(have, i, j) for i, j in _runs(have, words)
+    )
+
 
 def _lists(text: str, golden: Golden) -> bool:
     "Whether a text lists the items, or tells all of them in a sentence."
-    if "\n" in text: text = _BULLET.sub("", text)
-    if _INTEGERS.fullmatch(text): text = text.replace(",", ", ")
+    if "\n" in text:
+        text = _BULLET.sub("", text)
+    if _INTEGERS.fullmatch(text):
+        text = text.replace(",", ", ")
     have = tokens(text)
-    if any(t.value in ("or", "not") for t in have): return False
+    if any(t.value in ("or", "not") for t in have):
+        return False
     items, want, solid = _items(have), golden.items, _solid(have)
-    if items and _same_items(items, golden): return True
-    if not items and [t.value for t in solid] == [t.value for item in want for t in item]: return True
-    if _long(have) or not all(_tells(have, w) for w in want): return False
-    if items: return len(items) == len(want) and any(len(item) > 4 for item in items)
+    if items and _same_items(items, golden):
+        return True
+    if not items and [t.value for t in solid] == [t.value for item in want for t in item]:
+        return True
+    if _long(have) or not all(_tells(have, w) for w in want):
+        return False
+    if items:
+        return len(items) == len(want) and any(len(item) > 4 for item in items)
     return len(have) > sum(map(len, want)) + 1
+
 
 def _gives_list(fields: list, lists: list[list[str]], golden: Golden) -> bool:
     "Whether a result gives all items: as a list, as a text that lists them, or spread over fields."
-    if any(_same_items([_solid(tokens(x)) for x in have], golden) for have in lists): return True
-    if any(_lists(text, golden) for text, _ in fields): return True
+    if any(_same_items([_solid(tokens(x)) for x in have], golden) for have in lists):
+        return True
+    if any(_lists(text, golden) for text, _ in fields):
+        return True
     left = [tokens(text) for text, _ in fields]
     for words in golden.items:
         k = next((k for k, have in enumerate(left) if _tells(have, words)), None)
-        if k is None: return False
+        if k is None:
+            return False
         del left[k]
     return len(fields) > 1
 
 # %% ../../nbs/engine/match.ipynb #5f927c1a
-_TRUTH = re.compile(r"\W*(?:(?:it|this|that|the|final|answer|result|value|statement|claim|is|was|s)\b\W*)*"
-                    r"(yes|no|true|false|correct|incorrect)\b(?!\.?\s*\d)(?=\s*(?:[^\w\s]|$|\n))", re.I)
+_TRUTH = re.compile(
+    r"\W*(?:(?:it|this|that|the|final|answer|result|value|statement|claim|is|was|s)\b\W*)*"
+    r"(yes|no|true|false|correct|incorrect)\b(?!\.?\s*\d)(?=\s*(?:[^\w\s]|$|\n))",
+    re.I,
+)
+
 
 def _truth(text: str) -> bool | None:
     "The yes or no that a text says, None if it says neither or both."
     said = _TRUTH.match(text)
-    if not said: return None
-    truth, rest = said[1].casefold() in _YES, set(re.findall(r"\w+", text[said.end():].casefold()))
+    if not said:
+        return None
+    truth, rest = said[1].casefold() in _YES, set(re.findall(r"\w+", text[said.end() :].casefold()))
     return None if rest & ((_NO if truth else _YES) | _HEDGES) else truth
+
 
 def _gives_truth(value: Any, fields: list, golden: Golden) -> bool:
     "Whether a result says yes or no, and only that. {'success': true} beside another truth is none."
-    inner = {k: v for k, v in value.items() if isinstance(v, bool)} if isinstance(value, dict) else {}
+    inner = (
+        {k: v for k, v in value.items() if isinstance(v, bool)} if isinstance(value, dict) else {}
+    )
     told = {v for k, v in inner.items() if len(inner) == 1 or k.casefold() not in ("success", "ok")}
     told = told or {t for text, _ in fields if (t := _truth(text)) is not None}
     return told == {golden.text.casefold().strip() in _YES}
@@ -547,18 +837,25 @@ def _gives_truth(value: Any, fields: list, golden: Golden) -> bool:
 # %% ../../nbs/engine/match.ipynb #7b4441cd
 _DEGREES = re.compile(r"([-+]?\d{1,3}(?:\.\d+)?)\s?°?\s?([NSEWnsew]\b)?")
 
+
 def _degrees(text: str) -> list[float]:
     "The degrees that a text writes, south and west as negative ones."
-    return [float(m[1]) * (-1 if m[2] and m[2] in "SWsw" else 1) for m in _DEGREES.finditer(folded(text))]
+    return [
+        float(m[1]) * (-1 if m[2] and m[2] in "SWsw" else 1)
+        for m in _DEGREES.finditer(folded(text))
+    ]
+
 
 def _gives_place(text: str, value: Any, golden: Golden) -> bool:
     "Whether a result gives a latitude and a longitude, in this order or by name."
-    while isinstance(value, dict) and len(value) == 1: value = next(iter(value.values()))
+    while isinstance(value, dict) and len(value) == 1:
+        value = next(iter(value.values()))
     if isinstance(value, dict):
         by = {str(k)[:3].casefold(): v for k, v in value.items()}
         text = f"{by.get('lat')} {by.get('lon', by.get('lng'))}"
     want, have = _degrees(golden.text), _degrees(text)
     return len(have) == len(want) == 2 and all(abs(a - b) <= 1e-9 for a, b in zip(want, have))
+
 
 def _gives_phone(text: str, golden: str) -> bool:
     "Whether a text holds the digits of a telephone number or the like, however they are grouped."
@@ -566,108 +863,163 @@ def _gives_phone(text: str, golden: str) -> bool:
     want = bare(golden)
     return any(bare(m[0]) in (want, want.lstrip("+")) for m in _PHONE.finditer(text))
 
+
 def _gives_range(fields: list, lists: list[list[str]], golden: Golden) -> bool:
     "Whether a result gives the two ends of a range, in order."
-    have = [tokens(text) for text in (lists[0] if len(lists) == 1 else [text for text, _ in fields])]
-    if len(have) != 2 or len(golden.words) != 1: return False
-    return all(len(h) == 1 and h[0].kind == "number" and h[0].value == end for h, end in zip(have, golden.words[0].value))
+    have = [
+        tokens(text) for text in (lists[0] if len(lists) == 1 else [text for text, _ in fields])
+    ]
+    if len(have) != 2 or len(golden.words) != 1:
+        return False
+    return all(
+        len(h) == 1 and h[0].kind == "number" and h[0].value == end
+        for h, end in zip(have, golden.words[0].value)
+    )
 
 # %% ../../nbs/engine/match.ipynb #3ec32741
 def _covers(value: Any, golden: Any) -> bool:
     "Whether a JSON result holds all of a JSON golden answer: objects by field, lists in any order, values as answers."
     if isinstance(golden, dict):
-        return isinstance(value, dict) and all(k in value and _covers(value[k], v) for k, v in golden.items())
+        return isinstance(value, dict) and all(
+            k in value and _covers(value[k], v) for k, v in golden.items()
+        )
     if isinstance(golden, (list, tuple, set, frozenset)):
-        if not isinstance(value, (list, tuple, set, frozenset)) or len(value) != len(golden) or len(golden) > 200: return False
+        if (
+            not isinstance(value, (list, tuple, set, frozenset))
+            or len(value) != len(golden)
+            or len(golden) > 200
+        ):
+            return False
         return _each(golden, value, lambda g, v: _covers(v, g))
-    if isinstance(golden, bool) or golden is None: return value is golden
-    if isinstance(value, (dict, list, tuple, set, bool)): return False
+    if isinstance(golden, bool) or golden is None:
+        return value is golden
+    if isinstance(value, (dict, list, tuple, set, bool)):
+        return False
     want, have = _scalar(golden), _scalar(value)
     return want == have or bool(want.strip()) and _gives_field(have, "", parse_golden(want))
 
 # %% ../../nbs/engine/match.ipynb #b67d99e9
 def _gives_field(text: str, unit: str, golden: Golden) -> bool:
     "Whether a field gives a golden answer that is one thing. Its unit may stand in its name, or beside it."
-    if not golden.words: return text == golden.text
+    if not golden.words:
+        return text == golden.text
     exact = golden.type == "quantity" or _short(golden.text)
-    if not exact and text.strip().casefold() == golden.text.casefold(): return True
-    if golden.type == "code" and _is_phone(golden.text) and _gives_phone(text, golden.text): return True
-    if _refuses(text, golden.text) or "\n" in text and len(_BULLET.findall(text)) > 1: return False
+    if not exact and text.strip().casefold() == golden.text.casefold():
+        return True
+    if golden.type == "code" and _is_phone(golden.text) and _gives_phone(text, golden.text):
+        return True
+    if _refuses(text, golden.text) or "\n" in text and len(_BULLET.findall(text)) > 1:
+        return False
     bare = golden.type == "number" or not unit
     readings = [text] * bare + [f"{text} {unit}"] * (bool(unit) and (not bare or unit in SCALES))
     return any(not _long(have) and _gives(have, golden) for have in map(tokens, readings))
 
+
 def _matches(text: str, golden: Golden) -> bool:
     "Whether a result gives a golden answer, by the answer's type."
     value = read_result(text)
-    if _refused(value, golden.text): return False
+    if _refused(value, golden.text):
+        return False
     if golden.type == "json":
         inner = value.values() if isinstance(value, dict) and len(value) <= FIELDS else ()
         return _covers(value, golden.value) or sum(_covers(v, golden.value) for v in inner) == 1
-    if golden.type == "coordinates": return _gives_place(text, value, golden)
-    if golden.items and isinstance(value, dict) and _is_lettered(value): value = list(value.values())
+    if golden.type == "coordinates":
+        return _gives_place(text, value, golden)
+    if golden.items and isinstance(value, dict) and _is_lettered(value):
+        value = list(value.values())
     fields, lists = [], []
-    if not offers(value, fields, lists): return False
-    if golden.type == "boolean": return _gives_truth(value, fields, golden)
-    if any(_gives_field(t, u, golden) for t, u in fields): return True
-    if golden.type == "range": return _gives_range(fields, lists, golden)
+    if not offers(value, fields, lists):
+        return False
+    if golden.type == "boolean":
+        return _gives_truth(value, fields, golden)
+    if any(_gives_field(t, u, golden) for t, u in fields):
+        return True
+    if golden.type == "range":
+        return _gives_range(fields, lists, golden)
     return len(golden.items) > 1 and _gives_list(fields, lists, golden)
 
-def match_strict(text: str,     # a call's result as the policy reads it
-                 golden: str,   # golden answer of a sub-question
-                 type: AnswerType | str = "",  # what the answer is, where that is known
-                 ) -> bool:
+
+def match_strict(
+    text: str,  # a call's result as the policy reads it
+    golden: str,  # golden answer of a sub-question
+    type: AnswerType | str = "",  # what the answer is, where that is known
+) -> bool:
     "Say whether a result gives the golden answer: typed, by whole tokens, not as one row of a table. What we recommend."
     text, golden = text.strip(), golden.strip()
-    if not golden or not text: return text == golden
-    if text == golden: return "an error occured when call" not in text.casefold()
-    if max(len(text), len(golden)) > LONGEST: return False
-    try: return _matches(text, parse_golden(golden, type))
-    except RecursionError: return False                                 # brackets within brackets within brackets
+    if not golden or not text:
+        return text == golden
+    if text == golden:
+        return "an error occured when call" not in text.casefold()
+    if max(len(text), len(golden)) > LONGEST:
+        return False
+    try:
+        return _matches(text, parse_golden(golden, type))
+    except RecursionError:
+        return False  # brackets within brackets within brackets
 
 # %% ../../nbs/engine/match.ipynb #8c0bcc0f
-_CONCLUDES = re.compile(r"\W*+(?:(?:the|my)\s)?(?:final\s)?(?:it|this|that|answer|result)(?:'s|\s*:|\s+(?:is|was)\b)", re.I)
-_FIRST = re.compile(r"^(?:(?:no|wait|so|thus|hence|therefore|actually|sure|ok|okay|well|finally)\b\W+)+", re.I)
+_CONCLUDES = re.compile(
+    r"\W*+(?:(?:the|my)\s)?(?:final\s)?(?:it|this|that|answer|result)(?:'s|\s*:|\s+(?:is|was)\b)",
+    re.I,
+)
+_FIRST = re.compile(
+    r"^(?:(?:no|wait|so|thus|hence|therefore|actually|sure|ok|okay|well|finally)\b\W+)+", re.I
+)
 _BACK = {"no", "or", "wait", "actually", "but", "alternatively", "otherwise"}
+
 
 def _bare_answer(sentence: str) -> bool:
     "Whether a sentence is no more than a name or a number."
     have = _solid(tokens(sentence))
-    return 0 < len(have) < 6 and all(t.kind != "word" or t.name or t.value in ("or", "and") for t in have)
+    return 0 < len(have) < 6 and all(
+        t.kind != "word" or t.name or t.value in ("or", "and") for t in have
+    )
+
 
 def _takes_back(sentence: str) -> bool:
     "Whether a sentence doubts what was said before it."
     words = [t.value for t in tokens(sentence) if t.kind == "word"]
     return bool(words) and (words[0] in _BACK or bool(_HEDGES.intersection(words)))
 
-def answers_strict(said: str,      # a turn without calls
-                   answer: str,    # golden final answer
-                   type: AnswerType | str = "",  # what the answer is, where that is known
-                   ) -> bool:
+
+def answers_strict(
+    said: str,  # a turn without calls
+    answer: str,  # golden final answer
+    type: AnswerType | str = "",  # what the answer is, where that is known
+) -> bool:
     """Say whether a turn concludes with the final answer.
 
     Thoughts do not count, nor does a thought that was cut off; of several conclusions the last one counts."""
     said = said.rpartition("</think>")[2]
-    if "<think>" in said: return False
+    if "<think>" in said:
+        return False
     said = re.sub(r"\\boxed\{([^{}]*)\}", r" \1 ", said.replace("**", "")).strip()[-1000:]
     sentences = [x.strip() for x in re.split(r"(?<=[.!?])\s+|\n+", said) if x.strip()]
     kind = parse_golden(answer.strip(), type).type
     if len(sentences) < 2 or kind in ("list", "set", "json", "coordinates"):
-        if match_strict(said, answer, type): return True
+        if match_strict(said, answer, type):
+            return True
     last = [x if kind == "boolean" else _FIRST.sub("", x) for x in sentences[-3:]]
     for k in range(len(last) - 1, -1, -1):
-        if last[k] != said and match_strict(last[k], answer, type):             # a single sentence has been looked at
-            if k and _bare_answer(last[k]) and _bare_answer(last[k - 1]): return match_strict(last[k - 1], answer, type)
+        if last[k] != said and match_strict(
+            last[k], answer, type
+        ):  # a single sentence has been looked at
+            if k and _bare_answer(last[k]) and _bare_answer(last[k - 1]):
+                return match_strict(last[k - 1], answer, type)
             return k == len(last) - 1 or not _takes_back(sentences[-1])
-        if _CONCLUDES.match(last[k]) or _bare_answer(last[k]): return False
+        if _CONCLUDES.match(last[k]) or _bare_answer(last[k]):
+            return False
     return False
 
 # %% ../../nbs/engine/match.ipynb #7c7a941f
-def echoes(arguments: Any,   # of a call
-           result: str,      # what it gave
-           golden: str,      # the answer it holds
-           ) -> bool:
+def echoes(
+    arguments: Any,  # of a call
+    result: str,  # what it gave
+    golden: str,  # the answer it holds
+) -> bool:
     "Say whether the answer stood in the arguments already, and the result, which repeats all of them, did not choose among them."
     values = list(arguments.values()) if isinstance(arguments, dict) else [arguments]
     texts = [v if isinstance(v, str) else json.dumps(v) for v in values]
-    return all(match_paper(result, t) for t in texts if t.strip()) and any(match_strict(t, golden) for t in texts)
+    return all(match_paper(result, t) for t in texts if t.strip()) and any(
+        match_strict(t, golden) for t in texts
+    )

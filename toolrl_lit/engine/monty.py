@@ -16,7 +16,7 @@ import pydantic_monty
 from .calls import Call, CallResult, Job, repeats, worded
 
 # %% ../../nbs/engine/monty.ipynb #f31f970d
-DRIVER = '''
+DRIVER = """
 import json
 made = [None for _ in codes]
 def run(n, name, arguments):
@@ -38,41 +38,66 @@ def run(n, name, arguments):
     except BaseException as e:
         return (str(e), type(e).__name__)
 [run(*job) for job in jobs]
-'''
-MONTY_SECONDS, MONTY_MB = 0.5, 64     # what a session may use; a tool that needs more goes to CPython
+"""
+MONTY_SECONDS, MONTY_MB = 0.5, 64  # what a session may use; a tool that needs more goes to CPython
 
-SECRET = "f" + secrets.token_hex(16)  # the name of the function that defines a tool: no tool can know it
+SECRET = "f" + secrets.token_hex(
+    16
+)  # the name of the function that defines a tool: no tool can know it
+
 
 @lru_cache(1 << 12)
 def wrapped(code: str, name: str) -> tuple[str, bool]:
     "Return a tool's source as the driver takes it, and whether it must run as a whole for each call."
-    if name.isidentifier() and repeats(code) and not re.search(r'"""|\'\'\'|\\\n|\bglobal\b|\bnonlocal\b', code):
+    if (
+        name.isidentifier()
+        and repeats(code)
+        and not re.search(r'"""|\'\'\'|\\\n|\bglobal\b|\bnonlocal\b', code)
+    ):
         return f"def {SECRET}():\n " + code.replace("\n", "\n ") + f"\n return {name}", False
     return code, True
 
 # %% ../../nbs/engine/monty.ipynb #07dfff85
 _OWN = ("ValueError", "KeyError", "IndexError", "LookupError", "ZeroDivisionError")
 
+
 def trusted(name: str, text: str, kind: str | None) -> bool:
     "Return whether an outcome of Monty is the tool's own: a result, an error that tools raise, or arguments that do not fit."
     return kind is None or kind in _OWN or kind == "TypeError" and text.startswith(f"{name}() ")
 
+
 def well_formed(reply: Any, n: int) -> bool:
     "Return whether a reply is what was asked for: n pairs of a text and a word or nothing."
-    pairs = type(reply) is list and len(reply) == n and all(type(r) in (tuple, list) and len(r) == 2 for r in reply)
-    return pairs and all(type(text) is str and (kind is None or type(kind) is str) for text, kind in reply)
+    pairs = (
+        type(reply) is list
+        and len(reply) == n
+        and all(type(r) in (tuple, list) and len(r) == 2 for r in reply)
+    )
+    return pairs and all(
+        type(text) is str and (kind is None or type(kind) is str) for text, kind in reply
+    )
+
 
 @lru_cache(1 << 12)
 def one_function(code: str, name: str) -> bool:
     "Return whether a source is one function that does not name itself: then the authors' scope changes nothing that can be seen."
     top = [line for line in code.splitlines() if line[:1] not in ("", " ", "\t", "#", ")")]
-    return len(top) == 1 and top[0].startswith("def ") and len(re.findall(rf"\b{re.escape(name)}\b", code)) == 1
+    return (
+        len(top) == 1
+        and top[0].startswith("def ")
+        and len(re.findall(rf"\b{re.escape(name)}\b", code)) == 1
+    )
+
 
 def fits(job: Job) -> bool:
     """Return whether Monty can make the call: its arguments are an object in which no half of a surrogate pair stands, and the scope
     that is asked for makes no difference."""
     lone = "\\ud" in job.wire and "\\ud" in re.sub(r"\\ud[89ab]..\\ud[c-f]..", "", job.wire)
-    return job.wire.startswith("{") and not lone and (not job.paper or one_function(job.call.code, job.call.name))
+    return (
+        job.wire.startswith("{")
+        and not lone
+        and (not job.paper or one_function(job.call.code, job.call.name))
+    )
 
 # %% ../../nbs/engine/monty.ipynb #a3a92ca6
 def monty_binary() -> str | None:
@@ -84,29 +109,40 @@ def monty_binary() -> str | None:
     places = [str(f.locate()) for f in files if f.name in ("monty", "monty.exe")]
     return next(filter(os.path.exists, places), None)
 
+
 class MontyPool:
     "Processes that run Monty, and a fresh session for each group of calls. Raises `OSError` if it cannot be started."
+
     def __init__(self, workers: int, limits: dict):
         self.limits = limits
         try:
-            self.pool = pydantic_monty.Monty(binary_path=monty_binary(), min_processes=workers, max_processes=workers,
-                                             request_timeout=60).__enter__()
+            self.pool = pydantic_monty.Monty(
+                binary_path=monty_binary(),
+                min_processes=workers,
+                max_processes=workers,
+                request_timeout=60,
+            ).__enter__()
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as e:                     # Rust's panics are no `Exception`
+        except BaseException as e:  # Rust's panics are no `Exception`
             raise OSError(f"Monty does not start: {e}") from e
 
     def stop(self):
         "End the processes."
         self.pool.__exit__(None, None, None)
 
-    def run(self, jobs: Sequence[Job],   # of one group
-            ) -> list[tuple[CallResult, bool]] | None:
+    def run(
+        self,
+        jobs: Sequence[Job],  # of one group
+    ) -> list[tuple[CallResult, bool]] | None:
         "Return what each call gave, and whether that is the tool's own; None if the session did not live to tell."
         replies = self._replies(jobs)
         if not well_formed(replies, len(jobs)):
             return None
-        return [(self._result(j.call, *reply), trusted(j.call.name, *reply)) for j, reply in zip(jobs, replies)]
+        return [
+            (self._result(j.call, *reply), trusted(j.call.name, *reply))
+            for j, reply in zip(jobs, replies)
+        ]
 
     def _replies(self, jobs: Sequence[Job]) -> list | None:
         "(text, kind of error) of each call."
@@ -114,18 +150,43 @@ class MontyPool:
         for j in jobs:
             numbers.setdefault((j.call.code, j.call.name), len(numbers))
         sources = [wrapped(code, name) for code, name in numbers]
-        limits = dict(max_feed_duration_secs=MONTY_SECONDS + 0.005 * len(jobs), max_memory=MONTY_MB << 20, max_total_sleep_secs=0.0)
-        inputs = dict(jobs=[(numbers[j.call.code, j.call.name], j.call.name, j.wire) for j in jobs], secret=SECRET,
-                      codes=[s for s, _ in sources], whole=[w for _, w in sources], limit=self.limits["output_bytes"])
+        limits = dict(
+            max_feed_duration_secs=MONTY_SECONDS + 0.005 * len(jobs),
+            max_memory=MONTY_MB << 20,
+            max_total_sleep_secs=0.0,
+        )
+        inputs = dict(
+            jobs=[(numbers[j.call.code, j.call.name], j.call.name, j.wire) for j in jobs],
+            secret=SECRET,
+            codes=[s for s, _ in sources],
+            whole=[w for _, w in sources],
+            limit=self.limits["output_bytes"],
+        )
         try:
             with self.pool.checkout(limits=limits, assert_message_annotations=False) as session:
                 return session.feed_run(DRIVER, inputs=inputs, print_callback=lambda *_: None)
-        except (pydantic_monty.MontyError, ValueError, TypeError, RecursionError, TimeoutError, RuntimeError):
+        except (
+            pydantic_monty.MontyError,
+            ValueError,
+            TypeError,
+            RecursionError,
+            TimeoutError,
+            RuntimeError,
+        ):
             return None
 
     def _result(self, call: Call, text: str, kind: str | None) -> CallResult:
         "What a call gave; a text that is too long becomes an error."
         limit = self.limits["output_bytes"]
-        if kind == "output" or 4 * len(text) > limit and len(text.encode("utf-8", "replace")) > limit:
+        if (
+            kind == "output"
+            or 4 * len(text) > limit
+            and len(text.encode("utf-8", "replace")) > limit
+        ):
             text, kind = f"the result exceeds the limit of {limit} bytes", "output"
-        return worded(call, text, kind and ("output" if kind == "output" else "raised"), self.limits["timeout"])
+        return worded(
+            call,
+            text,
+            kind and ("output" if kind == "output" else "raised"),
+            self.limits["timeout"],
+        )

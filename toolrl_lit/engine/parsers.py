@@ -18,40 +18,58 @@ from .calls import storable
 # %% ../../nbs/engine/parsers.ipynb #4c5a1632
 class Parsed(NamedTuple):
     "A turn taken apart."
-    content: str             # what was said beside the calls
-    calls: list[ToolCall]    # calls in order
-    malformed: list[str]     # pieces that look like calls and do not parse
+
+    content: str  # what was said beside the calls
+    calls: list[ToolCall]  # calls in order
+    malformed: list[str]  # pieces that look like calls and do not parse
+
 
 class OddCall(ToolCall):
     """A call that cannot be stored as it was written: its name is no string, its arguments are no object, no valid text, or nested deeper than `DEEPEST`.
     It counts and runs as it was written."""
+
     _written: tuple = PrivateAttr(("", {}))
 
-DEEPEST = 100    # levels of nesting that are stored as they are; readers of JSON give up at about 200, and a trajectory has seven around them
+
+DEEPEST = 100  # levels of nesting that are stored as they are; readers of JSON give up at about 200, and a trajectory has seven around them
+
 
 def _deep(value: Any) -> bool:
     "Whether a value is nested deeper than is stored."
     level = [value]
     for _ in range(DEEPEST):
-        level = [x for v in level for x in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())]
-        if not level: return False
+        level = [
+            x
+            for v in level
+            for x in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())
+        ]
+        if not level:
+            return False
     return True
+
 
 def _call(name: Any, arguments: Any, source: str = "\\u") -> ToolCall:
     """A call as a model that can always be written to disk. `source` is the JSON it was read from, where that is at hand. An argument that is too deep
     is stored as its JSON text."""
     plain = type(name) is str and type(arguments) is dict
-    if plain and "\\u" not in source and source.count("[") + source.count("{") <= DEEPEST and storable(source) == source:
+    if (
+        plain
+        and "\\u" not in source
+        and source.count("[") + source.count("{") <= DEEPEST
+        and storable(source) == source
+    ):
         return ToolCall(name=name, arguments=arguments)
     values = arguments if type(arguments) is dict else {}
     deep = [k for k, v in values.items() if _deep(v)]
     values = values | {k: json.dumps(values[k], ensure_ascii=False) for k in deep}
     text = json.dumps([str(name), values], ensure_ascii=False)
     clean = storable(text)
-    if clean == text and plain and not deep: return ToolCall(name=name, arguments=arguments)
+    if clean == text and plain and not deep:
+        return ToolCall(name=name, arguments=arguments)
     call = OddCall(**dict(zip(("name", "arguments"), json.loads(clean))))
     call._written = (name, arguments)
     return call
+
 
 def written(call: ToolCall) -> tuple[Any, Any]:
     "Name and arguments exactly as the policy wrote them."
@@ -60,253 +78,404 @@ def written(call: ToolCall) -> tuple[Any, Any]:
 # %% ../../nbs/engine/parsers.ipynb #1996fc07
 class Reply(str):
     "A turn whose calls came as data: the text as a reader sees it, and in `parsed` the same taken apart."
+
     parsed: Parsed
 
-    def __new__(cls, text: str,       # what a reader sees
-                parsed: Parsed):      # what was said, and the calls
+    def __new__(
+        cls,
+        text: str,  # what a reader sees
+        parsed: Parsed,
+    ):  # what was said, and the calls
         self = super().__new__(cls, text)
         self.parsed = parsed
         return self
 
-    def __getnewargs__(self): return str(self), self.parsed
+    def __getnewargs__(self):
+        return str(self), self.parsed
+
 
 Parser = Callable[[str], Parsed]
 
-def read_turn(text: str,       # a turn as the policy wrote it
-              parse: Parser,   # reads its format
-              ) -> Parsed:
+
+def read_turn(
+    text: str,  # a turn as the policy wrote it
+    parse: Parser,  # reads its format
+) -> Parsed:
     "The turn taken apart: by the parser, or as it came."
     return text.parsed if isinstance(text, Reply) else parse(text)
 
-def turn_key(text: str,        # a turn as the policy wrote it
-             ) -> Any:
+
+def turn_key(
+    text: str,  # a turn as the policy wrote it
+) -> Any:
     "What two turns that read alike have in common. (Equal texts may be read differently where one came as data.)"
     return (str(text), id(text.parsed)) if isinstance(text, Reply) else text
 
 # %% ../../nbs/engine/parsers.ipynb #5ef9c621
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
+
 def _ending(text: str) -> str:
     "The turn without blanks and end-of-turn tokens, removed in the authors' order."
     return text.strip().removesuffix("<|endoftext|>").strip().removesuffix("<|im_end|>").strip()
 
-def parse_qwen(text: str,   # a turn as the policy wrote it
-               read: dict[str, ToolCall] | None = None,  # calls of earlier turns, by their text: equal ones become one object
-               ) -> Parsed:
+
+def parse_qwen(
+    text: str,  # a turn as the policy wrote it
+    read: dict[str, ToolCall]
+    | None = None,  # calls of earlier turns, by their text: equal ones become one object
+) -> Parsed:
     "Take a turn in Qwen's (and Hermes') format apart, as the authors do (paper section 3.3). Never raises."
-    if isinstance(text, Reply): return text.parsed
+    if isinstance(text, Reply):
+        return text.parsed
     text = _ending(text)
     start = text.find(OPEN)
-    if start < 0: return Parsed(text, [], [])
+    if start < 0:
+        return Parsed(text, [], [])
     calls, malformed = None, []
     for piece in map(str.strip, text[start:].split(CLOSE)):
-        if not piece: continue
+        if not piece:
+            continue
         try:
             call = (read or {}).get(piece) or _piece_call(piece)
-            if read is not None: read[piece] = call
+            if read is not None:
+                read[piece] = call
             calls = calls or []
             calls.append(call)
-        except Exception: malformed.append(piece)
+        except Exception:
+            malformed.append(piece)
     return Parsed(text[:start].strip() if calls is not None else text, calls or [], malformed)
+
 
 def _piece_call(piece: str) -> ToolCall:
     "The call that one piece holds. Raises whatever goes wrong."
-    if not piece.startswith(OPEN): raise ValueError("no opening tag")
+    if not piece.startswith(OPEN):
+        raise ValueError("no opening tag")
     call = json.loads(piece.lstrip(OPEN).strip())
-    if not (name := call.get("name")): raise ValueError("no name")
+    if not (name := call.get("name")):
+        raise ValueError("no name")
     arguments = call["arguments"]
     return _call(name, arguments if type(arguments) is dict else json.loads(arguments), piece)
 
 # %% ../../nbs/engine/parsers.ipynb #f373af2a
 _ENDS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>", "<|im_end|>", "<|endoftext|>")
 
+
 def _ended(text: str) -> str:
     "The turn without blanks and end-of-turn tokens."
     end = len(text)
     while end:
-        cut = 1 if text[end - 1].isspace() else next((len(t) for t in _ENDS if text.endswith(t, 0, end)), 0)
-        if not cut: break
+        cut = (
+            1
+            if text[end - 1].isspace()
+            else next((len(t) for t in _ENDS if text.endswith(t, 0, end)), 0)
+        )
+        if not cut:
+            break
         end -= cut
     return text[:end].strip()
 
+
 _DECODER, _OBJECT, _TRIES = json.JSONDecoder(), re.compile(r'\{\s*"'), 1000
+
 
 def _objects(text: str) -> Iterator[tuple[int, int, dict]]:
     "JSON objects in a text, whatever stands between them: start, end, value. Of what is broken no part is an object."
     at = 0
     for _ in range(_TRIES):
-        if not (start := _OBJECT.search(text, at)): return
-        try: value, at = _DECODER.raw_decode(text, start.start())
-        except json.JSONDecodeError as e: at = max(e.pos, start.start() + 1)
-        except (ValueError, RecursionError): return          # a number of thousands of digits, or nesting without an end
-        else: yield start.start(), at, value
+        if not (start := _OBJECT.search(text, at)):
+            return
+        try:
+            value, at = _DECODER.raw_decode(text, start.start())
+        except json.JSONDecodeError as e:
+            at = max(e.pos, start.start() + 1)
+        except (ValueError, RecursionError):
+            return  # a number of thousands of digits, or nesting without an end
+        else:
+            yield start.start(), at, value
 
-def plain_arguments(value: Any,   # as a policy or a message gives them
-                    ) -> Any:
+
+def plain_arguments(
+    value: Any,  # as a policy or a message gives them
+) -> Any:
     "Return arguments given as an object, as JSON in a string, once or twice encoded, or not at all. Raises `ValueError` if they are no JSON."
     for _ in range(2):
-        if isinstance(value, str): value = json.loads(value) if value.strip() else None
+        if isinstance(value, str):
+            value = json.loads(value) if value.strip() else None
     return {} if value is None else value
+
 
 def _object_call(o: dict, names: tuple[str, ...], marked: bool, source: str) -> ToolCall | None:
     "The call that an object is, its arguments under one of some names; None if it is none. Where a tag marks it, they may be left out. Raises `ValueError`."
-    if isinstance(o.get("function"), dict): o = o["function"]
+    if isinstance(o.get("function"), dict):
+        o = o["function"]
     name, given = o.get("name"), [o[k] for k in names if k in o]
-    if not name or not marked and (not given or not isinstance(name, str) or "description" in o): return None
+    if not name or not marked and (not given or not isinstance(name, str) or "description" in o):
+        return None
     return _call(name, plain_arguments(given[0] if given else None), source)
 
-def _object_calls(text: str, names: tuple[str, ...], marked: bool) -> tuple[list[ToolCall], list[str], int, int]:
+
+def _object_calls(
+    text: str, names: tuple[str, ...], marked: bool
+) -> tuple[list[ToolCall], list[str], int, int]:
     "Calls that stand in a text as objects, those that are malformed, where the first call starts and the last one ends."
     calls, malformed, first, last = [], [], len(text), len(text)
     for start, end, o in _objects(text):
-        try: call = _object_call(o, names, marked, text[start:end])
-        except (ValueError, RecursionError, TypeError): malformed.append(text[start:end]); continue
-        if call: calls.append(call); first, last = min(first, start), end
+        try:
+            call = _object_call(o, names, marked, text[start:end])
+        except (ValueError, RecursionError, TypeError):
+            malformed.append(text[start:end])
+            continue
+        if call:
+            calls.append(call)
+            first, last = min(first, start), end
     return calls, malformed, first, last
+
 
 def _before(text: str) -> str:
     "What was said before a call, without the bracket or the code fence that opens it."
-    return text.rstrip().removesuffix("[").rstrip().removesuffix("```json").removesuffix("```").strip()
+    return (
+        text.rstrip().removesuffix("[").rstrip().removesuffix("```json").removesuffix("```").strip()
+    )
 
 # %% ../../nbs/engine/parsers.ipynb #e2f50da2
-_LLAMA = ("parameters", "arguments")    # fields that may hold them, the usual one first
+_LLAMA = ("parameters", "arguments")  # fields that may hold them, the usual one first
 
-def parse_llama(text: str,  # a turn as the policy wrote it
-                ) -> Parsed:
+
+def parse_llama(
+    text: str,  # a turn as the policy wrote it
+) -> Parsed:
     "Take a turn in Llama 3.1's JSON format apart. Never raises."
-    if isinstance(text, Reply): return text.parsed
+    if isinstance(text, Reply):
+        return text.parsed
     text = _ended(text)
     said, tag, rest = text.partition("<|python_tag|>")
     calls, malformed, first, _ = _object_calls(said, _LLAMA, False)
     if tag:
         tagged, odd, *_ = _object_calls(rest, _LLAMA, True)
         calls, malformed = calls + tagged, malformed + odd
-    if calls: return Parsed(_before(said[:first]), calls, malformed)
-    meant = tag or malformed or text.startswith(("{", "[")) and '"name"' in text and '"parameters"' in text
+    if calls:
+        return Parsed(_before(said[:first]), calls, malformed)
+    meant = (
+        tag
+        or malformed
+        or text.startswith(("{", "["))
+        and '"name"' in text
+        and '"parameters"' in text
+    )
     return Parsed(text, [], [rest if tag else text] if meant else [])
 
-_NAMED = re.compile(r"""\s*(?:[,;]\s*)?([^\s\[\]{}"',;]+)\s*(?:\[CALL_ID\]\s*[\w-]*\s*)?(\[ARGS\])?\s*""")
+
+_NAMED = re.compile(
+    r"""\s*(?:[,;]\s*)?([^\s\[\]{}"',;]+)\s*(?:\[CALL_ID\]\s*[\w-]*\s*)?(\[ARGS\])?\s*"""
+)
+
 
 def _named_calls(text: str) -> tuple[list[ToolCall], list[str], int]:
     "Calls of the form `name[ARGS]{...}` from the start of a text, one that is malformed, and how far they go."
     calls, at = [], 0
     while (m := _NAMED.match(text, at)) and (m[2] or text.startswith("{", m.end())):
         try:
-            value, end = _DECODER.raw_decode(text, m.end()) if m.end() < len(text) else (None, m.end())
+            value, end = (
+                _DECODER.raw_decode(text, m.end()) if m.end() < len(text) else (None, m.end())
+            )
             calls.append(_call(m[1], plain_arguments(value), text[at:end]))
-        except (ValueError, RecursionError, TypeError): return calls, [text[at:]], at
+        except (ValueError, RecursionError, TypeError):
+            return calls, [text[at:]], at
         at = end
     return calls, [], at
 
+
 def _bare_calls(text: str) -> Parsed:
     "A turn of Mistral's whose special tokens were dropped: it ends in a list of calls, or is nothing but named ones."
-    if not text.endswith(("]", "}", "```")): return Parsed(text, [], [])
+    if not text.endswith(("]", "}", "```")):
+        return Parsed(text, [], [])
     calls, malformed, first, last = _object_calls(text, ("arguments",), False)
-    if calls and not malformed and not text[last:].strip(" \n]`"): return Parsed(_before(text[:first]), calls, [])
+    if calls and not malformed and not text[last:].strip(" \n]`"):
+        return Parsed(_before(text[:first]), calls, [])
     calls, malformed, end = _named_calls(text)
-    return Parsed("", calls, []) if calls and not malformed and end == len(text) else Parsed(text, [], [])
+    return (
+        Parsed("", calls, [])
+        if calls and not malformed and end == len(text)
+        else Parsed(text, [], [])
+    )
 
-def parse_mistral(text: str,  # a turn as the policy wrote it
-                  ) -> Parsed:
+
+def parse_mistral(
+    text: str,  # a turn as the policy wrote it
+) -> Parsed:
     "Take a turn in Mistral's format apart, in the older form (a JSON list) or the newer (`[ARGS]`), with its special tokens or without. Never raises."
-    if isinstance(text, Reply): return text.parsed
+    if isinstance(text, Reply):
+        return text.parsed
     text = _ended(text)
     said, *pieces = text.split("[TOOL_CALLS]")
-    if not pieces: return _bare_calls(text)
+    if not pieces:
+        return _bare_calls(text)
     calls, malformed = [], []
     for piece in filter(str.strip, pieces):
-        found, odd = (_object_calls(piece, ("arguments", "parameters"), True) if piece.lstrip()[0] in "[{`" else _named_calls(piece))[:2]
+        found, odd = (
+            _object_calls(piece, ("arguments", "parameters"), True)
+            if piece.lstrip()[0] in "[{`"
+            else _named_calls(piece)
+        )[:2]
         calls += found
         malformed += odd if found or odd else [piece]
     return Parsed(said.strip() if calls else text, calls, malformed)
 
-PARSERS: dict[str, Parser] = {"qwen": parse_qwen, "hermes": parse_qwen, "llama3.1": parse_llama, "mistral": parse_mistral}
+
+PARSERS: dict[str, Parser] = {
+    "qwen": parse_qwen,
+    "hermes": parse_qwen,
+    "llama3.1": parse_llama,
+    "mistral": parse_mistral,
+}
 MARKUP: dict[str, tuple[str, ...]] = {  # what shows that a call was meant, where none parsed
-    "qwen": (OPEN, CLOSE, "<tool_parsed_response>"), "hermes": (OPEN, CLOSE, "<tool_parsed_response>"),
-    "llama3.1": ("<|python_tag|>", '"parameters"'), "mistral": ("[TOOL_CALLS]", "[ARGS]")}
+    "qwen": (OPEN, CLOSE, "<tool_parsed_response>"),
+    "hermes": (OPEN, CLOSE, "<tool_parsed_response>"),
+    "llama3.1": ("<|python_tag|>", '"parameters"'),
+    "mistral": ("[TOOL_CALLS]", "[ARGS]"),
+}
 
 # %% ../../nbs/engine/parsers.ipynb #e6b7394b
-MOST_CALLS = 128    # calls of one message that are read
+MOST_CALLS = 128  # calls of one message that are read
+
 
 def _get(x: Any, key: str) -> Any:
     "A field of a dict or an object; None if there is none."
     return x.get(key) if isinstance(x, dict) else getattr(x, key, None)
 
+
 def _given(message: Any) -> list[tuple[Any, Any]]:
     "Name and arguments of each call of a message, as they came."
     given = _get(message, "tool_calls") or _get(message, "function_call") or []
-    functions = [_get(c, "function") or _get(c, "custom") or c for c in (given if isinstance(given, list | tuple) else [given])]
-    return [(_get(f, "name"), _get(f, "input") if _get(f, "arguments") is None else _get(f, "arguments")) for f in functions]
+    functions = [
+        _get(c, "function") or _get(c, "custom") or c
+        for c in (given if isinstance(given, list | tuple) else [given])
+    ]
+    return [
+        (
+            _get(f, "name"),
+            _get(f, "input") if _get(f, "arguments") is None else _get(f, "arguments"),
+        )
+        for f in functions
+    ]
+
 
 def _given_call(name: Any, arguments: Any) -> ToolCall:
     "The call that these are. Raises `ValueError` if they are none."
-    if not isinstance(name, str) or not name.strip(): raise ValueError("no name")
-    if not isinstance(values := plain_arguments(arguments), dict): raise ValueError("no object")
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError("no name")
+    if not isinstance(values := plain_arguments(arguments), dict):
+        raise ValueError("no object")
     return _call(name, values)
+
 
 def _markup(name: Any, arguments: Any) -> str:
     "A call that could not be read, as a reader sees it."
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False, default=str)
-    return storable(f'{OPEN}\n{{"name": {json.dumps(name, ensure_ascii=False, default=str)}, "arguments": {text}}}\n{CLOSE}')
+    text = (
+        arguments
+        if isinstance(arguments, str)
+        else json.dumps(arguments, ensure_ascii=False, default=str)
+    )
+    return storable(
+        f'{OPEN}\n{{"name": {json.dumps(name, ensure_ascii=False, default=str)}, "arguments": {text}}}\n{CLOSE}'
+    )
 
-def message_calls(message: Any,   # a dict or an object, with `tool_calls` or `function_call`
-                  ) -> tuple[list[ToolCall], list[str]]:
+
+def message_calls(
+    message: Any,  # a dict or an object, with `tool_calls` or `function_call`
+) -> tuple[list[ToolCall], list[str]]:
     "The calls that a message of the OpenAI protocol holds as data, and those that are malformed, as a reader sees them. Never raises."
     given = _given(message)
-    if len(given) > MOST_CALLS: return [], [f"{OPEN}\n{len(given)} calls, of which at most {MOST_CALLS} are read\n{CLOSE}"]
+    if len(given) > MOST_CALLS:
+        return [], [f"{OPEN}\n{len(given)} calls, of which at most {MOST_CALLS} are read\n{CLOSE}"]
     calls, malformed = [], []
     for name, arguments in given:
-        try: calls.append(_given_call(name, arguments))
+        try:
+            calls.append(_given_call(name, arguments))
         except (ValueError, RecursionError):
-            try: malformed.append(_markup(name, arguments))
-            except (ValueError, RecursionError): malformed.append(f"{OPEN}\n{CLOSE}")
+            try:
+                malformed.append(_markup(name, arguments))
+            except (ValueError, RecursionError):
+                malformed.append(f"{OPEN}\n{CLOSE}")
     return calls, malformed
 
-def content_text(content: Any,   # of a message: a text, parts, or nothing
-                 ) -> str:
+
+def content_text(
+    content: Any,  # of a message: a text, parts, or nothing
+) -> str:
     "The text of a content, which may stand in parts. Raises `TypeError` if it is something else."
-    if content is None or isinstance(content, str): return content or ""
-    if isinstance(content, list | tuple): return "".join(map(content_text, content))
+    if content is None or isinstance(content, str):
+        return content or ""
+    if isinstance(content, list | tuple):
+        return "".join(map(content_text, content))
     words = _get(content, "text")
-    if words is None and _get(content, "type") is None: raise TypeError(f"expected a text as content, got {content!r:.60}")
+    if words is None and _get(content, "type") is None:
+        raise TypeError(f"expected a text as content, got {content!r:.60}")
     return content_text(words)
 
-def reply_text(message: Any,   # a dict or an object, as an endpoint or the openai client gives it
-               ) -> str:
+
+def reply_text(
+    message: Any,  # a dict or an object, as an endpoint or the openai client gives it
+) -> str:
     "A message of the OpenAI protocol as a turn: its words, and a `Reply` where it has calls. Raises `TypeError` if its content is no text."
-    said = storable(content_text(_get(message, "content")) or content_text(_get(message, "refusal")))
+    said = storable(
+        content_text(_get(message, "content")) or content_text(_get(message, "refusal"))
+    )
     calls, malformed = message_calls(message)
-    if not calls and not malformed: return said
-    marked = [f'{OPEN}\n{json.dumps({"name": c.name, "arguments": c.arguments}, ensure_ascii=False)}\n{CLOSE}' for c in calls]
+    if not calls and not malformed:
+        return said
+    marked = [
+        f"{OPEN}\n{json.dumps({'name': c.name, 'arguments': c.arguments}, ensure_ascii=False)}\n{CLOSE}"
+        for c in calls
+    ]
     text = "\n".join(part for part in (said, *marked, *malformed) if part)
     return Reply(text, Parsed(said if calls else text, calls, malformed))
 
 # %% ../../nbs/engine/parsers.ipynb #044fbd1b
-def response_parser(tokenizer,   # with a `response_template`
-                    ) -> Parser:
+def response_parser(
+    tokenizer,  # with a `response_template`
+) -> Parser:
     "A parser that uses the tokenizer's own description of its format. What it returns never raises."
     calls = tokenizer.response_template.get("fields", {}).get("tool_calls", {})
+
     def parse(text: str) -> Parsed:
-        if isinstance(text, Reply): return text.parsed
+        if isinstance(text, Reply):
+            return text.parsed
         text = _ended(text)
         try:
             message = tokenizer.parse_response(text, prefix="")
             (made, odd), said = message_calls(message), (message.get("content") or "").strip()
-        except Exception: return Parsed(text, [], [text])       # it fails in many ways, all of which mean: not the format
-        if made: return Parsed(said, made, odd)
+        except Exception:
+            return Parsed(
+                text, [], [text]
+            )  # it fails in many ways, all of which mean: not the format
+        if made:
+            return Parsed(said, made, odd)
         return Parsed(text, [], odd or ([text] if any(m in text for m in parse.markup) else []))
-    parse.markup = tuple(re.findall(r"<[\w|/]+>|\[[A-Z_]+\]", calls.get("open") or calls.get("open_pattern") or ""))
+
+    parse.markup = tuple(
+        re.findall(r"<[\w|/]+>|\[[A-Z_]+\]", calls.get("open") or calls.get("open_pattern") or "")
+    )
     return parse
 
 # %% ../../nbs/engine/parsers.ipynb #213d3049
-def parser_for(template: str | dict[str, str] | None,  # a tokenizer's chat template, or several by name
-               tokenizer=None,        # the tokenizer, if its own response template may be used
-               ) -> str | Parser:
+def parser_for(
+    template: str | dict[str, str] | None,  # a tokenizer's chat template, or several by name
+    tokenizer=None,  # the tokenizer, if its own response template may be used
+) -> str | Parser:
     "The name in `PARSERS` of the format that a chat template teaches, or the tokenizer's own parser; Qwen's where nothing is said."
-    if isinstance(template, dict): template = template.get("tool_use") or template.get("default")
+    if isinstance(template, dict):
+        template = template.get("tool_use") or template.get("default")
     template = template or ""
-    marks = {"[TOOL_CALLS]": "mistral", "<tool_call>": "qwen", "<|python_tag|>": "llama3.1", "ipython": "llama3.1"}
+    marks = {
+        "[TOOL_CALLS]": "mistral",
+        "<tool_call>": "qwen",
+        "<|python_tag|>": "llama3.1",
+        "ipython": "llama3.1",
+    }
     known = next((name for mark, name in marks.items() if mark in template), None)
     described = getattr(tokenizer, "response_template", None) is not None
-    if described and (known is None or "<function=" in template or "<arg_key>" in template): return response_parser(tokenizer)
+    if described and (known is None or "<function=" in template or "<arg_key>" in template):
+        return response_parser(tokenizer)
     return known or "qwen"

@@ -15,13 +15,27 @@ from typing import Any, Literal, NamedTuple
 # %% ../../nbs/engine/values.ipynb #8e6fb35f
 class Unit(NamedTuple):
     "What a unit measures, and how to get from it to the base of that dimension."
-    dimension: str                # such as "length", "length2" or "length/time"
-    factor: Decimal               # base units in one of it
+
+    dimension: str  # such as "length", "length2" or "length/time"
+    factor: Decimal  # base units in one of it
     offset: Decimal = Decimal(0)  # what is added first; only temperatures have one
 
-_PREFIXES = {"": ("", 0), "k": ("kilo", 3), "M": ("mega", 6), "G": ("giga", 9), "T": ("tera", 12), "P": ("peta", 15),
-             "h": ("hecto", 2), "c": ("centi", -2), "d": ("deci", -1), "m": ("milli", -3), "u": ("micro", -6),
-             "n": ("nano", -9), "p": ("pico", -12)}
+
+_PREFIXES = {
+    "": ("", 0),
+    "k": ("kilo", 3),
+    "M": ("mega", 6),
+    "G": ("giga", 9),
+    "T": ("tera", 12),
+    "P": ("peta", 15),
+    "h": ("hecto", 2),
+    "c": ("centi", -2),
+    "d": ("deci", -1),
+    "m": ("milli", -3),
+    "u": ("micro", -6),
+    "n": ("nano", -9),
+    "p": ("pico", -12),
+}
 _TABLE = """
 length:      ~m metre meter; mi=1609.344 mile; ft=0.3048 foot feet; in=0.0254 inch inches; yd=0.9144 yard;
              nmi=1852 nautical_mile; ly=9460730472580800 light_year; au=149597870700 astronomical_unit;
@@ -58,6 +72,7 @@ NGN: ₦ naira; PHP: ₱; THB: ฿ baht; PLN: zł zloty; MXN: Mexican_peso; ZAR:
 SEK: Swedish_krona Swedish_kronor; NOK: Norwegian_krone; DKK: Danish_krone
 """
 
+
 def _spellings(dimension: str, entry: str) -> Iterable[tuple[str, Unit]]:
     "The spellings of one entry of the table: symbol=factor+offset, then names; `~` takes the prefixes of the SI."
     symbol, *names = entry.replace("~", "").split()
@@ -68,83 +83,148 @@ def _spellings(dimension: str, entry: str) -> Iterable[tuple[str, Unit]]:
         long, power = _PREFIXES[short]
         scaled = unit._replace(factor=unit.factor.scaleb(power))
         yield short + symbol, scaled
-        if len(symbol) > 2: yield symbol + "s", scaled
+        if len(symbol) > 2:
+            yield symbol + "s", scaled
         for name in names:
             name = (long if len(name) > 2 else short) + name.replace("_", " ")
             yield name, scaled
             yield name + "s", scaled
 
+
 def _units() -> dict[str, Unit]:
     "All units by spelling. The first of equal spellings stays."
     table: dict[str, Unit] = {}
-    for dimension, entries in re.findall(r"([\w/]+): +([^:]+?)(?=;? *[\w/]+:|\Z)", " ".join(_TABLE.split())):
-        if dimension.isupper(): table.setdefault(dimension, Unit(dimension, Decimal(1)))
+    for dimension, entries in re.findall(
+        r"([\w/]+): +([^:]+?)(?=;? *[\w/]+:|\Z)", " ".join(_TABLE.split())
+    ):
+        if dimension.isupper():
+            table.setdefault(dimension, Unit(dimension, Decimal(1)))
         for entry in filter(None, map(str.strip, entries.split(";"))):
-            for name, unit in _spellings(dimension, entry): table.setdefault(name, unit)
+            for name, unit in _spellings(dimension, entry):
+                table.setdefault(name, unit)
     return table
+
 
 UNITS: dict[str, Unit] = _units()
 _ANYCASE: dict[str, Unit] = {}
 for _name, _unit in UNITS.items():
-    if len(_name) > 1: _ANYCASE.setdefault(_name.casefold(), _unit)
+    if len(_name) > 1:
+        _ANYCASE.setdefault(_name.casefold(), _unit)
 
 # %% ../../nbs/engine/values.ipynb #1d95600b
 _SQUARE = re.compile(r"(?:(square|sq\.?|cubic) )?(.+?)(?:\^?([23])| (squared|cubed))?")
 
+
 @lru_cache(1 << 12)
-def unit_of(text: str,   # such as "km/h" or "square miles"
-            ) -> Unit | None:
+def unit_of(
+    text: str,  # such as "km/h" or "square miles"
+) -> Unit | None:
     "Read a unit: one of `UNITS`, the square or cube of one, or one per another. None for anything else."
     text = text.replace("degrees ", "degree ").replace("° ", "°")
     low = text.casefold()
-    if found := UNITS.get(text) or _ANYCASE.get(low) or UNITS.get(re.sub("[ -]", "", low)): return found
+    if found := UNITS.get(text) or _ANYCASE.get(low) or UNITS.get(re.sub("[ -]", "", low)):
+        return found
     above, per, below = text.replace(" per ", "/").rpartition("/")
     if per:
         above, below = unit_of(above.strip()), unit_of(below.strip())
-        return above and below and Unit(f"{above.dimension}/{below.dimension}", above.factor / below.factor)
-    if not (parts := _SQUARE.fullmatch(text)): return None
+        return (
+            above
+            and below
+            and Unit(f"{above.dimension}/{below.dimension}", above.factor / below.factor)
+        )
+    if not (parts := _SQUARE.fullmatch(text)):
+        return None
     square, name, power, word = parts.groups()
-    if not (square or power or word): return None
+    if not (square or power or word):
+        return None
     n = int(power or (3 if "cub" in (square or word) else 2))
     base = unit_of(name)
-    return base and Unit(f"{base.dimension}{n}", base.factor ** n)
+    return base and Unit(f"{base.dimension}{n}", base.factor**n)
 
 # %% ../../nbs/engine/values.ipynb #4373613d
 Kind = Literal["number", "range", "date", "time", "code", "word", "stop"]
 
+
 class Token(NamedTuple):
     "A number, range, date, time, code or word of a text, or a break between two of them."
+
     kind: Kind
-    value: Any           # Decimal; pair of them; dates (year, month, day) it can be; (seconds, zone); folded text
-    text: str            # as it was written
-    unit: str = ""       # of a number or a range; "th" of an ordinal number
-    bound: str = ""      # "<", ">", "≤", "≥", "±" or "≠" before a number or a date
-    name: bool = False   # a word written with a capital, or a code
+    value: Any  # Decimal; pair of them; dates (year, month, day) it can be; (seconds, zone); folded text
+    text: str  # as it was written
+    unit: str = ""  # of a number or a range; "th" of an ordinal number
+    bound: str = ""  # "<", ">", "≤", "≥", "±" or "≠" before a number or a date
+    name: bool = False  # a word written with a capital, or a code
 
 # %% ../../nbs/engine/values.ipynb #5fdc795d
-_LETTERS = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "º": "°", "µ": "u", "μ": "u", "≠": "!=", "⁺": "+",
-    "Ł": "L", "ł": "l", "Ø": "O", "ø": "o", "Đ": "D", "đ": "d", "æ": "ae", "Æ": "Ae", "œ": "oe", "ı": "i",
-    **dict.fromkeys("–—‒−‑⁻", "-"), **{power: str(i) for i, power in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}})
-_INITIALS = re.compile(r"\b[A-Z](?:[. ]{1,2}[A-Z]\b){0,4}[. ]{1,2}(?=[A-Z][a-z])|\b(?:[A-Z]\. ?){2,}")   # J. R. R. Tolkien
-_DOTTED = re.compile(r"\b(?:[A-Za-z]\.){2,}|\b(?:[A-Za-z]\.)+[A-Za-z]\b")      # U.S.A., p.m.
-_DATE_T = re.compile(r"(?<=\d)[Tt](?=\d\d:\d\d)")                             # 2020-03-03T10:00
-_POWER = re.compile("(?<=[0-9)])(?=[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻])")                          # 10⁶
-_VULGAR = re.compile("(?<=[0-9])(?=[¼-¾⅐-⅞])")                               # 1½
+_LETTERS = str.maketrans(
+    {
+        "’": "'",
+        "‘": "'",
+        "“": '"',
+        "”": '"',
+        "º": "°",
+        "µ": "u",
+        "μ": "u",
+        "≠": "!=",
+        "⁺": "+",
+        "Ł": "L",
+        "ł": "l",
+        "Ø": "O",
+        "ø": "o",
+        "Đ": "D",
+        "đ": "d",
+        "æ": "ae",
+        "Æ": "Ae",
+        "œ": "oe",
+        "ı": "i",
+        **dict.fromkeys("–—‒−‑⁻", "-"),
+        **{power: str(i) for i, power in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
+    }
+)
+_INITIALS = re.compile(
+    r"\b[A-Z](?:[. ]{1,2}[A-Z]\b){0,4}[. ]{1,2}(?=[A-Z][a-z])|\b(?:[A-Z]\. ?){2,}"
+)  # J. R. R. Tolkien
+_DOTTED = re.compile(r"\b(?:[A-Za-z]\.){2,}|\b(?:[A-Za-z]\.)+[A-Za-z]\b")  # U.S.A., p.m.
+_DATE_T = re.compile(r"(?<=\d)[Tt](?=\d\d:\d\d)")  # 2020-03-03T10:00
+_POWER = re.compile("(?<=[0-9)])(?=[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻])")  # 10⁶
+_VULGAR = re.compile("(?<=[0-9])(?=[¼-¾⅐-⅞])")  # 1½
 
-def folded(text: str,   # anything
-           ) -> str:
+
+def folded(
+    text: str,  # anything
+) -> str:
     "Write a text without accents and with plain signs, initials without dots, powers of numbers with ^."
     text = _INITIALS.sub(lambda m: re.sub("[. ]", "", m[0]) + " ", text)
-    if "." in text: text = _DOTTED.sub(lambda m: m[0].replace(".", ""), text)
-    if ":" in text: text = _DATE_T.sub(" ", text)
-    if text.isascii(): return text
-    text = unicodedata.normalize("NFKD", _VULGAR.sub(" ", _POWER.sub("^", text)).translate(_LETTERS))
+    if "." in text:
+        text = _DOTTED.sub(lambda m: m[0].replace(".", ""), text)
+    if ":" in text:
+        text = _DATE_T.sub(" ", text)
+    if text.isascii():
+        return text
+    text = unicodedata.normalize(
+        "NFKD", _VULGAR.sub(" ", _POWER.sub("^", text)).translate(_LETTERS)
+    )
     return "".join(c for c in text if not unicodedata.combining(c)).replace("⁄", "/")
 
 # %% ../../nbs/engine/values.ipynb #af876695
-EXACT = Context(prec=60, Emax=99999, Emin=-99999, traps=[])      # nothing raises: what is too large is infinite
-SCALES = {"hundred": 2, "thousand": 3, "k": 3, "lakh": 5, "million": 6, "mio": 6, "mn": 6, "m": 6, "crore": 7,
-          "billion": 9, "bn": 9, "b": 9, "trillion": 12}
+EXACT = Context(
+    prec=60, Emax=99999, Emin=-99999, traps=[]
+)  # nothing raises: what is too large is infinite
+SCALES = {
+    "hundred": 2,
+    "thousand": 3,
+    "k": 3,
+    "lakh": 5,
+    "million": 6,
+    "mio": 6,
+    "mn": 6,
+    "m": 6,
+    "crore": 7,
+    "billion": 9,
+    "bn": 9,
+    "b": 9,
+    "trillion": 12,
+}
 _DIGITS = r"""(?:
     \d{1,3}(?:\.\d{3})+,\d+ | \d{1,3}(?:\.\d{3}){2,}(?![.\d]) |                   # 1.234,5   1.250.000
     \d{1,3}(?:,\d\d\d?)*,\d{3}(?!\d)(?:\.\d+)? |                                 # 1,250,000.5
@@ -155,28 +235,41 @@ _DIGITS = r"""(?:
 _TEN = re.compile(r"\s?[x×*·]\s?10(?:\^|\*\*)")
 _DOTS, _COMMAS = re.compile(r"\.\d{3}[,.]"), re.compile(r"\d{1,3}(?:,\d\d\d?)*,\d{3}(?:[.e].*)?")
 
-def value_of(digits: str,   # such as "1,250.5", "3/4", "2^10"
-             ) -> Decimal:
+
+def value_of(
+    digits: str,  # such as "1,250.5", "3/4", "2^10"
+) -> Decimal:
     "Read digits with their commas, fractions and powers. What is too large is infinite, 0/0 is NaN."
-    if digits.isdigit(): return Decimal(digits)
+    if digits.isdigit():
+        return Decimal(digits)
     digits, _, power = _TEN.sub("e", digits.casefold()).replace("**", "^").partition("^")
     if "/" in digits:
         whole, _, part = digits.rpartition(" ")
         above, below = part.split("/")
         return EXACT.add(Decimal(whole or 0), EXACT.divide(Decimal(above), Decimal(below)))
     digits = re.sub("[ '_]", "", digits)
-    if _DOTS.search(digits): digits = digits.replace(".", "").replace(",", ".")
-    elif not _COMMAS.fullmatch(digits): digits = digits.replace(",", ".")
+    if _DOTS.search(digits):
+        digits = digits.replace(".", "").replace(",", ".")
+    elif not _COMMAS.fullmatch(digits):
+        digits = digits.replace(",", ".")
     value = EXACT.create_decimal(digits.replace(",", ""))
     return EXACT.power(value, int(power)) if power else value
 
 # %% ../../nbs/engine/values.ipynb #e454d01b
-_UNIT = re.compile(r"[ -]?((?:°\s?)?[A-Za-zΩ°%‰$€£¥₹₩₽₺]+[23]?(?:\^[23])?"
-                   r"(?:(?:/| per |[ -])[A-Za-z]+(?:\^?[23])?){0,3})")
+_UNIT = re.compile(
+    r"[ -]?((?:°\s?)?[A-Za-zΩ°%‰$€£¥₹₩₽₺]+[23]?(?:\^[23])?"
+    r"(?:(?:/| per |[ -])[A-Za-z]+(?:\^?[23])?){0,3})"
+)
 _LAST = re.compile(r"(?:/| per |[ -])[^/ -]+$")
-_SCALE = re.compile(r"\s?(hundred|thousand|lakh|million|mio|mn|crore|billion|bn|trillion)\b|([kKMB])(?![\w/])")
-_MORE = re.compile(r"(\+(?!\w)|\s(?:or|and)\s(?:more|above|over|up)\b|\sat\sleast\b)|"
-                   r"\s(?:(?:or|and)\s(?:less|fewer|below|under)|at\smost)\b", re.I)
+_SCALE = re.compile(
+    r"\s?(hundred|thousand|lakh|million|mio|mn|crore|billion|bn|trillion)\b|([kKMB])(?![\w/])"
+)
+_MORE = re.compile(
+    r"(\+(?!\w)|\s(?:or|and)\s(?:more|above|over|up)\b|\sat\sleast\b)|"
+    r"\s(?:(?:or|and)\s(?:less|fewer|below|under)|at\smost)\b",
+    re.I,
+)
+
 
 def _unit_after(text: str, end: int) -> tuple[str, int]:
     "The unit that stands at a place of a text, as long as possible, and where it ends."
@@ -184,12 +277,14 @@ def _unit_after(text: str, end: int) -> tuple[str, int]:
     name = tail[1] if tail else ""
     while name:
         stop = tail.start(1) + len(name)
-        after = text[stop:stop + 1]
-        glued = name == "A" and text[end] == "A"                                    # 17A is a code
-        if unit_of(name) and not (glued or after.isalnum() or after in ("_", "/") and after): return name, stop
+        after = text[stop : stop + 1]
+        glued = name == "A" and text[end] == "A"  # 17A is a code
+        if unit_of(name) and not (glued or after.isalnum() or after in ("_", "/") and after):
+            return name, stop
         shorter = _LAST.sub("", name)
         name = shorter if shorter != name else ""
     return "", end
+
 
 def _scaled(value: Decimal, text: str, end: int) -> tuple[Decimal, int]:
     "A value with the words of scale behind it, and where these end."
@@ -200,58 +295,94 @@ def _scaled(value: Decimal, text: str, end: int) -> tuple[Decimal, int]:
 
 # %% ../../nbs/engine/values.ipynb #b6495fa8
 _NTH_END = re.compile(r"(?:st|nd|rd|th)\b", re.I)
-_GLUED = re.compile(r"\w|[.:/]\w|-(?:\d|[A-Z])")                                # A320, 10.0.0.5, 737-800
-_DECADE = re.compile(r"[12]\d\d0s\b")                                          # the 1960s
-_MILLIONS = re.compile(r"m(?![^\W\d_])")                                       # $5m
+_GLUED = re.compile(r"\w|[.:/]\w|-(?:\d|[A-Z])")  # A320, 10.0.0.5, 737-800
+_DECADE = re.compile(r"[12]\d\d0s\b")  # the 1960s
+_MILLIONS = re.compile(r"m(?![^\W\d_])")  # $5m
+
 
 def _number(m: re.Match, text: str) -> tuple[Token, int] | None:
     "The number of a match with scale, unit and bound, and where it ends; None if it is only a part of a code."
     value, end, unit = value_of(m["digits"]), m.end(), (m["money"] or "").strip(" .")
-    if nth := _NTH_END.match(text, end): unit, end = "th", nth.end()
+    if nth := _NTH_END.match(text, end):
+        unit, end = "th", nth.end()
     else:
         value, end = _scaled(value, text, end)
-        if unit and _MILLIONS.match(text, end): value, end = value.scaleb(6, EXACT), end + 1
+        if unit and _MILLIONS.match(text, end):
+            value, end = value.scaleb(6, EXACT), end + 1
         name, after = _unit_after(text, end)
-        if name and (not unit or unit == "$" and name.replace(" ", "").isalpha()): unit, end = name, after
-    if not value.is_finite() or _GLUED.match(text, end) or _DECADE.match(text, m.start("digits")): return None
-    if (m["minus"] or m["minus2"] or "+")[0] != "+": value = -value
+        if name and (not unit or unit == "$" and name.replace(" ", "").isalpha()):
+            unit, end = name, after
+    if not value.is_finite() or _GLUED.match(text, end) or _DECADE.match(text, m.start("digits")):
+        return None
+    if (m["minus"] or m["minus2"] or "+")[0] != "+":
+        value = -value
     more = _MORE.match(text, end)
-    if more: end = more.end()
+    if more:
+        end = more.end()
     bound = "" if not more else "≥" if more[1] else "≤"
-    return Token("number", value, text[m.start():end], unit, bound), end
+    return Token("number", value, text[m.start() : end], unit, bound), end
+
 
 def _range(m: re.Match, text: str) -> tuple[Token, int]:
     "A range, or a code such as 3-2; and where it ends."
     low, high = (EXACT.create_decimal(m[k].replace(",", "")) for k in ("low", "high"))
-    if low >= high: return Token("code", m[0].replace(" ", ""), m[0], name=True), m.end()
+    if low >= high:
+        return Token("code", m[0].replace(" ", ""), m[0], name=True), m.end()
     unit, end = _unit_after(text, m.end())
     return Token("range", (low, high), m[0], unit), end
 
 # %% ../../nbs/engine/values.ipynb #6233187b
-_ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-         "eighteen nineteen").split()
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+).split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _WORDS = {w: n for n, w in enumerate(_ONES)} | {w: 10 * n for n, w in enumerate(_TENS, 2)}
-_NTH = {w: n for n, w in enumerate("first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split(), 1)}
-_PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
+_NTH = {
+    w: n
+    for n, w in enumerate(
+        "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split(),
+        1,
+    )
+}
+_PARTS = {
+    "half": 2,
+    "halves": 2,
+    "third": 3,
+    "quarter": 4,
+    "fourth": 4,
+    "fifth": 5,
+    "sixth": 6,
+    "eighth": 8,
+    "tenth": 10,
+}
 _PARTS |= {f"{w}s": n for w, n in _PARTS.items()}
 _SAME_WORD = {"&": "and", "saint": "st", "mount": "mt"}
+
 
 def _spelled(out: list[Token], word: str, text: str, end: int) -> tuple[Token, int] | None:
     "A number in words with scale and unit, and where it ends: `twelve`, `third`, `two thirds`, `twenty-five km`."
     low, start, name = word.casefold(), end - len(word), word[0].isupper()
-    last = out[-1] if out and out[-1].kind == "number" and not out[-1].unit and out[-1].text.isalpha() else None
+    last = (
+        out[-1]
+        if out and out[-1].kind == "number" and not out[-1].unit and out[-1].text.isalpha()
+        else None
+    )
     if low in _PARTS and (last and last.value < 20 or low == "half"):
         value = EXACT.divide(out.pop().value if last else Decimal(1), Decimal(_PARTS[low]))
         return Token("number", value, f"1/{word}"), end
     number = _WORDS.get(low, _NTH.get(low))
-    if number is None: return None
+    if number is None:
+        return None
     value = Decimal(number)
-    if last and last.value in range(20, 100, 10) and value < 10: value += out.pop().value
-    if low in _NTH: return Token("number", value, word, "th", name=name), end
+    if last and last.value in range(20, 100, 10) and value < 10:
+        value += out.pop().value
+    if low in _NTH:
+        return Token("number", value, word, "th", name=name), end
     value, end = _scaled(value, text, end)
     unit, end = _unit_after(text, end)
     return Token("number", value, text[start:end], unit, name=name), end
+
 
 def _word(text: str) -> Token:
     "A word as it is compared."
@@ -259,11 +390,13 @@ def _word(text: str) -> Token:
     return Token("word", _SAME_WORD.get(low, low), text, name=not text[0].islower() and text != "&")
 
 # %% ../../nbs/engine/values.ipynb #e380fb56
-_NAMES = ("january jan|february feb|march mar|april apr|may|june jun|july jul|august aug|september sept sep|october oct|"
-          "november nov|december dec")
+_NAMES = (
+    "january jan|february feb|march mar|april apr|may|june jun|july jul|august aug|september sept sep|october oct|"
+    "november nov|december dec"
+)
 MONTHS = {m: n for n, names in enumerate(_NAMES.split("|"), 1) for m in names.split()}
 _MONTH = "(?:" + "|".join(sorted(MONTHS, key=len, reverse=True)) + r")\b\.?"
-_NAMED = rf"(?-i:(?=[A-Z])){_MONTH}"                                            # March, not march
+_NAMED = rf"(?-i:(?=[A-Z])){_MONTH}"  # March, not march
 _DAY, _DAYS = r"\d\d?(?:st|nd|rd|th)?(?![\d:]|[.,]\d)", r"\b\d\d?(?:st|nd|rd|th)?"
 _ERA = r"\s(?-i:BCE?|AD|CE)\b"
 _YEAR = rf"(?:\d{{4}}\b(?:{_ERA})?|\d{{1,4}}{_ERA})"
@@ -275,9 +408,11 @@ _DATE = rf"""(?:
     \b(?-i:AD)\s\d{{1,4}} | (?<![\w.,-])\d{{1,4}}{_ERA} |                                                   # AD 476, 44 BC
     \b{_NAMED}\s{_DAY} | {_DAYS}\s(?:of\s)?{_NAMED})(?!\w|[-/.]\d)"""
 
+
 def _days(year: int, month: int, day: int) -> frozenset[tuple]:
     "One day, if there can be such a one."
     return frozenset({(year, month, day)} if 1 <= month <= 12 and 1 <= day <= 31 else ())
+
 
 def _dates(text: str) -> frozenset[tuple]:
     "What a written date can mean: (year, month, day), None for what is not given. Empty if there is no such day."
@@ -285,56 +420,105 @@ def _dates(text: str) -> frozenset[tuple]:
     era = -1 if re.search(r"(?:\d|\s)bce?\b", low) else 1
     numbers = [int(x) for x in re.findall(r"\d+", low)]
     month = next((MONTHS[w] for w in re.findall(r"[a-z]+", low) if w in MONTHS), None)
-    if month is None: return _numeric_dates(numbers, era)
+    if month is None:
+        return _numeric_dates(numbers, era)
     if len(numbers) == 1:
-        if re.search(rf"\d{{4}}|{_ERA}", text): return frozenset({(era * numbers[0], month, None)})
+        if re.search(rf"\d{{4}}|{_ERA}", text):
+            return frozenset({(era * numbers[0], month, None)})
         return frozenset({(None, month, numbers[0])} if numbers[0] <= 31 else ())
     year, day = numbers if re.match(r"\d{4}", low) else reversed(numbers)
     return _days(era * year, month, day)
 
+
 def _numeric_dates(numbers: list[int], era: int) -> frozenset[tuple]:
     "What a date without the name of a month can mean: 05/03/2020 is in March or in May."
-    if len(numbers) == 1: return frozenset({(era * numbers[0], None, None)})
-    if len(numbers) == 2: return frozenset({(max(numbers), min(numbers), None)})
+    if len(numbers) == 1:
+        return frozenset({(era * numbers[0], None, None)})
+    if len(numbers) == 2:
+        return frozenset({(max(numbers), min(numbers), None)})
     first, second, third = numbers
-    if first > 31: return _days(*numbers)
+    if first > 31:
+        return _days(*numbers)
     years = [third] if third > 99 else [1900 + third, 2000 + third]
-    return frozenset().union(*(_days(y, m, d) for y in years for m, d in ((first, second), (second, first))))
+    return frozenset().union(
+        *(_days(y, m, d) for y in years for m, d in ((first, second), (second, first)))
+    )
 
 # %% ../../nbs/engine/values.ipynb #e6cb8e5a
-_ZONES = {"z": 0, "utc": 0, "gmt": 0, "wet": 0, "bst": 60, "cet": 60, "cest": 120, "eet": 120, "eest": 180, "msk": 180,
-          "ist": 330, "hkt": 480, "sgt": 480, "jst": 540, "kst": 540, "aest": 600, "est": -300, "edt": -240, "cst": -360,
-          "cdt": -300, "mst": -420, "mdt": -360, "pst": -480, "pdt": -420}
+_ZONES = {
+    "z": 0,
+    "utc": 0,
+    "gmt": 0,
+    "wet": 0,
+    "bst": 60,
+    "cet": 60,
+    "cest": 120,
+    "eet": 120,
+    "eest": 180,
+    "msk": 180,
+    "ist": 330,
+    "hkt": 480,
+    "sgt": 480,
+    "jst": 540,
+    "kst": 540,
+    "aest": 600,
+    "est": -300,
+    "edt": -240,
+    "cst": -360,
+    "cdt": -300,
+    "mst": -420,
+    "mdt": -360,
+    "pst": -480,
+    "pdt": -420,
+}
 _ZONE = "|".join(sorted(_ZONES, key=len, reverse=True))
 _TIME = rf"""(?<![\w:.])
     (?:\d\d?:\d\d(?::\d\d(?:\.\d+)?)?(?:\s?[ap]m\b)? | \d\d?\s?[ap]m\b | \d\d?h\d\d\b | noon\b | midnight\b)
     (?:\s?(?:(?:{_ZONE})\b(?:[+-]\d\d?(?::?\d\d)?)? | [+-]\d\d:?\d\d\b))?(?![\w:]|[-.]\d)"""
-_CLOCK = re.compile(r"(?:(noon)|midnight|(\d+)(?:[:h](\d+))?(?::(\d+))?(?:\.\d+)?\s?(?:([ap])m\b)?)"
-                    r"\s?([a-z]*)(?:([+-]\d\d?):?(\d\d)?)?")
+_CLOCK = re.compile(
+    r"(?:(noon)|midnight|(\d+)(?:[:h](\d+))?(?::(\d+))?(?:\.\d+)?\s?(?:([ap])m\b)?)"
+    r"\s?([a-z]*)(?:([+-]\d\d?):?(\d\d)?)?"
+)
+
 
 def _time(text: str) -> tuple[int, int | None] | None:
     "Seconds of the day, and the minutes that its zone is ahead of UTC. None if there is no such time."
-    if not (clock := _CLOCK.fullmatch(text.casefold())): return None
+    if not (clock := _CLOCK.fullmatch(text.casefold())):
+        return None
     noon, hour, minute, second, half, zone, ahead, rest = clock.groups()
     shift = _ZONES.get(zone)
-    if ahead: shift = (shift or 0) + int(ahead) * 60 + int(ahead[0] + (rest or "0"))
+    if ahead:
+        shift = (shift or 0) + int(ahead) * 60 + int(ahead[0] + (rest or "0"))
     hour, minute, second = int(hour or (12 if noon else 0)), int(minute or 0), int(second or 0)
-    if hour > (12 if half else 24) or minute > 59 or second > 59: return None
-    if half: hour = hour % 12 + 12 * (half == "p")
+    if hour > (12 if half else 24) or minute > 59 or second > 59:
+        return None
+    if half:
+        hour = hour % 12 + 12 * (half == "p")
     return hour * 3600 + minute * 60 + second, shift
 
 # %% ../../nbs/engine/values.ipynb #53ad46db
-_BOUNDS = {said: bound for bound, words in {
-    "≥": "at least|no less than|no fewer than|minimum of|>=|≥", "≤": "at most|no more than|up to|maximum of|until|<=|≤",
-    ">": "more than|greater than|over|above|exceeds|exceeding|after|>", "±": "±|+ / -", "≠": "!=",
-    "<": "less than|fewer than|under|below|almost|nearly|not quite|before|<"}.items() for said in words.split("|")}
+_BOUNDS = {
+    said: bound
+    for bound, words in {
+        "≥": "at least|no less than|no fewer than|minimum of|>=|≥",
+        "≤": "at most|no more than|up to|maximum of|until|<=|≤",
+        ">": "more than|greater than|over|above|exceeds|exceeding|after|>",
+        "±": "±|+ / -",
+        "≠": "!=",
+        "<": "less than|fewer than|under|below|almost|nearly|not quite|before|<",
+    }.items()
+    for said in words.split("|")
+}
 _BOUND_ENDS = {said.split()[-1] for said in _BOUNDS}
+
 
 def _bounded(out: list[Token], token: Token) -> Token:
     "A number or date with the bound that the words before it set; these words are taken away."
-    if not out or out[-1].value not in _BOUND_ENDS: return token
+    if not out or out[-1].value not in _BOUND_ENDS:
+        return token
     year = token.kind == "date" or token.text.isdigit() and len(token.text) == 4
-    if out[-1].value in ("before", "after", "until") and not year: return token
+    if out[-1].value in ("before", "after", "until") and not year:
+        return token
     for n in (3, 2, 1):
         said = " ".join(t.value for t in out[-n:] if t.kind in ("word", "stop"))
         if bound := _BOUNDS.get(said):
@@ -342,22 +526,32 @@ def _bounded(out: list[Token], token: Token) -> Token:
             return token._replace(bound=bound)
     return token
 
+
 def _joined(out: list[Token], token: Token) -> Token:
     "A number with what belongs to it before: `10 to 20`, `between 5 and 8`, `1 h 30 min`."
     if len(out) > 1 and (low := out[-2]).kind == "number" and not low.bound:
         between = len(out) > 2 and out[-3].value == "between"
-        to = out[-1].value in ("to", "through", "-", "until", "..") or between and out[-1].value == "and"
+        to = (
+            out[-1].value in ("to", "through", "-", "until", "..")
+            or between
+            and out[-1].value == "and"
+        )
         if to and low.value < token.value and low.unit in ("", token.unit):
-            del out[-3 if between else -2:]
+            del out[-3 if between else -2 :]
             return Token("range", (low.value, token.value), f"{low.text}-{token.text}", token.unit)
     k = 2 if len(out) > 1 and out[-1].value == "and" else 1
-    if not (token.unit and len(out) >= k and (big := out[-k]).kind == "number" and big.unit): return token
+    if not (token.unit and len(out) >= k and (big := out[-k]).kind == "number" and big.unit):
+        return token
     large, small = unit_of(big.unit), unit_of(token.unit)
-    if not (large and small and large.dimension == small.dimension in ("time", "length", "mass")): return token
-    if large.factor <= small.factor or abs(token.value * small.factor) >= large.factor: return token
+    if not (large and small and large.dimension == small.dimension in ("time", "length", "mass")):
+        return token
+    if large.factor <= small.factor or abs(token.value * small.factor) >= large.factor:
+        return token
     del out[-k:]
     value = (abs(big.value) * large.factor + token.value * small.factor) / small.factor
-    return token._replace(value=value.copy_sign(big.value), text=f"{big.text} {token.text}", bound=big.bound)
+    return token._replace(
+        value=value.copy_sign(big.value), text=f"{big.text} {token.text}", bound=big.bound
+    )
 
 # %% ../../nbs/engine/values.ipynb #f97d8533
 _LINK = r"""https?://[^\s"'<>)\]}]+ | [\w.+-]{1,64}@[\w-]+\.[\w.-]*\w"""
@@ -365,42 +559,58 @@ _CURRENCY = "|".join(u for u in UNITS if UNITS[u].dimension == u)
 _MONEY = rf"(?:(?:US|CA|C|AU|A|NZ|HK|S|R|CN)?\$|CN¥|[€£¥₹₩₽₺₪₴₫₦₱฿₿]|Rs\b\.?|(?-i:{_CURRENCY})(?=\ ?\d))\ ?"
 _END = r"-?\d[\d,]*+(?:\.\d+)?"
 _CODE = r"""[^\W_]*\d[^\W_]*(?:[-.:/_+][^\W_]+)*(?:\+(?!\w))?"""
-_MIXED = r"[^\W\d_]+[-./_](?:[^\W_]+[-./_]){0,3}?[^\W\d_]*\d[^\W_]*(?:[-./_][^\W_]+)*"                        # COVID-19
-_SIGNS = r"\+\+|[+\#](?!\w)|(?-i:(?<=\b[A-Z])|(?<=\b[A-Z][A-Za-z]))-(?![\w-])"                                # C++ A+ F# O-
-_TOKEN = re.compile(rf"""
+_MIXED = r"[^\W\d_]+[-./_](?:[^\W_]+[-./_]){0,3}?[^\W\d_]*\d[^\W_]*(?:[-./_][^\W_]+)*"  # COVID-19
+_SIGNS = r"\+\+|[+\#](?!\w)|(?-i:(?<=\b[A-Z])|(?<=\b[A-Z][A-Za-z]))-(?![\w-])"  # C++ A+ F# O-
+_TOKEN = re.compile(
+    rf"""
     (?P<link>{_LINK}) | (?P<time>{_TIME}) | (?P<date>{_DATE}) |
     (?P<range>(?<![\w.,-])(?P<low>{_END})(?:-|\.\.\.?|\ -\ )(?P<high>{_END})(?!\w|[-/.:]\w)) |
     (?P<number>(?<![\w.])(?<!\w[-:/])(?P<minus>(?<!\))[-+]|\bminus\ )?(?P<money>{_MONEY})?(?P<minus2>[-+])?(?P<digits>{_DIGITS}
     )) | (?P<code>{_CODE} | {_MIXED}) |
     (?P<word>(?:(?<![\w.])\.(?=[A-Za-z]))?[^\W\d_]+(?:['/&][^\W\d_]+)*(?:{_SIGNS})? | &(?=\s)) |
-    (?P<stop>[<>!]= | [^\w\s'"*`-] | \n | (?<=\s)-(?=\s))""", re.X | re.I)
+    (?P<stop>[<>!]= | [^\w\s'"*`-] | \n | (?<=\s)-(?=\s))""",
+    re.X | re.I,
+)
 _PART = re.compile(_CODE)
 _HOST = re.compile(r"^[a-z]+://[^/]*", re.I)
+
 
 def _token(m: re.Match, text: str, out: list[Token]) -> tuple[Token, int] | None:
     "The token of a match and where it ends; None if what looked like a value is a code."
     kind, end, said = m.lastgroup, m.end(), m[0]
-    if kind == "stop": return Token("stop", said, said), end
-    if kind == "word": found = _spelled(out, said, text, end) or (_word(said), end)
-    elif kind == "number": found = _number(m, text)
-    elif kind == "range": found = _range(m, text)
-    elif kind == "date": found = (dates := _dates(said)) and (Token("date", dates, said), end)
-    elif kind == "time": found = (at := _time(said)) and (Token("time", at, said), end)
+    if kind == "stop":
+        return Token("stop", said, said), end
+    if kind == "word":
+        found = _spelled(out, said, text, end) or (_word(said), end)
+    elif kind == "number":
+        found = _number(m, text)
+    elif kind == "range":
+        found = _range(m, text)
+    elif kind == "date":
+        found = (dates := _dates(said)) and (Token("date", dates, said), end)
+    elif kind == "time":
+        found = (at := _time(said)) and (Token("time", at, said), end)
     elif kind == "link":
         link = _HOST.sub(lambda host: host[0].casefold(), said.rstrip(".,;:!?").removesuffix("/"))
         found = Token("code", link, said, name=True), end
-    else: return None
-    if found and found[0].kind == "number": found = _joined(out, found[0]), found[1]
-    if found and found[0].kind in ("number", "date"): found = _bounded(out, found[0]), found[1]
+    else:
+        return None
+    if found and found[0].kind == "number":
+        found = _joined(out, found[0]), found[1]
+    if found and found[0].kind in ("number", "date"):
+        found = _bounded(out, found[0]), found[1]
     return found or None
 
+
 @lru_cache(1 << 13)
-def tokens(text: str,   # anything
-           ) -> tuple[Token, ...]:
+def tokens(
+    text: str,  # anything
+) -> tuple[Token, ...]:
     "Read numbers, ranges, dates, times, codes and words of a text, and the breaks between them."
     text, out, end = folded(text), [], 0
     while m := _TOKEN.search(text, end):
-        if found := _token(m, text, out): token, end = found
+        if found := _token(m, text, out):
+            token, end = found
         else:
             m = _PART.match(text, m.start() + (not text[m.start()].isalnum())) or m
             token, end = Token("code", m[0].casefold(), m[0], name=True), m.end()
@@ -408,25 +618,53 @@ def tokens(text: str,   # anything
     return tuple(out)
 
 # %% ../../nbs/engine/values.ipynb #973019b9
-_HINTS = {dimension: set(words.split()) for dimension, words in {
-    "temperature": "temp temperature heat", "mass": "weight mass load payload", "power": "power", "energy": "energy",
-    "time": "time duration elapsed delay runtime period length timeout age", "voltage": "voltage", "current": "current",
-    "length": "distance dist length height width depth elevation altitude radius diameter size wingspan range",
-    "length3": "volume capacity", "force": "force", "data": "size memory"}.items()}
-_VAGUE = set("min day days second month year in st pt t ct au pa hp kn pc".split())      # temp_min is no minute
+_HINTS = {
+    dimension: set(words.split())
+    for dimension, words in {
+        "temperature": "temp temperature heat",
+        "mass": "weight mass load payload",
+        "power": "power",
+        "energy": "energy",
+        "time": "time duration elapsed delay runtime period length timeout age",
+        "voltage": "voltage",
+        "current": "current",
+        "length": "distance dist length height width depth elevation altitude radius diameter size wingspan range",
+        "length3": "volume capacity",
+        "force": "force",
+        "data": "size memory",
+    }.items()
+}
+_VAGUE = set(
+    "min day days second month year in st pt t ct au pa hp kn pc".split()
+)  # temp_min is no minute
+
 
 @lru_cache(1 << 12)
-def key_unit(key: str,   # name of a field, such as distanceKm
-             ) -> str:
+def key_unit(
+    key: str,  # name of a field, such as distanceKm
+) -> str:
     "Name the unit, or the scale, that the name of a field mentions, or ''. One letter counts after `distance` and the like."
     parts = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).split("_")
     last, before = parts[-1], {p.casefold() for p in parts[:-1]}
     if "per" in parts[1:-1]:
         above = parts[parts.index("per") - 1]
-        return f"{above}/{last}" if last not in _VAGUE and unit_of(f"{above}/{last}") else above if unit_of(above) else ""
-    if len(last) == 1 and unit_of(rate := "/".join(parts[-2:])): return rate              # speed_km_h
-    if len(last) > 2 and last.casefold().rstrip("s") in SCALES: return last.casefold().rstrip("s")
-    if len(last) == 1 and not unit_of(last): last = last.upper()                          # temp_c
+        return (
+            f"{above}/{last}"
+            if last not in _VAGUE and unit_of(f"{above}/{last}")
+            else above
+            if unit_of(above)
+            else ""
+        )
+    if len(last) == 1 and unit_of(rate := "/".join(parts[-2:])):
+        return rate  # speed_km_h
+    if len(last) > 2 and last.casefold().rstrip("s") in SCALES:
+        return last.casefold().rstrip("s")
+    if len(last) == 1 and not unit_of(last):
+        last = last.upper()  # temp_c
     unit = unit_of(last)
-    clear = unit and (len(last) > 1 and last.casefold() not in _VAGUE or before & _HINTS.get(unit.dimension, set()))
+    clear = unit and (
+        len(last) > 1
+        and last.casefold() not in _VAGUE
+        or before & _HINTS.get(unit.dimension, set())
+    )
     return last if clear else ""

@@ -27,27 +27,63 @@ if where:
 os.execv(python, [python, "-P", "-s", "-S", "-B", "-c", program])
 """
 
+
 def readable_paths() -> list[str]:
     "Return what confined code may read: the interpreter, its library, and the shared libraries of the system."
-    wanted = [os.path.realpath(sys.executable), sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"),
-              sysconfig.get_config_var("LIBDIR"), "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache",
-              "/usr/share/zoneinfo", "/dev/null", "/dev/urandom"]
+    wanted = [
+        os.path.realpath(sys.executable),
+        sysconfig.get_path("stdlib"),
+        sysconfig.get_path("platstdlib"),
+        sysconfig.get_config_var("LIBDIR"),
+        "/lib",
+        "/lib64",
+        "/usr/lib",
+        "/usr/lib64",
+        "/etc/ld.so.cache",
+        "/usr/share/zoneinfo",
+        "/dev/null",
+        "/dev/urandom",
+    ]
     return sorted({p for p in wanted if p and os.path.exists(p)})
 
 # %% ../../nbs/engine/walls.ipynb #1e4d85d2
 class Server:
     "The process that forks: it has started behind its walls, and never sees a tool."
+
     def __init__(self, limits: dict, confined_by: str):
-        where = os.path.dirname(os.path.dirname(find_spec("sandlock").origin)) if confined_by == "sandlock" else ""
+        where = (
+            os.path.dirname(os.path.dirname(find_spec("sandlock").origin))
+            if confined_by == "sandlock"
+            else ""
+        )
         program = inspect.getsource(confined) + f"\nmain({limits!r})\n"
-        argv = [sys.executable, "-P", "-s", "-B", "-c", BOOT, where, os.pathsep.join(readable_paths()),
-                os.path.realpath(sys.executable), program]
-        env = {"PYTHONHASHSEED": "0"} | {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}
+        argv = [
+            sys.executable,
+            "-P",
+            "-s",
+            "-B",
+            "-c",
+            BOOT,
+            where,
+            os.pathsep.join(readable_paths()),
+            os.path.realpath(sys.executable),
+            program,
+        ]
+        env = {"PYTHONHASHSEED": "0"} | {
+            k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"
+        }
         self.lock = threading.Lock()
         self.control, theirs = socket.socketpair()
         with theirs:
-            self.process = subprocess.Popen(argv, stdin=theirs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env,
-                                            cwd="/", start_new_session=True)
+            self.process = subprocess.Popen(
+                argv,
+                stdin=theirs,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=env,
+                cwd="/",
+                start_new_session=True,
+            )
         self.control.settimeout(60)
 
     def answer(self) -> int:
@@ -74,7 +110,7 @@ class Server:
             try:
                 self.control.sendall(struct.pack("II", ord("K"), pid))
             except OSError:
-                pass                                   # gone, and its children with it
+                pass  # gone, and its children with it
 
     def stop(self) -> bool:
         "End it, and its children with it; return whether somebody had killed it before."
@@ -86,9 +122,13 @@ class Server:
         self.process.kill()
         self.process.wait()
         return killed
+
+
 def start_server(limits: dict, backend: str) -> Server | None:
     "Return a server that answers; None where these walls do not stand. One that somebody kills is started again."
-    if not confined.resource or (backend == "sandlock" and not (sys.platform == "linux" and find_spec("sandlock"))):
+    if not confined.resource or (
+        backend == "sandlock" and not (sys.platform == "linux" and find_spec("sandlock"))
+    ):
         return None
     for _ in range(5):
         server = Server(limits, backend)
@@ -102,15 +142,18 @@ def start_server(limits: dict, backend: str) -> Server | None:
 class Gone(Exception):
     "A child has ended, or talks nonsense."
 
+
 class Late(Exception):
     "A child takes longer than a call may take."
 
+
 class Child:
     "One forked process as we see it. Nothing that it says is believed."
+
     def __init__(self, server: Server, limits: dict, data: str | None):
         self.server, self.limits, self.known = server, limits, {}
         self.socket, self.pid = server.fork()
-        self.grace = 5.0                               # for the start; then 1 second beside the call's own
+        self.grace = 5.0  # for the start; then 1 second beside the call's own
         if self.pid:
             self._send(data or "null")
 
@@ -126,8 +169,13 @@ class Child:
         "Send calls; the replies come one by one."
         new = [c for c in dict.fromkeys(j.call.code for j in jobs) if c not in self.known]
         self.known |= {c: len(self.known) + i for i, c in enumerate(new)}
-        calls = ", ".join(f"[{self.known[j.call.code]}, {json.dumps(j.call.name)}, {j.wire}, {json.dumps(j.paper)}]" for j in jobs)
-        self._send(f'{{"codes": {json.dumps(new)}, "calls": [{calls}], "state": {json.dumps(state)}}}')
+        calls = ", ".join(
+            f"[{self.known[j.call.code]}, {json.dumps(j.call.name)}, {j.wire}, {json.dumps(j.paper)}]"
+            for j in jobs
+        )
+        self._send(
+            f'{{"codes": {json.dumps(new)}, "calls": [{calls}], "state": {json.dumps(state)}}}'
+        )
 
     def _exactly(self, n: int, end: float) -> bytes:
         "The next n bytes, before it is too late."
@@ -148,7 +196,7 @@ class Child:
     def reply(self, most: int) -> list:
         "The next reply: a text or nothing, and a word or nothing. `most` bounds its bytes."
         end, self.grace = time.monotonic() + self.limits["timeout"] + self.grace, 1.0
-        size, = struct.unpack("I", self._exactly(4, end))
+        (size,) = struct.unpack("I", self._exactly(4, end))
         if size > most:
             raise Gone
         try:
@@ -162,7 +210,11 @@ class Child:
     def outcome(self) -> tuple[str, str | None]:
         "Text and error of the next call."
         text, error = self.reply(6 * self.limits["output_bytes"] + 1000)
-        if text is None or error not in (None, "raised", "timeout", "output") or len(text) > max(1000, self.limits["output_bytes"]):
+        if (
+            text is None
+            or error not in (None, "raised", "timeout", "output")
+            or len(text) > max(1000, self.limits["output_bytes"])
+        ):
             raise Gone
         return text, error
 
@@ -176,19 +228,31 @@ class Session:
     """A database that the tools of one rollout share, in one confined process: it stays there from call to call.
 
     Made by `ToolSandbox.session`. Where a call takes the process with it, a new one makes the earlier calls again."""
-    def __init__(self, fork: Callable[[str | None], Child],  # gives a new child that holds a database
-                 limits: dict,                                   # what a call may use
-                 data: Any = None,                               # the database; None for tools without one
-                 paper_scope: bool = False,                      # the authors' scoping
-                 ):
+
+    def __init__(
+        self,
+        fork: Callable[[str | None], Child],  # gives a new child that holds a database
+        limits: dict,  # what a call may use
+        data: Any = None,  # the database; None for tools without one
+        paper_scope: bool = False,  # the authors' scoping
+    ):
         try:
             self.data = None if data is None else json.dumps(data)
         except (RecursionError, TypeError, ValueError) as e:
             raise UserError(f"data: expected what JSON can hold: {e}") from e
-        self.fork, self.limits, self.paper_scope, self.child, self.done = fork, limits, paper_scope, None, []
+        self.fork, self.limits, self.paper_scope, self.child, self.done = (
+            fork,
+            limits,
+            paper_scope,
+            None,
+            [],
+        )
 
-    def __enter__(self): return self
-    def __exit__(self, *_): self.close()
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
     def close(self):
         "End the process."
@@ -200,8 +264,10 @@ class Session:
         "Run one call."
         return self.call_many([(name, arguments, code)])[0]
 
-    def call_many(self, calls: Sequence[tuple],  # (name, arguments, code)
-                  ) -> list[CallResult]:
+    def call_many(
+        self,
+        calls: Sequence[tuple],  # (name, arguments, code)
+    ) -> list[CallResult]:
         "Run calls one after another on the same state. Raises `UserError` if no confined process starts here."
         results, jobs = prepare(calls, self.paper_scope)
         self.run(jobs, results)
@@ -220,14 +286,18 @@ class Session:
                 child.ask((), state=True)
                 after, problem = child.reply(max(1 << 26, 8 * len(self.data or "")))
                 if problem:
-                    raise UserError(f"the tools left something in `data` that is no JSON: {problem}")
+                    raise UserError(
+                        f"the tools left something in `data` that is no JSON: {problem}"
+                    )
                 if after is None:
                     return None
                 state, self.data, self.done = json.loads(after), after, []
                 return state
             except (Gone, Late, ValueError, RecursionError):
                 self.close()
-        raise UserError("the state of a session is lost: its process ended three times when asked for it")
+        raise UserError(
+            "the state of a session is lost: its process ended three times when asked for it"
+        )
 
     def _ready(self) -> Child:
         "The process, with all earlier calls made."
@@ -252,7 +322,9 @@ class Session:
             except (Gone, Late) as e:
                 self.close()
                 job, late = todo[0], isinstance(e, Late)
-                deaths[job.place] += 1                 # something else may have killed it, such as a machine short of memory
+                deaths[job.place] += (
+                    1  # something else may have killed it, such as a machine short of memory
+                )
                 if late or deaths[job.place] == 3:
                     fate = ("", "timeout") if late else ("the tool ended its process", "crashed")
                     results[job.place] = self._worded(todo.pop(0), *fate)
@@ -265,8 +337,10 @@ class Session:
 def end_with_parent():
     "Let this process end within a second of its parent's end, also where nobody told the parent (`kill -9`)."
     parent = os.getppid()
+
     def watch():
         while os.getppid() == parent:
             time.sleep(0.5)
         os._exit(1)
+
     threading.Thread(target=watch, daemon=True).start()
