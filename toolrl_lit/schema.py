@@ -8,7 +8,7 @@ __all__ = ['ScenarioKind', 'SCENARIOS', 'Strategy', 'STRATEGIES', 'Dependencies'
            'answer_types', 'Turn', 'Trajectory', 'replacing', 'read_text', 'write_text', 'reserve', 'refuse_other',
            'holds_work', 'lacks_memory', 'write_jsonl', 'explain', 'Shard', 'Manifest', 'sha256', 'verified',
            'read_manifest', 'rows_of', 'OnDisk', 'read_jsonl', 'additions', 'from_ftrl', 'to_ftrl', 'read_ftrl',
-           'is_ftrl', 'show']
+           'is_ftrl']
 
 # %% ../nbs/01_schema.ipynb #4da06f13
 import hashlib, json, os, re, tempfile
@@ -948,20 +948,4 @@ def is_ftrl(
     return isinstance(first, dict) and "unsolved_set" in first
 
 # %% ../nbs/01_schema.ipynb #fba38a42
-def show(
-    fig,  # plotly figure
-    name: str,  # fixed name, unique within the notebook
-):
-    "Display a plotly figure with deterministic, small HTML."
-    from IPython.display import HTML, display
-
-    display(
-        HTML(
-            fig.to_html(
-                include_plotlyjs="cdn",
-                full_html=False,
-                div_id=name,
-                default_height=fig.layout.height or 380,
-            )
-        )
-    )
+from .engine.figures import show  # noqa: F401, its old address
