@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 from hashlib import sha256
 from typing import Any
 from fastcore.basics import patch
-from ..schema import UserError
+from .store import UserError
 from . import confined
 from toolrl_lit.engine.calls import (
     Call,
