@@ -9,7 +9,7 @@ __all__ = ['ScenarioKind', 'SCENARIOS', 'Strategy', 'STRATEGIES', 'Dependencies'
            'is_ftrl', 'lacks_memory', 'read_ftrl', 'read_jsonl', 'read_manifest', 'read_text', 'refuse_other',
            'replacing', 'reserve', 'rows_of', 'sha256', 'show', 'to_ftrl', 'verified', 'write_jsonl', 'write_text']
 
-# %% ../nbs/01_schema.ipynb #56b4e4e5
+# %% ../nbs/01_schema.ipynb #f761207e
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .engine.calls import Engine
 from .engine.figures import show  # noqa: F401, its old address
-from .engine.match import AnswerType, fit_type, infer_type
+from .engine.answers import AnswerType, fit_type, infer_type
 from toolrl_lit.engine.shards import (  # noqa: F401, their old address
     GROUP,
     Manifest,
@@ -47,7 +47,7 @@ from toolrl_lit.engine.store import (  # noqa: F401, their old address
 )
 from .engine.store import explain_line as _explain  # noqa: F401, its old name
 
-# %% ../nbs/01_schema.ipynb #5f539896
+# %% ../nbs/01_schema.ipynb #594ee492
 ScenarioKind = Literal["single-hop", "parallel single-hop", "multi-hop", "parallel multi-hop"]
 SCENARIOS: tuple[ScenarioKind, ...] = (
     "single-hop",
@@ -77,7 +77,7 @@ class SubQuestion(BaseModel):
         self.answer_type = fit_type(self.answer, self.answer_type)
         return self
 
-# %% ../nbs/01_schema.ipynb #5ca66ff3
+# %% ../nbs/01_schema.ipynb #87b0366e
 class Scenario(BaseModel):
     "Hold a decomposed question (stage 1)."
 
@@ -115,7 +115,7 @@ class Scenario(BaseModel):
             waves[depth[q.id]].append(q)
         return waves
 
-# %% ../nbs/01_schema.ipynb #6b560f76
+# %% ../nbs/01_schema.ipynb #839b3a42
 class ToolDoc(BaseModel):
     "Describe a function as models expect it (stage 2)."
 
@@ -143,14 +143,14 @@ class Tool(BaseModel):
         "Return the name of the tool, which its document gives."
         return self.doc.name
 
-# %% ../nbs/01_schema.ipynb #4ad66c81
+# %% ../nbs/01_schema.ipynb #3f7985e7
 class ToolCall(BaseModel):
     "Hold a call as a policy writes it."
 
     name: str
     arguments: dict[str, Any] = {}
 
-# %% ../nbs/01_schema.ipynb #925d7dcc
+# %% ../nbs/01_schema.ipynb #93dd82ae
 Strategy = Literal[
     "functionality generalization",
     "parameter expansion",
@@ -166,7 +166,7 @@ STRATEGIES: tuple[Strategy, ...] = (
 # by tool and golden answer: the (tool, golden answer) pairs that have to be solved first
 Dependencies = dict[str, dict[str, list[tuple[str, str]]]]
 
-# %% ../nbs/01_schema.ipynb #c17b04bc
+# %% ../nbs/01_schema.ipynb #c31e5b1b
 class Environment(BaseModel):
     "Hold a question, its golden decomposition, and the tools to answer it (stages 3 to 5)."
 
@@ -218,7 +218,7 @@ class Environment(BaseModel):
         "Return the type of each golden answer."
         return {x.answer: x.answer_type for x in (self.scenario, *self.scenario.sub_questions)}
 
-# %% ../nbs/01_schema.ipynb #5e2b9084
+# %% ../nbs/01_schema.ipynb #c275f51e
 @patch
 def documents(self: Environment) -> list[dict]:
     "Return the tool documents as chat templates take them."
@@ -236,7 +236,7 @@ def engines(self: Environment) -> dict[str, str]:
     "Return what runs each tool, where the examination of stage 5 has chosen."
     return {t.name: t.engine for t in self.tools if t.engine}
 
-# %% ../nbs/01_schema.ipynb #84b4f2d1
+# %% ../nbs/01_schema.ipynb #f5d3dd0d
 @patch
 def unsolved(self: Environment) -> dict[str, list[str]]:
     "Return golden answers by tool name, before the first turn."
@@ -257,14 +257,14 @@ def depends_on(self: Environment) -> Dependencies:
             needs.setdefault(q.tool, {}).setdefault(q.answer, []).extend(earlier)
     return needs
 
-# %% ../nbs/01_schema.ipynb #16674aa4
+# %% ../nbs/01_schema.ipynb #d87e3498
 @patch
 def golden_calls(self: Environment) -> list[list[ToolCall]]:
     "Return the calls of an ideal policy, one inner list for each turn."
     waves = self.scenario.waves()
     return [[ToolCall(name=q.tool, arguments=q.arguments) for q in wave] for wave in waves]
 
-# %% ../nbs/01_schema.ipynb #eee3364e
+# %% ../nbs/01_schema.ipynb #cd611e60
 def check_distinct(
     what: str,  # where the environments are wanted
     environments: "Iterable[Environment | StepRecord]",  # many step records may be of one environment
@@ -286,7 +286,7 @@ def check_ids(
         raise UserError(f"{what}: expected at least one environment, got none")
     check_distinct(what, environments)
 
-# %% ../nbs/01_schema.ipynb #5ea048ca
+# %% ../nbs/01_schema.ipynb #07b3f687
 class StepRecord(BaseModel):
     "Hold one training prompt (paper section 3.3): the history, the tools, and the sub-answers still unsolved."
 
@@ -320,7 +320,7 @@ class StepRecord(BaseModel):
         "Return how many sub-questions are unsolved."
         return sum(len(v) for v in self.unsolved.values())
 
-# %% ../nbs/01_schema.ipynb #da7817a7
+# %% ../nbs/01_schema.ipynb #150d09b3
 @patch
 def start(self: Environment) -> StepRecord:
     "Return the step record of the empty history."
@@ -338,7 +338,7 @@ def start(self: Environment) -> StepRecord:
         depends_on=self.depends_on(),
     )
 
-# %% ../nbs/01_schema.ipynb #7b9eb49e
+# %% ../nbs/01_schema.ipynb #f5ba4487
 @patch
 def after(
     self: StepRecord,
@@ -356,7 +356,7 @@ def after(
     )
     return self.model_copy(update=changes)
 
-# %% ../nbs/01_schema.ipynb #f35e44da
+# %% ../nbs/01_schema.ipynb #5ff2c464
 def answer_types(
     record: Environment | StepRecord,  # where the answers are golden
 ) -> dict[str, AnswerType]:
@@ -367,7 +367,7 @@ def answer_types(
         answers.append(record.answer)
     return {a: record.answer_types.get(a) or infer_type(a) for a in answers}
 
-# %% ../nbs/01_schema.ipynb #6910e8d8
+# %% ../nbs/01_schema.ipynb #17c4750d
 class Turn(BaseModel):
     "Hold what one assistant turn did."
 
@@ -405,7 +405,7 @@ class Trajectory(BaseModel):
         "Return the number of sub-questions that the calls solved."
         return sum(s is not None for t in self.turns for s in t.solved)
 
-# %% ../nbs/01_schema.ipynb #d8266ca0
+# %% ../nbs/01_schema.ipynb #6a0aef7a
 @patch
 def add(
     self: Trajectory,
@@ -445,7 +445,7 @@ def take(
     )
     return step.after(self.add(score.content, turn), score.unsolved, self.sub_questions)
 
-# %% ../nbs/01_schema.ipynb #44aea6ee
+# %% ../nbs/01_schema.ipynb #b414883b
 def _left(unsolved: dict[str, list[str]], turn: Turn) -> dict[str, list[str]]:
     "The golden answers by tool without those that a turn solved."
     left = {tool: list(answers) for tool, answers in unsolved.items()}
@@ -471,7 +471,7 @@ def step_records(
         step = step.after(new, _left(step.unsolved, turn), self.sub_questions)
         yield step
 
-# %% ../nbs/01_schema.ipynb #50817730
+# %% ../nbs/01_schema.ipynb #6be3b4bd
 _all_ = [
     "GROUP",
     "M",
