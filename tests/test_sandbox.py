@@ -686,7 +686,7 @@ def test_too_few_descriptors_end_in_one_sentence():
 
 
 def test_weaker_backend_says_so_once_and_holds_what_it_can(tmp_path):
-    import toolrl_lit.engine.sandbox as module
+    import toolrl_lit.engine.processes as module
 
     module._said.clear()
     with warnings.catch_warnings(record=True) as caught:
