@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BACKENDS', 'WEAKER', 'CROWDED', 'UNSAFE', 'say_once', 'Processes']
 
-# %% ../../nbs/engine/processes.ipynb #8b76708f
+# %% ../../nbs/engine/processes.ipynb #d6b18839
 import os, threading, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +14,7 @@ from .monty import MontyPool
 from .store import UserError
 from .walls import Child, Server, start_server
 
-# %% ../../nbs/engine/processes.ipynb #e5f2411f
+# %% ../../nbs/engine/processes.ipynb #8b949d45
 BACKENDS = ("auto", "sandlock", "process", "unsafe")
 WEAKER = (
     "Tool code that Monty does not know runs in plain subprocesses: memory, time and descriptors are limited, but it can "
@@ -45,7 +45,7 @@ def _say_what_is_weaker(backend: str):
     if backend == "unsafe":
         say_once(UNSAFE)
 
-# %% ../../nbs/engine/processes.ipynb #463eb4b0
+# %% ../../nbs/engine/processes.ipynb #043f365b
 class Processes:
     "Hold what a sandbox has started, apart from the sandbox, so that it can be ended after it."
 

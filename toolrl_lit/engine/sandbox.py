@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORKED', 'ToolSandbox', 'shared']
 
-# %% ../../nbs/engine/sandbox.ipynb #c648b43b
+# %% ../../nbs/engine/sandbox.ipynb #80f80e54
 import marshal, os, weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import lru_cache, partial
@@ -38,7 +38,7 @@ from toolrl_lit.engine.processes import (  # noqa: F401, their old address
 from .store import UserError
 from .walls import Session
 
-# %% ../../nbs/engine/sandbox.ipynb #8b52281b
+# %% ../../nbs/engine/sandbox.ipynb #c7af84da
 def _check_choice(field: str, value: str, known: Sequence[str]):
     "Raise `UserError` for a choice that is not there."
     if value not in known:
@@ -62,9 +62,9 @@ def _usual_workers() -> int:
 
 _boxes: "weakref.WeakSet[ToolSandbox]" = weakref.WeakSet()
 
-# %% ../../nbs/engine/sandbox.ipynb #27478262
+# %% ../../nbs/engine/sandbox.ipynb #8bfdad68
 class ToolSandbox:
-    """Run tool code in other processes, never in this one (paper section 3.2, localized deployment).
+    """Run tool code in other processes, never in this one (paper section 3.1, localized deployment).
 
     Two engines: Monty, an interpreter that has no files, no processes and no network, and CPython behind the walls of the kernel for
     what Monty does not know. Processes start at the first call and end with this one. It may be used from several threads. Backends
@@ -121,7 +121,7 @@ class ToolSandbox:
             self.__dict__.pop("_held", None)
             self._parts.end()
 
-# %% ../../nbs/engine/sandbox.ipynb #9a3d3880
+# %% ../../nbs/engine/sandbox.ipynb #1216b27b
 @patch
 def call(
     self: ToolSandbox,
@@ -156,7 +156,7 @@ def call_many(
         self._run(self._groups(jobs, results))
     return results
 
-# %% ../../nbs/engine/sandbox.ipynb #a9294c6c
+# %% ../../nbs/engine/sandbox.ipynb #bed24a2c
 def _split(jobs: Iterable[Job], key: Callable[[Job], Hashable], most: int = 256) -> list[list[Job]]:
     "Jobs by their key, at most so many together; those whose key is None alone."
     together: dict[Hashable, list[Job]] = {}
@@ -182,7 +182,7 @@ def _data_key(job: Job) -> Hashable:
     "What a call shares a database with: all calls with the same object."
     return id(job.call.data)
 
-# %% ../../nbs/engine/sandbox.ipynb #64923d74
+# %% ../../nbs/engine/sandbox.ipynb #e891bb0c
 @patch
 def _groups(self: ToolSandbox, jobs: list[Job], results: list) -> list:
     "The work to do, as functions: one for each group of calls, which fills in its results."
@@ -221,7 +221,7 @@ def _run(self: ToolSandbox, work: list):
         self.close()
         raise
 
-# %% ../../nbs/engine/sandbox.ipynb #310cc5a8
+# %% ../../nbs/engine/sandbox.ipynb #729c6f10
 @patch
 def _in_monty(self: ToolSandbox, jobs: list[Job], results: list):
     "Run a group of calls in Monty."
@@ -246,7 +246,7 @@ def _in_cpython(self: ToolSandbox, jobs: list[Job], results: list | dict[int, Ca
     with Session(self._parts.child, self.limits) as session:
         session.run(jobs, results)
 
-# %% ../../nbs/engine/sandbox.ipynb #0f6ce9c6
+# %% ../../nbs/engine/sandbox.ipynb #b9661bf1
 def _state_mark(data: Any) -> bytes:
     "What tells whether a database has changed on our side; nothing where that cannot be told."
     try:
@@ -290,7 +290,7 @@ def _on_data(self: ToolSandbox, jobs: list[Job], results: list):
     if other:  # of another thread
         other[2].close()
 
-# %% ../../nbs/engine/sandbox.ipynb #48d0a628
+# %% ../../nbs/engine/sandbox.ipynb #43398312
 _engines: dict[bytes, Engine] = {}  # chosen for sources that came without a choice
 _lost: list[bool] = []  # filled where Monty cannot run any more
 FORKED = (
@@ -324,7 +324,7 @@ def _choose(self: ToolSandbox, jobs: list[Job], results: list) -> dict[int, Engi
         j.place: (known[j.place] or _engines[_mark_of(j)]) if fits(j) else "cpython" for j in jobs
     }
 
-# %% ../../nbs/engine/sandbox.ipynb #926b565e
+# %% ../../nbs/engine/sandbox.ipynb #971b85a5
 @patch
 def _both(self: ToolSandbox, jobs: list[Job], key, more: Sequence[Job] = ()) -> tuple[dict, dict]:
     """What Monty and CPython give for each job, by its place; None where a Monty session did not live to tell.
@@ -372,7 +372,7 @@ def _try_both(self: ToolSandbox, jobs: list[Job], results: list, most: int = 4):
         same = some and all(monty[j.place] == cpython[j.place] for j in some)
         _engines[mark] = "monty" if same else "cpython"
 
-# %% ../../nbs/engine/sandbox.ipynb #a2386a5a
+# %% ../../nbs/engine/sandbox.ipynb #a1d99279
 @patch
 def examine(
     self: ToolSandbox,
@@ -391,7 +391,7 @@ def examine(
         engines[tool] = "monty" if same and engines.get(tool) != "cpython" else "cpython"
     return [cpython.get(i, r) for i, r in enumerate(results)], {} if _lost else engines
 
-# %% ../../nbs/engine/sandbox.ipynb #393d039c
+# %% ../../nbs/engine/sandbox.ipynb #a28a6e41
 _parents: list[
     Processes
 ] = []  # what a forked process must leave alone, kept so that nothing of it is ended there
@@ -413,7 +413,7 @@ def _after_fork():
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
-# %% ../../nbs/engine/sandbox.ipynb #14bb734f
+# %% ../../nbs/engine/sandbox.ipynb #1766f054
 _shared: list[ToolSandbox] = []
 
 
