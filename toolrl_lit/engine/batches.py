@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PlannedTurn', 'TurnBatch']
 
-# %% ../../nbs/engine/batches.ipynb #663c52eb
+# %% ../../nbs/engine/batches.ipynb #1092273d
 import json
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from .targets import Target, target_of
 from .turns import Parsed, Parser, read_turn, turn_key, written
 from ..schema import Environment, StepRecord, ToolCall
 
-# %% ../../nbs/engine/batches.ipynb #be3fabca
+# %% ../../nbs/engine/batches.ipynb #bc762b06
 class PlannedTurn(NamedTuple):
     "Hold a turn to score."
 
