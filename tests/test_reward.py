@@ -1,9 +1,15 @@
 "The reward against an independent restatement of the paper's rules; the strict matcher; formats; batches; bad input."
 
-import gc, json, math
+import gc
+import json
+import math
 from pathlib import Path
+
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toolrl_lit.engine.sandbox import ToolSandbox
 from toolrl_lit.reward import (
     KINDS,
     PARSERS,
@@ -17,7 +23,6 @@ from toolrl_lit.reward import (
     score_batch,
     score_turn,
 )
-from toolrl_lit.engine.sandbox import ToolSandbox
 from toolrl_lit.schema import (
     Environment,
     Scenario,

@@ -1,15 +1,25 @@
 "Schema: what is written is read back, and what does not fit is named with file, line and field."
 
-import bz2, errno, gzip, json, os
-import pyarrow as pa, pyarrow.parquet as pq, pytest
-from hypothesis import given, settings, strategies as st
+import bz2
+import errno
+import gzip
+import json
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
 from toolrl_lit.collect import OraclePolicy, collect
 from toolrl_lit.engine import shards, store
 from toolrl_lit.schema import (
-    StepRecord,
     Environment,
+    OnDisk,
     Scenario,
+    StepRecord,
     SubQuestion,
     Tool,
     ToolCall,
@@ -17,7 +27,6 @@ from toolrl_lit.schema import (
     Trajectory,
     Turn,
     UserError,
-    OnDisk,
     check_ids,
     explain,
     from_ftrl,

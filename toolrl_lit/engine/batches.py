@@ -42,7 +42,9 @@ class TurnBatch:
         self.paper_scope = paper_scope
         self.parse = partial(parse_qwen, read={}) if parse is parse_qwen else parse
         self.different: list[PlannedTurn] = []
-        self.which: list[tuple[int, bool]] = []  # for each turn: which it is, whether it came before
+        self.which: list[
+            tuple[int, bool]
+        ] = []  # for each turn: which it is, whether it came before
         self.jobs: list[Call] = []
         self._targets, self._read, self._keys = {}, {}, {}
         self._places, self._seen, self._owners = {}, {}, {}

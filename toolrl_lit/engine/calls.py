@@ -7,7 +7,10 @@ __all__ = ['Engine', 'CallResult', 'failure', 'timeout_text', 'storable', 'Call'
            'uncollected']
 
 # %% ../../nbs/engine/calls.ipynb #ef718b57
-import gc, json, re, unicodedata
+import gc
+import json
+import re
+import unicodedata
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -6,7 +6,9 @@
 __all__ = ['MOST_BYTES', 'Client']
 
 # %% ../../nbs/engine/client.ipynb #faa5ddc5
-import base64, logging, os
+import base64
+import logging
+import os
 from typing import Any
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit, urlunsplit
 

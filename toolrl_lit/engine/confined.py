@@ -8,7 +8,19 @@ __all__ = ['SYSCALLS', 'GUARDED', 'MACHINES', 'namespaces', 'execute', 'seccomp_
            'die_with_parent', 'child', 'apply_limits', 'fork', 'main']
 
 # %% ../../nbs/engine/confined.ipynb #50b8a3a4
-import ctypes, errno, gc, json, marshal, os, platform, select, signal, socket, struct, sys, time
+import ctypes
+import errno
+import gc
+import json
+import marshal
+import os
+import platform
+import select
+import signal
+import socket
+import struct
+import sys
+import time
 
 try:
     import resource

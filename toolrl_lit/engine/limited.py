@@ -6,7 +6,8 @@
 __all__ = ['http', 'Refused', 'Limited']
 
 # %% ../../nbs/engine/limited.ipynb #139bb75d
-import threading, time
+import threading
+import time
 from importlib import import_module
 
 import openai

@@ -7,7 +7,9 @@ __all__ = ['DRIVER', 'MONTY_SECONDS', 'MONTY_MB', 'SECRET', 'wrapped', 'trusted'
            'monty_binary', 'MontyPool']
 
 # %% ../../nbs/engine/monty.ipynb #fdc64072
-import os, re, secrets
+import os
+import re
+import secrets
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution

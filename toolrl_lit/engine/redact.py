@@ -6,7 +6,9 @@
 __all__ = ['HIDDEN', 'redact', 'hide', 'secrets_in_json', 'NoSecrets']
 
 # %% ../../nbs/engine/redact.ipynb #c3ba9838
-import json, logging, re
+import json
+import logging
+import re
 from typing import Any
 
 # %% ../../nbs/engine/redact.ipynb #579f139d

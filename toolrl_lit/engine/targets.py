@@ -79,6 +79,4 @@ def target_of(
     if isinstance(record, StepRecord):
         done = e.solve_rate == 1.0
         return Target(e.codes, e.unsolved, e.answer, done, e.engines, types, e.depends_on)
-    return Target(
-        e.codes(), e.unsolved(), e.answer, False, e.engines(), types, e.depends_on()
-    )
+    return Target(e.codes(), e.unsolved(), e.answer, False, e.engines(), types, e.depends_on())

@@ -6,7 +6,17 @@
 __all__ = ['BOOT', 'readable_paths', 'Server', 'start_server', 'Gone', 'Late', 'Child', 'Session', 'end_with_parent']
 
 # %% ../../nbs/engine/walls.ipynb #4657e94a
-import inspect, json, os, signal, socket, struct, subprocess, sys, sysconfig, threading, time
+import inspect
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
