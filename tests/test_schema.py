@@ -306,7 +306,7 @@ def test_waves_ask_everything_once_and_never_before_its_dependencies(data):
         data.draw(st.lists(st.sampled_from([f"q{j}" for j in range(i)]), unique=True)) if i else []
         for i in range(n)
     ]
-    known: set[str] = set()
+    known, last = set(), set()
     for wave in scenario(*links).waves():
         assert wave and all(set(q.depends_on) <= known for q in wave)
         assert not known or all(set(q.depends_on) & last for q in wave)  # no later than needed
@@ -470,7 +470,7 @@ def as_written(tmp_path, how):
         "mark": BOM + b"\n".join(lines),
         "windows": BOM + b"\r\n".join([*lines, b""]),
         "empty lines": b"\n\r\n" + b"\n\n  \n".join(lines) + b"\n\n",
-        "joined": b"\n".join(BOM + l for l in lines),
+        "joined": b"\n".join(BOM + line for line in lines),
     }[how]
     (tmp_path / "e.jsonl").write_bytes(content)
     return tmp_path / "e.jsonl"
