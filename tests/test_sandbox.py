@@ -2,7 +2,7 @@
 
 import json, os, re, signal, socket, struct, subprocess, sys, threading, time, warnings
 from pathlib import Path
-import pytest
+import psutil, pytest
 from collections import OrderedDict
 from hypothesis import given, settings, strategies as st
 from toolrl_lit.engine.sandbox import Call, ToolSandbox, repeats, shared, timeout_text
@@ -441,29 +441,20 @@ def test_an_interrupted_batch_leaves_a_sandbox_that_works(box, monkeypatch):
 
 
 def children(of: int) -> list[int]:
-    return [
-        p
-        for p in map(int, filter(str.isdigit, os.listdir("/proc")))
-        if parent(p) == of and alive(p)
-    ]
-
-
-def parent(pid: int) -> int:
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
+        return [p.pid for p in psutil.Process(of).children() if alive(p.pid)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def alive(pid: int) -> bool:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return state != "Z"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="counts processes as they are on Linux")
 @pytest.mark.parametrize("head", ["", WILD])
 def test_killed_processes_are_replaced(box, head):
     calls = [("add", {"a": 1, "b": 2}, head + ADD)] * 50
@@ -506,7 +497,7 @@ def test_processes_killed_in_the_middle_of_a_batch_lose_no_call(box):
     )  # unlucky three times over
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="counts processes as they are on Linux")
 @pytest.mark.parametrize("kills, text", [(1, "42"), (2, "42"), (3, "crashed")])
 def test_a_call_whose_process_is_killed_from_outside_is_made_again(kills, text):
     with ToolSandbox(workers=1, timeout=5, engine="cpython") as box:
@@ -560,7 +551,7 @@ def test_usable_from_threads_and_within_a_running_loop(box):
     )
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="counts processes as they are on Linux")
 def test_starts_lazily_and_ends_with_close():
     before = set(children(os.getpid()))
     box = ToolSandbox(workers=1)
@@ -575,16 +566,15 @@ def test_starts_lazily_and_ends_with_close():
     assert shared() is shared()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="counts processes as they are on Linux")
 def test_nothing_lives_on_when_the_host_is_killed():
     program = (
-        "from toolrl_lit.engine.sandbox import Call, ToolSandbox\nimport os, signal, threading, time\nbox = ToolSandbox(workers=2)\n"
+        "from toolrl_lit.engine.sandbox import Call, ToolSandbox\nimport os, psutil, signal, threading, time\nbox = ToolSandbox(workers=2)\n"
         "code = 'def f(): return sum(range(10 ** 14))'\n"
         "for head in ('', 'import string\\n'): box.call('f', {}, head + 'def f(): pass')\n"
         "threading.Thread(target=box.call_many, args=([Call('f', {}, code, None, e) for e in ('cpython', 'monty')],), daemon=True).start()\n"
         "time.sleep(0.4)\n"
-        "print(*[p for p in os.listdir('/proc') if p.isdigit() and int(open(f'/proc/{p}/stat').read().rsplit(')')[-1].split()[1]) "
-        "in (os.getpid(), box._parts.server.process.pid)], flush=True)\n"
+        "print(*[p.pid for p in psutil.Process().children(recursive=True)], flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     out = subprocess.run(
@@ -686,7 +676,7 @@ def test_too_few_descriptors_end_in_one_sentence():
 
 
 def test_weaker_backend_says_so_once_and_holds_what_it_can(tmp_path):
-    import toolrl_lit.engine.sandbox as module
+    import toolrl_lit.engine.processes as module
 
     module._said.clear()
     with warnings.catch_warnings(record=True) as caught:

@@ -4,8 +4,8 @@ import bz2, errno, gzip, json, os
 import pyarrow as pa, pyarrow.parquet as pq, pytest
 from hypothesis import given, settings, strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from toolrl_lit import schema as module
 from toolrl_lit.collect import OraclePolicy, collect
+from toolrl_lit.engine import shards, store
 from toolrl_lit.schema import (
     StepRecord,
     Environment,
@@ -210,7 +210,7 @@ def test_a_parquet_file_with_broken_pages_is_named(tmp_path):
     pq.write_table(pa.table({"record": ['{"name": "a"}'] * 99}), path, compression="zstd")
     whole = path.read_bytes()
     assert len(read_jsonl(path, ToolCall)) == 99
-    module._group.cache_clear()
+    shards._group.cache_clear()
     path.write_bytes(whole[:20] + bytes(40) + whole[60:])
     with pytest.raises(UserError, match=f"{path}: cannot be read as Parquet: "):
         read_jsonl(path, ToolCall)
@@ -226,7 +226,7 @@ def test_a_full_disk_leaves_the_file_that_was_there(tmp_path, monkeypatch, fails
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module.os, fails, full)
+    monkeypatch.setattr(store.os, fails, full)
     with pytest.raises(UserError, match="No space left.*What was there is unchanged"):
         write_text(path, "after")
     assert path.read_text() == "before" and [p.name for p in path.parent.iterdir()] == ["a.txt"]
@@ -495,11 +495,12 @@ def test_the_authors_records_are_known_behind_a_byte_order_mark(tmp_path):
         (ENV.model_dump_json().encode("utf-16"), "UTF-16"),
         (ENV.model_dump_json().encode("utf-16-le"), "UTF-16"),
         (ENV.model_dump_json().encode("utf-16-be"), "UTF-16"),
-        (gzip.compress(b"{}"), "gzip.*unpack"),
+        (gzip.compress(b"{}", mtime=0), "gzip.*unpack"),
         (bz2.compress(b"{}"), "bzip2"),
         (b"PK\x03\x04...", "zip"),
         (BOM + b'{"a": "\xff"}', r"not UTF-8 text \(byte 10\)"),
     ],
+    ids=["utf-16", "utf-16-le", "utf-16-be", "gzip", "bzip2", "zip", "broken utf-8"],
 )
 def test_what_is_no_utf_8_text_is_named(tmp_path, content, said):
     (tmp_path / "e.jsonl").write_bytes(content)
@@ -508,7 +509,11 @@ def test_what_is_no_utf_8_text_is_named(tmp_path, content, said):
             read(tmp_path / "e.jsonl")
 
 
-@pytest.mark.parametrize("path", ["", "/proc/x", "/dev/null", "x" * 300, "a\0b"])
+@pytest.mark.parametrize(
+    "path",
+    ["", "/proc/x", "/dev/null", "x" * 300, "a\0b"],
+    ids=["nothing", "proc", "a device", "a long name", "a zero byte"],
+)
 def test_what_cannot_be_written_is_refused(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for write in (lambda: write_text(path, "x"), lambda: write_jsonl(path, [ENV])):

@@ -6,22 +6,14 @@
 __all__ = ['Kind', 'KINDS', 'Match', 'MATCHERS', 'reward_table', 'CallScore', 'TurnScore', 'score_batch', 'score_turn',
            'score_parsed']
 
-# %% ../nbs/08_reward.ipynb #8cd22243
+# %% ../nbs/08_reward.ipynb #9bb1d560
 import json
 from collections.abc import Callable, Iterable
-from functools import lru_cache, partial
-from typing import Any, Literal, NamedTuple
-from .engine.sandbox import Call, CallResult, ToolSandbox, repeats, shared, uncollected
-from toolrl_lit.schema import (
-    Dependencies,
-    Environment,
-    StepRecord,
-    ToolCall,
-    UserError,
-    additions,
-    answer_types,
-)
-from toolrl_lit.engine.match import (
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+from .engine.batches import TurnBatch
+from toolrl_lit.engine.match import (  # noqa: F401, some for others
     UNITS,
     answers_strict,
     echoes,
@@ -31,7 +23,7 @@ from toolrl_lit.engine.match import (
     plain,
     tokens,
 )
-from toolrl_lit.engine.parsers import (
+from toolrl_lit.engine.parsers import (  # noqa: F401, some for others
     CLOSE,
     MARKUP,
     OPEN,
@@ -48,14 +40,47 @@ from toolrl_lit.engine.parsers import (
     turn_key,
     written,
 )
+from toolrl_lit.engine.sandbox import (  # noqa: F401, some for others
+    Call,
+    CallResult,
+    ToolSandbox,
+    repeats,
+    shared,
+    uncollected,
+)
+from .engine.targets import Target, target_of
+from .schema import Environment, StepRecord, ToolCall, UserError
 
-# %% ../nbs/08_reward.ipynb #e6290b71
+# %% ../nbs/08_reward.ipynb #c28c1baa
 Kind = Literal["f1", "p", "r", "pr"]
+
+
+def _f1(q: int, p: int) -> float:
+    "What the paper proposes: F1 against one sub-question."
+    return 2 * q / (p + 1)
+
+
+def _precision(q: int, p: int) -> float:
+    "The share of calls that solved something."
+    return q / p
+
+
+def _recall(q: int, p: int) -> float:
+    "How many sub-questions were solved, whatever it took."
+    return float(q)
+
+
+def _product(q: int, p: int) -> float:
+    "Precision times recall."
+    return q * q / p
+
+
+# from solved sub-questions and calls to the reward
 KINDS: dict[str, Callable[[int, int], float]] = {
-    "f1": lambda q, p: 2 * q / (p + 1),
-    "p": lambda q, p: q / p,
-    "r": lambda q, p: float(q),
-    "pr": lambda q, p: q * q / p,
+    "f1": _f1,
+    "p": _precision,
+    "r": _recall,
+    "pr": _product,
 }
 
 
@@ -69,7 +94,7 @@ def reward_table(
     finished: bool,  # everything was solved before the turn
     kind: Kind = "f1",  # formula for turns with calls
 ) -> tuple[float, str]:
-    "Reward of a turn, and the row of the table it comes from (paper section 3.3)."
+    "Return the reward of a turn, and the row of the table it comes from (paper section 3.2)."
     if p > 0:
         return KINDS[kind](q, p), "calls"
     if empty:
@@ -82,13 +107,13 @@ def reward_table(
         return 0.5, "done"
     return 0.0, "other"
 
-# %% ../nbs/08_reward.ipynb #b715fa3f
+# %% ../nbs/08_reward.ipynb #1bbe7e34
 Match = Literal["paper", "strict"]
 MATCHERS: dict[str, Callable[[str, str], bool]] = {"paper": match_paper, "strict": match_strict}
 
 
 class CallScore(NamedTuple):
-    "What became of one call."
+    "Say what became of one call."
 
     name: str
     arguments: dict
@@ -98,7 +123,7 @@ class CallScore(NamedTuple):
 
 
 class TurnScore(NamedTuple):
-    "What a turn is worth, and why."
+    "Say what a turn is worth, and why."
 
     reward: float
     calls: list[CallScore]
@@ -107,86 +132,14 @@ class TurnScore(NamedTuple):
     content: str  # what was said beside the calls
     case: str  # row of the table: "calls", "empty", "malformed", "answer", "done" or "other"
 
-
-class _Facts(NamedTuple):
-    "What scoring needs to know of an environment or a step."
-
-    codes: dict[str, str]
-    unsolved: dict[str, list[str]]
-    answer: str | None
-    finished: bool
-    engines: dict[str, str] = {}  # by tool, where they have been chosen
-    types: dict[str, tuple[str]] = {}  # of golden answers, where they are known
-    needs: Dependencies = {}  # what has to be solved before a golden answer counts
-
-# %% ../nbs/08_reward.ipynb #8af8eb12
-def _facts(record: "Environment | StepRecord | dict") -> _Facts:
-    "The facts of an environment, a step record, or a record in the authors' format. Raises `UserError` naming a bad field."
-    if isinstance(record, (Environment, StepRecord)):
-        types = {answer: (type,) for answer, type in answer_types(record).items()}
-        if isinstance(record, StepRecord):
-            return _Facts(
-                record.codes,
-                record.unsolved,
-                record.answer,
-                record.solve_rate == 1.0,
-                record.engines,
-                types,
-                record.depends_on,
-            )
-        return _Facts(
-            record.codes(),
-            record.unsolved(),
-            record.answer,
-            False,
-            record.engines(),
-            types,
-            record.depends_on(),
-        )
-    if not isinstance(record, dict):
-        raise UserError(
-            f"expected an Environment, a StepRecord or a dict in the authors' format, got {type(record).__name__}"
-        )
-    codes, unsolved = _object(record, "codes"), _object(record, "unsolved_set")
-    for tool, answers in unsolved.items():
-        if not isinstance(answers, list) or not all(
-            isinstance(a, (str, int, float)) for a in answers
-        ):
-            raise UserError(
-                f"field 'unsolved_set': {tool!r}: expected a list of answers, got {answers!r:.60}"
-            )
-    for tool, code in codes.items():
-        if not isinstance(code, str):
-            raise UserError(f"field 'codes': {tool!r}: expected Python source, got {code!r:.60}")
-    if not isinstance(record.get("answer"), (str, int, float, type(None))):
-        raise UserError(f"field 'answer': expected text, got {record['answer']!r:.60}")
-    more = additions(record)
-    return _Facts(
-        codes,
-        unsolved,
-        record.get("answer"),
-        record.get("solve_rate") == 1.0,
-        more.get("engines", {}),
-        {},
-        more.get("depends_on", {}),
-    )
+# %% ../nbs/08_reward.ipynb #a843738f
+def _is_early(tool: str, answer: str, target: Target) -> bool:
+    "Whether a golden answer depends on one that was still unsolved before this turn."
+    needs = target.needs.get(tool, {}).get(answer, ())
+    return any(need in target.unsolved.get(other, ()) for other, need in needs)
 
 
-def _object(record: dict, field: str) -> dict:
-    "A field that holds an object, or JSON of one in a string."
-    if field not in record:
-        raise UserError(f"the record has no field {field!r}")
-    value = record[field]
-    try:
-        value = json.loads(value) if isinstance(value, str) else value
-    except (json.JSONDecodeError, RecursionError) as e:
-        raise UserError(f"field {field!r}: expected JSON in a string, got {value[:60]!r}") from e
-    if not isinstance(value, dict):
-        raise UserError(f"field {field!r}: expected an object, got {value!r:.60}")
-    return value
-
-# %% ../nbs/08_reward.ipynb #b76301d7
-_WHY = {
+_ERRORS = {
     "unknown": "there is no such tool",
     "timeout": "it took too long",
     "crashed": "it ended its process",
@@ -195,186 +148,107 @@ _WHY = {
 }
 
 
-def _solves(
-    call: ToolCall, result: CallResult, mine: list[str], facts: _Facts, match: str, holds
-) -> tuple[str | None, str]:
-    """The golden answer, of those of the call's tool that are `mine` to solve, which a call solves, and why, or why none.
-
-    Strictly, an answer counts once all that it depends on was solved in earlier turns: nobody can have read it before."""
-    (name, arguments), why = written(call), ""
-    for answer in mine if match == "paper" or result.ok else ():
-        types = facts.types.get(str(answer), ()) if match == "strict" else ()
-        if not holds(result.text, str(answer), *types):
-            continue
-        if (
-            match == "paper"
-            or not (early := _early(name, answer, facts))
-            and not echoes(arguments, result.text, str(answer))
-        ):
-            return answer, f"its result holds {answer!r}"
-        why = (
-            "it was made before what it depends on was solved"
-            if early
-            else "its result repeats its arguments"
-        )
+def _wasted(name: str, result: CallResult, mine: list[str], target: Target) -> str:
+    "Why a call solved nothing, where its result holds no golden answer."
     if result.error:
-        why = _WHY[result.error]
-    elif not (isinstance(name, str) and facts.unsolved.get(name)):
-        why = "no sub-question needs this tool"
-    elif not mine:
-        why = "all sub-questions of this tool are solved"
-    return None, why or f"its result does not hold {' or '.join(map(repr, mine))}"
+        return _ERRORS[result.error]
+    if not (isinstance(name, str) and target.unsolved.get(name)):
+        return "no sub-question needs this tool"
+    if not mine:
+        return "all sub-questions of this tool are solved"
+    return f"its result does not hold {' or '.join(map(repr, mine))}"
+
+# %% ../nbs/08_reward.ipynb #5e603acd
+def _contains(said: str, answer: str) -> bool:
+    "Whether the final answer stands in what was said. (The paper does not split it into parts.)"
+    return plain(answer) in plain(said)
 
 
-def _credit(
-    call: ToolCall,
-    result: CallResult,
-    left: dict[str, list],
-    facts: _Facts,
-    match: str,
-    holds,
-    known: dict,
-) -> CallScore:
-    "Hold one call against what is left of its tool's golden answers; remove the one it solves. `known` are earlier verdicts."
-    name, _ = written(call)
-    mine = left.get(name, []) if isinstance(name, str) else []
-    key = id(call), id(result), id(facts), tuple(mine)
-    if key not in known:
-        known[key] = _solves(call, result, mine, facts, match, holds)
-    answer, why = known[key]
-    if answer is not None:
-        mine.remove(answer)
-    return CallScore(call.name, call.arguments, result.text, answer, why)
+class _Judge:
+    "Decide what calls solved and what turns are worth, by one formula and one rule."
 
+    def __init__(self, kind: str, match: str, markup: tuple[str, ...]):
+        self.kind, self.strict, self.markup = kind, match == "strict", markup
+        self.holds = lru_cache(None)(MATCHERS[match])
+        self.concludes = lru_cache(None)(answers_strict if self.strict else _contains)
+        self.verdicts: dict[tuple, tuple[str | None, str]] = {}
 
-def _early(tool: str, answer: str, facts: _Facts) -> bool:
-    "Whether a golden answer depends on one that was still unsolved before this turn."
-    return any(
-        need in facts.unsolved.get(other, ())
-        for other, need in facts.needs.get(tool, {}).get(answer, ())
-    )
+    def types(self, answer: str, target: Target) -> tuple[str, ...]:
+        "The type of a golden answer, where the rule asks for it."
+        return target.types.get(answer, ()) if self.strict else ()
 
-# %% ../nbs/08_reward.ipynb #0933da1a
-def _score(
-    parsed: Parsed,
-    results: Iterable[CallResult],
-    facts: _Facts,
-    kind: str,
-    match: str,
-    markup: tuple[str, ...],
-    holds,
-    answers,
-    known: dict,
-) -> TurnScore:
-    "Score a turn whose calls have run."
-    left = {tool: list(answers) for tool, answers in facts.unsolved.items()}
-    t = sum(map(len, left.values()))
-    types = facts.types if match == "strict" else {}
-    calls = [_credit(c, r, left, facts, match, holds, known) for c, r in zip(parsed.calls, results)]
+    def verdict(
+        self, call: ToolCall, result: CallResult, mine: list[str], target: Target
+    ) -> tuple[str | None, str]:
+        "The golden answer, of those that are `mine` to solve, which a call solves, and why, or why none."
+        (name, arguments), why = written(call), ""
+        for answer in mine if result.ok or not self.strict else ():
+            text = str(answer)
+            if not self.holds(result.text, text, *self.types(text, target)):
+                continue
+            if self.strict and _is_early(name, answer, target):
+                why = "it was made before what it depends on was solved"
+            elif self.strict and echoes(arguments, result.text, text):
+                why = "its result repeats its arguments"
+            else:
+                return answer, f"its result holds {answer!r}"
+        return None, why or _wasted(name, result, mine, target)
+
+    def credit(
+        self, call: ToolCall, result: CallResult, left: dict[str, list], target: Target
+    ) -> CallScore:
+        "Hold one call against what is left of its tool's golden answers; remove the one it solves."
+        name, _ = written(call)
+        mine = left.get(name, []) if isinstance(name, str) else []
+        key = id(call), id(result), id(target), tuple(mine)
+        if key not in self.verdicts:
+            self.verdicts[key] = self.verdict(call, result, mine, target)
+        answer, why = self.verdicts[key]
+        if answer is not None:
+            mine.remove(answer)
+        return CallScore(call.name, call.arguments, result.text, answer, why)
+
+# %% ../nbs/08_reward.ipynb #0978c8f9
+def _by_tool(calls: list[CallScore]) -> dict[str, list[str]]:
+    "The golden answers that calls solved, by tool."
     solved: dict[str, list[str]] = {}
     for c in calls:
         if c.solved is not None:
             solved.setdefault(c.name, []).append(c.solved)
-    said = parsed.content
-    answered = (
-        not calls
-        and facts.answer is not None
-        and answers(said, str(facts.answer), match, *types.get(str(facts.answer), ()))
-    )
+    return solved
+
+
+def _judged(
+    judge: _Judge, parsed: Parsed, results: Iterable[CallResult], target: Target
+) -> TurnScore:
+    "The score of a turn whose calls have run."
+    left = {tool: list(answers) for tool, answers in target.unsolved.items()}
+    t = sum(map(len, left.values()))
+    calls = [judge.credit(c, r, left, target) for c, r in zip(parsed.calls, results)]
+    solved, said, answer = _by_tool(calls), parsed.content, str(target.answer)
+    asked = not calls and target.answer is not None
+    answered = asked and judge.concludes(said, answer, *judge.types(answer, target))
+    markup = any(m in said for m in judge.markup)
     q = sum(map(len, solved.values()))
     reward, case = reward_table(
-        len(calls), q, t, not said, any(m in said for m in markup), answered, facts.finished, kind
+        len(calls), q, t, not said, markup, answered, target.finished, judge.kind
     )
     return TurnScore(reward, calls, solved, left, said, case)
 
-
-def _answered(said: str, answer: str, match: str, type: str = "") -> bool:
-    "Whether the final answer stands in what was said. (The paper does not split it into parts.)"
-    return plain(answer) in plain(said) if match == "paper" else answers_strict(said, answer, type)
-
-# %% ../nbs/08_reward.ipynb #4b2362ef
-class _Turn(NamedTuple):
-    "A turn to score."
-
-    parsed: Parsed
-    facts: _Facts
-    places: list[int]  # where the results of its calls stand
-
-
-class _Plan:
-    "The different turns of a batch, which of them each turn is, and the calls that are still to run."
-
-    def __init__(self, parse: Parser, paper_scope: bool):
-        self.paper_scope = paper_scope
-        self.parse = partial(parse_qwen, read={}) if parse is parse_qwen else parse
-        self.facts, self.read, self.keys, self.places, self.seen, self.owners = (
-            {},
-            {},
-            {},
-            {},
-            {},
-            {},
-        )
-        self.different, self.which, self.jobs = [], [], []
-
-    def add(self, text: str, record: Any):
-        "Take in one more turn."
-        key = turn_key(text)
-        if (at := self.seen.get((key, id(record)))) is not None:
-            self.which.append((at, True))
-            return
-        if id(record) not in self.facts:
-            self.facts[id(record)] = self._read(record)
-        if key not in self.read:
-            self.read[key] = read_turn(text, self.parse)
-        facts, owner = self.facts[id(record)]
-        turn, steady = _Turn(self.read[key], facts, []), True
-        for call in turn.parsed.calls:  # `read` keeps the calls, so their ids stay theirs
-            name, arguments, same_call = self.keys.get(id(call)) or self.keys.setdefault(
-                id(call), _key(call)
-            )
-            code = turn.facts.codes.get(name) if isinstance(name, str) else None
-            same = code is None or isinstance(code, str) and repeats(code)
-            new = len(self.jobs)
-            place = self.places.setdefault((same_call, code, owner), new) if same else new
-            if place == new:
-                group = owner if same else (owner, len(self.different))
-                engine = turn.facts.engines.get(name) if code else None
-                self.jobs.append(Call(name, arguments, code, None, engine, group, self.paper_scope))
-            turn.places.append(place)
-            steady &= same
-        if steady:
-            self.seen[key, id(record)] = len(self.different)
-        self.which.append((len(self.different), False))
-        self.different.append(turn)
-
-    def _read(self, record: Any) -> tuple[_Facts, int]:
-        "The facts of a record, and the number of the environment that it belongs to: records of one share its tools."
-        facts = _facts(record)
-        name = record.id if isinstance(record, (Environment, StepRecord)) else id(record)
-        return facts, self.owners.setdefault((name, tuple(facts.codes.items())), len(self.owners))
-
-# %% ../nbs/08_reward.ipynb #4b9518dd
-def _key(call: ToolCall) -> tuple[Any, Any, str]:
-    "Name and arguments as they were written, and what makes two calls of one source equal."
-    name, arguments = written(call)
-    return name, arguments, repr(name) + json.dumps(arguments)
-
-
-def _own(score: TurnScore) -> TurnScore:
-    "The score of an equal turn, which shares no list with the first."
-    solved, left = (
-        {tool: list(answers) for tool, answers in d.items()} for d in (score.solved, score.unsolved)
-    )
-    return score._replace(calls=list(score.calls), solved=solved, unsolved=left)
-
-# %% ../nbs/08_reward.ipynb #357de73b
-def _known(what: str, value: str, table: Iterable[str]):
-    "Refuse an option that is not in its table."
+# %% ../nbs/08_reward.ipynb #1313c71b
+def _check_option(what: str, value: str, table: Iterable[str]):
+    "Raise `UserError` for an option that is not in its table."
     if value not in table:
         raise UserError(f"{what}: expected one of {', '.join(map(repr, table))}, got {value!r}")
 
-# %% ../nbs/08_reward.ipynb #a435d88e
+
+def _own_copy(score: TurnScore) -> TurnScore:
+    "The score of an equal turn, which shares no list with the first."
+    solved = {tool: list(answers) for tool, answers in score.solved.items()}
+    unsolved = {tool: list(answers) for tool, answers in score.unsolved.items()}
+    return score._replace(calls=list(score.calls), solved=solved, unsolved=unsolved)
+
+
 def score_batch(
     turns: list[
         tuple[str, "Environment | StepRecord | dict"]
@@ -388,42 +262,25 @@ def score_batch(
     """Score many turns with one sandbox batch, each as if it were alone. Raises `UserError` for unknown options.
 
     Equal calls of a tool that must answer alike run once (`repeats`), and may share their `arguments` in what is returned."""
-    _known("kind", kind, KINDS)
-    _known("match", match, MATCHERS)
-    if not callable(parser):
-        _known("parser", parser, PARSERS)
-    parse, markup = (
-        (parser, getattr(parser, "markup", ()))
-        if callable(parser)
-        else (PARSERS[parser], MARKUP[parser])
-    )
-    plan, holds, answers = (
-        _Plan(parse, paper_scope),
-        lru_cache(None)(MATCHERS[match]),
-        lru_cache(None)(_answered),
-    )
-    known: dict[tuple, tuple] = {}  # equal calls of an environment get their verdict once
+    _check_option("kind", kind, KINDS)
+    _check_option("match", match, MATCHERS)
+    if callable(parser):
+        parse, markup = parser, getattr(parser, "markup", ())
+    else:
+        _check_option("parser", parser, PARSERS)
+        parse, markup = PARSERS[parser], MARKUP[parser]
+    batch, judge = TurnBatch(parse, paper_scope), _Judge(kind, match, markup)
     with uncollected():
         for turn in turns:
-            plan.add(*turn)
-        results = (sandbox or shared()).call_many(plan.jobs) if plan.jobs else []
+            batch.add(*turn)
+        results = (sandbox or shared()).call_many(batch.jobs) if batch.jobs else []
         scores = [
-            _score(
-                turn.parsed,
-                [results[i] for i in turn.places],
-                turn.facts,
-                kind,
-                match,
-                markup,
-                holds,
-                answers,
-                known,
-            )
-            for turn in plan.different
+            _judged(judge, turn.parsed, [results[i] for i in turn.places], turn.target)
+            for turn in batch.different
         ]
-        return [_own(scores[i]) if again else scores[i] for i, again in plan.which]
+        return [_own_copy(scores[i]) if again else scores[i] for i, again in batch.which]
 
-# %% ../nbs/08_reward.ipynb #963bbbac
+
 def score_turn(
     text: str,  # a turn as the policy wrote it
     env_or_record: "Environment | StepRecord | dict",  # where it was written; a dict has the authors' format
@@ -433,10 +290,10 @@ def score_turn(
     sandbox: ToolSandbox | None = None,  # where calls run; None for the shared one
     paper_scope: bool = False,  # the authors' scoping of tool code
 ) -> TurnScore:
-    "Score one turn (paper section 3.3). Raises `UserError` for unknown options or a record that lacks a field."
+    "Score one turn (paper section 3.2). Raises `UserError` for unknown options or a record that lacks a field."
     return score_batch([(text, env_or_record)], kind, match, parser, sandbox, paper_scope)[0]
 
-# %% ../nbs/08_reward.ipynb #52d179cc
+# %% ../nbs/08_reward.ipynb #2f00a32a
 def score_parsed(
     parsed: Parsed,  # what was said, and the calls that were made
     results: list[CallResult],  # what each of the calls gave
@@ -445,15 +302,13 @@ def score_parsed(
     match: Match = "paper",  # what counts as solved
     markup: tuple[str, ...] = MARKUP["qwen"],  # what shows in text that a call was meant
 ) -> TurnScore:
-    """Score calls that have run (paper section 3.3); `score_batch` ends here as well.
+    """Score calls that have run (paper section 3.2); `score_batch` ends in the same way.
 
     Raises `UserError` for unknown options, a record that lacks a field, or another number of results than of calls."""
-    _known("kind", kind, KINDS)
-    _known("match", match, MATCHERS)
+    _check_option("kind", kind, KINDS)
+    _check_option("match", match, MATCHERS)
     if len(results) != len(parsed.calls):
         raise UserError(
             f"results: expected one for each of {len(parsed.calls)} calls, got {len(results)}"
         )
-    return _score(
-        parsed, results, _facts(env_or_record), kind, match, markup, MATCHERS[match], _answered, {}
-    )
+    return _judged(_Judge(kind, match, markup), parsed, results, target_of(env_or_record))

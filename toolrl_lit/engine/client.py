@@ -11,7 +11,7 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit, urlunsplit
-from ..schema import UserError
+from .store import UserError
 
 # %% ../../nbs/engine/client.ipynb #1afbe4bd
 HIDDEN = "***"

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
-from ..schema import UserError
+from .store import UserError
 from . import confined
 from .calls import CallResult, Job, prepare, worded
 
