@@ -24,6 +24,6 @@ setup(
     packages=find_packages(include=[cfg["lib_path"] + "*"]),
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
-    package_data={cfg["lib_path"]: ["data/**", "prompts/*.md"]},
+    package_data={cfg["lib_path"]: ["data/**", "prompts/*.md", "py.typed"]},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
 )
