@@ -1,6 +1,7 @@
 "Package metadata for pip, read from settings.ini: the one place where version, dependencies and scripts are written."
 
 from configparser import ConfigParser
+
 from setuptools import find_packages, setup
 
 cfg = ConfigParser()
