@@ -121,13 +121,16 @@ def test_the_sidebar_holds_every_page_once_and_nothing_else():
     known([f"no such page: {p}" for p in set(listed) - there], [], "entries of the sidebar")
 
 
-def test_every_page_has_a_title_and_a_line_that_says_what_it_is_about():
-    bare = []
+def test_every_page_begins_with_a_cell_of_its_title_and_what_it_is_about():
+    "The site takes both from the first cell with text, and drops what else is in there."
+    odd = []
     for page in PAGES:
-        first = next(text(c) for c in cells(page) if c["cell_type"] == "markdown")
-        if not re.match(r"# \S.*\n+> \S", first):
-            bare.append(at(page))
-    assert not bare, bare
+        first = next(text(c) for c in cells(page) if c["cell_type"] == "markdown").strip()
+        title, *rest = [line for line in first.splitlines() if line]
+        quoted = [line for line in rest if line.startswith(">")]
+        if not (title.startswith("# ") and quoted and quoted == rest):
+            odd.append(at(page))
+    known(odd, ODD_FIRST_CELLS, "first cells that are not a title and a line after >")
 
 
 def outputs(page: Path):
@@ -446,6 +449,11 @@ BROKEN_LINKS: list[str] = [
     "nbs/engine/walls.ipynb: confined.html is not there (link to the .ipynb)",
     "nbs/index.ipynb: 00_tour.ipynb is not there",
     "nbs/index.ipynb: 10_grpo.ipynb is not there",
+]
+ODD_FIRST_CELLS: list[str] = [
+    "nbs/engine/demo.ipynb",
+    "nbs/engine/figures.ipynb",
+    "nbs/engine/moved.ipynb",
 ]
 FIGURES_WITHOUT_PICTURE: list[str] = [
     "nbs/02_scenario.ipynb",
