@@ -11,8 +11,7 @@ INSTALLED = .venv/.installed
 VERIFIERS = .venv/verifiers/.installed
 CODE = nbs runs tests setup.py
 # what `make check` runs of the tests: site, papers and the modules that need no model
-FAST = tests/test_site.py tests/test_papers.py tests/test_readme.py tests/test_functions.py tests/test_schema.py \
-	tests/test_integrate.py tests/test_match.py tests/test_parsers.py
+FAST = $(addprefix tests/test_,$(addsuffix .py,site papers readme functions schema integrate match parsers deploy))
 export TOKENIZERS_PARALLELISM = false
 export OMP_NUM_THREADS = 1
 
