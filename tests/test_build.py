@@ -4,23 +4,17 @@ import json, os, random, re, signal, subprocess, sys, threading, time
 from collections import Counter
 import pytest
 from hypothesis import given, settings, strategies as st
-from toolrl_lit.build import (
-    BATCH,
+from toolrl_lit.audit import (
     SIMILAR,
     Asked,
-    Made,
-    Plan,
-    _remote,
-    attempt,
     audit,
     audit_figure,
     audit_records,
     audit_sections,
     audit_table,
-    build_environments,
+    duplicates,
     examples_table,
     exploits,
-    fact_versions,
     findings_figure,
     leaves,
     match_any,
@@ -28,10 +22,18 @@ from toolrl_lit.build import (
     overlaps,
     phrasing,
     rarity,
-    repeats,
-    settle,
     similarity,
     words,
+)
+from toolrl_lit.build import (
+    BATCH,
+    Made,
+    Plan,
+    attempt,
+    build_environments,
+    fact_versions,
+    make_elsewhere,
+    settle,
 )
 from toolrl_lit.collect import OraclePolicy, collect
 from toolrl_lit.document import document
@@ -246,8 +248,8 @@ def test_a_build_is_not_continued_with_facts_of_other_versions(tmp_path, monkeyp
             build_environments(**arguments | dict(n=n), out=tmp_path / out)
     plan = Plan(GENERATOR, 1, 0, "train", SCENARIOS, Difficulty(), {})
     with pytest.raises(UserError, match="executor: .* has facts of .*99"):
-        _remote(plan, {0: 0}, later | {"facts": "1"})
-    assert 0 in _remote(plan, {0: 0}, later)
+        make_elsewhere(plan, {0: 0}, later | {"facts": "1"})
+    assert 0 in make_elsewhere(plan, {0: 0}, later)
 
 
 # -- large builds: on disk, in several processes, on a cluster
@@ -367,13 +369,14 @@ def test_a_killed_build_of_shards_goes_on_and_ends_in_the_same_bytes(
     path, result = single
     arguments = dict(n=200, seed=0, out=str(tmp_path / "s"), shard=64)
     code = (
-        "import os, signal, toolrl_lit.build as b; from toolrl_lit.scenario import KnowledgeGenerator\n"
-        f"real, calls = b.{function}, []\n"
+        "import os, signal, toolrl_lit.engine.journal as j; from toolrl_lit.build import build_environments\n"
+        "from toolrl_lit.scenario import KnowledgeGenerator\n"
+        f"real, calls = j.{function}, []\n"
         "def deadly(*a):\n"
         "    calls.append(a)\n"
         f"    if len(calls) == {call}: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return real(*a)\n"
-        f"b.{function} = deadly; b.build_environments(KnowledgeGenerator(), progress=False, **{arguments!r})"
+        f"j.{function} = deadly; build_environments(KnowledgeGenerator(), progress=False, **{arguments!r})"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
     assert (tmp_path / "s" / "build.part").exists() and not (
@@ -548,7 +551,7 @@ def test_a_cluster_makes_the_same_bytes_though_a_worker_is_killed(tmp_path):
         while not dead and not out.exists():
             if part.exists() and part.read_bytes().count(b"\n") > 1:  # a first batch has come back
                 for p in psutil.Process().children(recursive=True):
-                    if p.cmdline()[:1] == ["ray::_remote"]:
+                    if p.cmdline()[:1] == ["ray::_do"]:
                         dead.append(p.pid)
                         p.kill()
                         break
@@ -1081,7 +1084,7 @@ def test_an_audit_finds_repetition_within_and_between(train):
         "entities shared by the splits",
         "questions shared by the splits",
     } <= set(between)
-    assert "_" in phrasing(train[0]) and repeats(train[:3], lambda e: e.id) == []
+    assert "_" in phrasing(train[0]) and duplicates(train[:3], lambda e: e.id) == []
 
 
 def test_an_audit_takes_environments_of_other_makers():
