@@ -11,7 +11,8 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOTrainer
-from toolrl_lit import train as module
+from toolrl_lit import train as module, warm as warming
+from toolrl_lit.engine import callbacks, checkpoints, rollouts, trainer as engine_trainer
 from toolrl_lit.collect import OraclePolicy, TransformersPolicy, _own, _prefill, collect
 from toolrl_lit.layers import compare
 from toolrl_lit.reward import score_turn
@@ -493,7 +494,7 @@ def test_naming_an_epochs_prompts_does_not_copy_the_model(tiny_folder):
         dumps,
     )  # what `datasets` makes of a transform, to tell it from others
 
-    prompts = module._Prompts(StepRewards(make_config(), TransformersPolicy(tiny_folder)))
+    prompts = module.SlotPrompts(StepRewards(make_config(), TransformersPolicy(tiny_folder)))
     assert len(dumps(prompts)) < 1000
 
 
@@ -560,8 +561,8 @@ def test_what_is_logged_is_of_all_turns_that_were_sampled_and_not_of_those_that_
         )
         assert {k: row[k] for k in told} == pytest.approx(told)
         assert row["reward"] == pytest.approx(sum(s.reward for s, _ in kept) / 8, abs=1e-6)
-        shown, bar = [], module._Bar("train")
-        bar.bar = SimpleNamespace(set_postfix=shown.append)
+        shown, bar = [], callbacks.ProgressBar("train")
+        bar.training_bar = SimpleNamespace(set_postfix=shown.append)
         bar.on_log(None, None, None, logs=row)
         assert shown[0]["mean_reward"] == f"{row['mean_reward']:.3g}" and "reward" not in shown[0]
     assert any(abs(row["reward"] - row["mean_reward"]) > 0.05 for row in log), (
@@ -623,7 +624,7 @@ def test_advantages_and_loss_are_those_computed_by_hand(
 
     @torch.no_grad()
     def by_hand(self, model, inputs):
-        "The loss of METHOD section 3.3 from full rows: no shared prompts, no chunks, no code of TRL."
+        "The loss of the paper (section 3.3) from full rows: no shared prompts, no chunks, no code of TRL."
         mask, C = inputs["completion_mask"].float(), inputs["completion_ids"].shape[1]
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
         attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
@@ -855,7 +856,7 @@ def test_memory_is_what_a_real_run_holds(
     held, rows, trainers = [], [], []
     forward, made, tiny = (
         StepTrainer._group_logps,
-        module._step_trainer,
+        module.step_trainer,
         LlamaForCausalLM.from_pretrained(tiny_folder).config,
     )
 
@@ -887,7 +888,7 @@ def test_memory_is_what_a_real_run_holds(
         return trainers[0]
 
     monkeypatch.setattr(StepTrainer, "_group_logps", kept)
-    monkeypatch.setattr(module, "_step_trainer", remembered)
+    monkeypatch.setattr(module, "step_trainer", remembered)
     train(config, environments)
     for real, tokens in zip(held, rows, strict=True):
         told = (
@@ -958,7 +959,7 @@ def test_memory_between_tensors_that_are_needed_goes_back_to_the_system():
     full = resident().rss
     model(ids)
     assert full - resident().rss < 20e6  # nothing gives it back by itself
-    with module._tidy(lora(model, 2)):
+    with checkpoints.tidy(lora(model, 2)):
         model(ids)
     assert full - resident().rss > 100e6
     full = resident().rss
@@ -1213,8 +1214,8 @@ def test_a_finished_run_is_returned_at_once(run, tiny_folder, environments, monk
     assert train(config_for(tiny_folder, run.parent), environments) == run / "model"
 
 
-def stop_at(monkeypatch, where: str, count: int):
-    "Raise KeyboardInterrupt at the given call of a function of `train`."
+def stop_at(monkeypatch, where: str, count: int, module=module):
+    "Raise KeyboardInterrupt at the given call of a function."
     calls, plain = iter(range(1, 1000)), getattr(module, where)
 
     def stops(*args, **kwargs):
@@ -1226,19 +1227,19 @@ def stop_at(monkeypatch, where: str, count: int):
 
 
 @pytest.mark.parametrize(
-    "where, count",
+    "place, where, count",
     [
-        ("generate_tokens", 2),  # in epoch 1, with one update done
-        ("collect", 2),  # between the epochs
-        ("score_batch", 8),  # in the last update, whose turns have been sampled
-        ("merge_into", 7),
+        (rollouts, "generate_tokens", 2),  # in epoch 1, with one update done
+        (module, "collect", 2),  # between the epochs
+        (module, "score_batch", 8),  # in the last update, whose turns have been sampled
+        (checkpoints, "merge_into", 1),  # after the last update
     ],
-)  # after the last update
+)
 def test_an_interrupted_run_goes_on_to_the_same_weights(
-    run, tiny_folder, environments, tmp_path, monkeypatch, where, count
+    run, tiny_folder, environments, tmp_path, monkeypatch, place, where, count
 ):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_at(patch, where, count)
+        stop_at(patch, where, count, place)
         train(config_for(tiny_folder, tmp_path), environments)
     assert not (tmp_path / "rl" / "model").exists()
     train(config_for(tiny_folder, tmp_path), environments)
@@ -1362,7 +1363,7 @@ def killed(stage: str, config: TrainConfig, environments, tmp_path, where: str, 
             2,
             "checkpoint-2/trainer_state.json",
         ),  # the second epoch is being collected
-        ("toolrl_lit.train.save_model", 1, "log.json"),
+        ("toolrl_lit.engine.checkpoints.save_model", 1, "log.json"),
     ],
 )  # everything has been learnt
 def test_a_killed_run_goes_on_to_the_same_weights(
@@ -1404,7 +1405,7 @@ def test_all_weights_are_trained_in_single_precision_and_a_killed_run_goes_on(
         )
         assert not torch.equal(kept[k], before[k].float())
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_at(patch, "generate_tokens", 2)
+        stop_at(patch, "generate_tokens", 2, rollouts)
         train(config_for(tiny_folder, tmp_path / "broken", **full), environments)
     train(config_for(tiny_folder, tmp_path / "broken", **full), environments)
     assert losses(tmp_path / "whole/rl") == losses(tmp_path / "broken/rl") and same(
@@ -1433,15 +1434,15 @@ def test_half_a_checkpoint_is_not_taken(run, tmp_path):
         if state:
             (tmp_path / f"checkpoint-{n}" / "trainer_state.json").write_text(state)
     assert (
-        module._resume(tmp_path) == str(tmp_path / "checkpoint-10")
-        and module._resume(tmp_path / "none") is None
+        checkpoints.resume(tmp_path) == str(tmp_path / "checkpoint-10")
+        and checkpoints.resume(tmp_path / "none") is None
     )
 
 
 def test_warm_start_and_training_render_with_the_same_reasoning(
     thinking_folder, environments, tmp_path, monkeypatch
 ):
-    read, taught, plain, demonstrate = [], [], module.generate_tokens, module.demonstrations
+    read, taught, plain, demonstrate = [], [], rollouts.generate_tokens, warming.demonstrations
 
     def watched(model, prompts, **rest):
         read.extend(prompts)
@@ -1451,8 +1452,8 @@ def test_warm_start_and_training_render_with_the_same_reasoning(
         taught.append(policy.reasoning)
         return demonstrate(policy, *rest, **more)
 
-    monkeypatch.setattr(module, "generate_tokens", watched)
-    monkeypatch.setattr(module, "demonstrations", shown)
+    monkeypatch.setattr(rollouts, "generate_tokens", watched)
+    monkeypatch.setattr(warming, "demonstrations", shown)
     config = config_for(
         thinking_folder, tmp_path, epochs=1, updates=1, reasoning=True, warm_steps=1
     )
@@ -1517,7 +1518,8 @@ def test_lack_of_memory_or_disk_is_one_sentence_wherever_it_happens(
     def fails(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(module, "load_model", fails)
+    for place in (module, warming):
+        monkeypatch.setattr(place, "load_model", fails)
     for start in (train, warm_start):
         with pytest.raises(UserError, match=said):
             start(config_for(tiny_folder, tmp_path), environments)
@@ -1618,9 +1620,10 @@ def test_a_training_from_another_start_policy_is_not_taken_for_this_one(
     ):
         with monkeypatch.context() as patch:
             if state == "half done":
-                patch.setattr(
-                    module, "_finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt)
-                )
+                for place in (module, warming):
+                    patch.setattr(
+                        place, "finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt)
+                    )
             with (
                 pytest.raises(KeyboardInterrupt)
                 if state == "half done"
@@ -1642,7 +1645,7 @@ def test_a_model_of_the_hub_is_known_by_its_commit(tiny_folder, tmp_path, monkey
         shutil.copytree(tiny_folder, tmp_path / "models--some--model" / "snapshots" / commit)
         (tmp_path / "models--some--model" / "refs").mkdir(exist_ok=True)
         (tmp_path / "models--some--model" / "refs" / "main").write_text(commit)
-        assert module._digest_of("some/model") == f"some/model@{commit}"
+        assert checkpoints.digest_of("some/model") == f"some/model@{commit}"
 
 
 def test_the_warm_start_learns_and_resumes(tiny_folder, environments, tmp_path):
@@ -1681,7 +1684,7 @@ def warm(tiny_folder, environments, tmp_path_factory):
             "checkpoint-5/trainer_state.json",
         ),  # in the eighth update
         ("torch.save", 7, "checkpoint-10/optimizer.pt"),  # a checkpoint is being written
-        ("toolrl_lit.train.save_model", 1, "log.json"),
+        ("toolrl_lit.engine.checkpoints.save_model", 1, "log.json"),
     ],
 )  # everything has been learnt
 def test_a_killed_warm_start_goes_on_to_the_same_weights(
@@ -1693,7 +1696,7 @@ def test_a_killed_warm_start_goes_on_to_the_same_weights(
         tmp_path / "warm" / "model" / "config.json"
     ).exists()
     assert (
-        where == "toolrl_lit.train.save_model"
+        where == "toolrl_lit.engine.checkpoints.save_model"
         or not (tmp_path / "warm" / "checkpoint-10" / "trainer_state.json").exists()
     )
     assert warm_start(config, environments) == tmp_path / "warm" / "model"
@@ -1818,6 +1821,7 @@ TRAININGS = """
 import json, sys
 from functools import partial
 from toolrl_lit import train as module
+from toolrl_lit.engine import rollouts, trainer
 from toolrl_lit.schema import Environment, read_jsonl
 
 def stopped(*args, **kwargs):
@@ -1825,16 +1829,16 @@ def stopped(*args, **kwargs):
     return plain(*args, **kwargs)
 
 if __name__ == "__main__":
-    module.token_scores = partial(module.token_scores, chunk=16)
-    environments, plain = read_jsonl(sys.argv[1], Environment), module.generate_tokens
+    trainer.token_scores = partial(trainer.token_scores, chunk=16)
+    environments, plain = read_jsonl(sys.argv[1], Environment), rollouts.generate_tokens
     for values in json.loads(sys.argv[2]):
         config = module.make_config(**values)
         if config.warm_steps: module.warm_start(config, environments)
         elif not config.out.endswith("interrupted"): module.train(config, environments)
         else:
-            module.generate_tokens, calls = stopped, iter(range(1, 100))
+            rollouts.generate_tokens, calls = stopped, iter(range(1, 100))
             try: module.train(config, environments)
-            except KeyboardInterrupt: module.generate_tokens = plain
+            except KeyboardInterrupt: rollouts.generate_tokens = plain
             module.train(config, environments)
 """
 
@@ -1971,13 +1975,13 @@ def test_an_interrupted_run_of_cut_up_weights_goes_on_to_the_same_ones(sharded, 
 
 def test_what_fsdp_cannot_do_is_refused(sharded, tiny_folder, environments, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="was written with FSDP: go on as it was begun"):
-        module._resume(sharded[0] / "lora" / "rl")
+        checkpoints.resume(sharded[0] / "lora" / "rl")
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "checkpoint-1" / "trainer_state.json").write_text("{}")
     for name, value in dict(ACCELERATE_USE_FSDP="true", LOCAL_RANK="0", FSDP_VERSION="1").items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="was written without FSDP: go on as it was begun"):
-        module._resume(tmp_path)
+        checkpoints.resume(tmp_path)
     for start in (train, warm_start):
         with pytest.raises(UserError, match="--use_fsdp --fsdp_version 2"):
             start(config_for(tiny_folder, tmp_path), environments)
@@ -2001,13 +2005,13 @@ def test_cut_up_weights_need_less_memory(tiny_folder):
 
 
 def test_processes_wait_a_day_for_the_one_that_collects(tmp_path):
-    assert module._grpo_arguments(make_config(), tmp_path).ddp_timeout_delta.days == 1
+    assert engine_trainer.grpo_arguments(make_config(), tmp_path).ddp_timeout_delta.days == 1
 
 
 def test_processes_that_cannot_share_the_work_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="prompts .*expected a multiple of the 3 processes, got 4"):
-        module._grpo_arguments(make_config(prompts=4), Path("x"))
+        engine_trainer.grpo_arguments(make_config(prompts=4), Path("x"))
 
 
 # -- what is seen while it runs, and what stops it
@@ -2144,7 +2148,7 @@ def test_trackio_gets_the_curves_of_a_run_in_the_project_of_the_library(
 
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path, tiny_folder, environments, monkeypatch):
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(callbacks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         UserError, match=r"report_to: trackio is not installed; pip install 'toolrl_lit\[trackio\]'"
     ):
