@@ -1,10 +1,10 @@
 "Train: the same numbers as TRL's own, rewards from the environment, and runs that survive being killed."
 
-import contextlib, ctypes, errno, itertools, json, os, re, shutil, signal, subprocess, sys, textwrap, warnings
+import contextlib, ctypes, errno, itertools, json, os, re, shutil, signal, subprocess, sys, warnings
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
-import psutil, pytest, torch
+import apart, psutil, pytest, torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import FileSystemReader
@@ -1314,39 +1314,9 @@ def test_a_run_interrupted_between_mini_batches_goes_on_to_the_same_weights(
 
 def killed(stage: str, config: TrainConfig, environments, tmp_path, where: str, count: int):
     "Begin a training, or a warm start, in a process that is killed at the given call of a function."
-    write_jsonl(tmp_path / "environments.jsonl", environments)
-    program = textwrap.dedent("""
-        import importlib, json, os, signal, sys
-        from toolrl_lit import train
-        from toolrl_lit.schema import Environment, read_jsonl
-        if __name__ == "__main__":
-            stage, config, environments, where, count = sys.argv[1:]
-            module, name = where.rsplit(".", 1)
-            calls, module = iter(range(1, 100)), importlib.import_module(module)
-            plain = getattr(module, name)
-            def killed(*args, **kwargs):
-                if next(calls) == int(count): os.kill(os.getpid(), signal.SIGKILL)
-                return plain(*args, **kwargs)
-            setattr(module, name, killed)
-            getattr(train, stage)(train.make_config(**json.loads(config)), read_jsonl(environments, Environment))
-        """)
-    (tmp_path / "killed.py").write_text(program)
-    done = subprocess.run(
-        [
-            sys.executable,
-            tmp_path / "killed.py",
-            stage,
-            config.model_dump_json(),
-            tmp_path / "environments.jsonl",
-            where,
-            str(count),
-        ],
-        cwd=Path(module.__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(module.__file__).parent.parent)},
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    file, log = write_jsonl(tmp_path / "environments.jsonl", environments), tmp_path / "killed.txt"
+    code = apart.run(apart.killed, stage, config.model_dump(), file, where, count, log=log)
+    assert code == -signal.SIGKILL, log.read_text()[-2000:]
 
 
 @pytest.mark.parametrize(
@@ -1467,32 +1437,16 @@ def test_warm_start_and_training_render_with_the_same_reasoning(
     )
 
 
-FULL = """
-import resource, sys
-from toolrl_lit import train as module
-from toolrl_lit.schema import Environment, UserError, read_jsonl
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), -1))       # no file grows larger, as on a disk that is full
-try: module.train(module.make_config(**__import__("json").loads(sys.argv[2])), read_jsonl(sys.argv[1], Environment))
-except UserError as e: print(e)
-"""
-
-
 @pytest.mark.parametrize(
     "limit", [16_000, 50_000, 100_000]
 )  # too little for adapters, for the states of the optimizer, for the model
 def test_a_full_disk_ends_training_with_one_sentence_and_it_goes_on_later(
     tiny_folder, environments, tmp_path, run, limit
 ):
-    write_jsonl(tmp_path / "train.jsonl", environments)
+    file, log = write_jsonl(tmp_path / "train.jsonl", environments), tmp_path / "full.txt"
     told = config_for(tiny_folder, tmp_path / "out").model_dump()
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, tmp_path / "train.jsonl", json.dumps(told), str(limit)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "start the same command again" in done.stdout, done.stdout
+    assert apart.run(apart.on_full_disk, told, file, limit, log=log) == 0, log.read_text()[-2000:]
+    assert "start the same command again" in log.read_text()
     train(config_for(tiny_folder, tmp_path / "out"), environments)
     assert same(run, tmp_path / "out" / "rl")
 
@@ -1713,107 +1667,94 @@ def test_a_killed_warm_start_goes_on_to_the_same_weights(
 # -- several processes
 
 
-def by_processes(
-    n: int, folder: Path, tiny_folder, environments, *values: str
-) -> subprocess.CompletedProcess:
-    "`toolrl train` by so many processes, as a user starts them."
-    folder.mkdir()
-    write_jsonl(folder / "train.jsonl", environments)
-    launch = (
-        [
-            "-m",
-            "accelerate.commands.launch",
-            "--multi_gpu",
-            "--num_processes",
-            str(n),
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-            "--main_process_port",
-            "0",
-        ]
-        if n > 1
-        else []
-    )
-    params = [
-        a
-        for v in (
-            f"model={tiny_folder}",
-            f"out={folder / 'out'}",
-            "warm_steps=0",
-            "warm_batch=4",
-            "prompts=4",
-            "group=4",
-            "updates=1",
-            "epochs=1",
-            "environments=4",
-            "max_new_tokens=24",
-            "max_prompt_tokens=2000",
-            "rollout_rows=4",
-            *values,
-        )
-        for a in ("-p", v)
-    ]
-    return subprocess.run(
-        [
-            sys.executable,
-            *launch,
-            str(Path(sys.executable).with_name("toolrl")),
-            "train",
-            "-e",
-            str(folder / "train.jsonl"),
-            *params,
-        ],
+def launched(script: Path, *arguments: str, fsdp: bool = False) -> str:
+    "What a script prints that `accelerate launch` starts in two processes."
+    cut_up = ["--use_fsdp", "--fsdp_version", "2"]
+    cut_up += ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+    plain = dict(num_processes=2, num_machines=1, mixed_precision="no", dynamo_backend="no")
+    how = [*(cut_up if fsdp else ["--multi_gpu"]), "--main_process_port", "0"]
+    how += [a for k, v in plain.items() for a in (f"--{k}", str(v))]
+    root = str(Path(module.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *how, script, *arguments],
         capture_output=True,
         text=True,
-        timeout=400,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root},
     )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return done.stdout
 
 
-@pytest.mark.parametrize(
-    "stage, values",
-    [
-        ("warm", ("warm_steps=3",)),
-        ("rl", ("algorithm=grpo", "oversample=2")),
-        ("rl", ("algorithm=reinforce++", "oversample=1")),
-    ],
+# `toolrl train` as a user starts it, several times in one start of the processes
+COMMANDS = """
+import json, sys
+from toolrl_lit.doors.cli import main
+
+if __name__ == "__main__":
+    for arguments in json.loads(sys.argv[1]):
+        sys.argv = ["toolrl", "train", *arguments]
+        try: main()
+        except SystemExit as e:
+            if e.code: raise
+"""
+
+SHARED = dict(
+    warm_steps=0,
+    warm_batch=4,
+    prompts=4,
+    group=4,
+    epochs=1,
+    environments=4,
+    max_new_tokens=24,
+    max_prompt_tokens=2000,
+    rollout_rows=4,
 )
-def test_two_processes_train_as_one_does(stage, values, tmp_path, tiny_folder, environments):
-    runs = [by_processes(n, tmp_path / str(n), tiny_folder, environments, *values) for n in (1, 2)]
-    for done in runs:
-        assert done.returncode == 0 and done.stdout.count("the trained policy is in") == 1, (
-            done.stderr[-3000:]
-        )
-    one, two = (tmp_path / n / "out" / stage for n in "12")
+TOGETHER = {
+    "warm": dict(warm_steps=3),
+    "grpo": dict(algorithm="grpo", oversample=2),
+    "reinforce++": dict(algorithm="reinforce++", oversample=1),
+}
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory, tiny_folder, environments):
+    "A folder of those trainings by two processes, and what each was told."
+    folder = tmp_path_factory.mktemp("together")
+    file = write_jsonl(folder / "train.jsonl", environments)
+    (folder / "commands.py").write_text(COMMANDS)
+    told = {
+        name: SHARED | dict(model=str(tiny_folder), out=str(folder / name), updates=1) | values
+        for name, values in TOGETHER.items()
+    }
+    commands = [
+        ["-e", str(file), *(a for k, v in values.items() for a in ("-p", f"{k}={v}"))]
+        for values in told.values()
+    ]
+    said = launched(folder / "commands.py", json.dumps(commands))
+    assert said.count("the trained policy is in") == len(told)  # one of the processes says it
+    return folder, told
+
+
+@pytest.mark.parametrize("name, stage", [("warm", "warm"), ("grpo", "rl"), ("reinforce++", "rl")])
+def test_two_processes_train_as_one_does(together, name, stage, tmp_path, environments):
+    folder, told = together
+    config = make_config(**told[name] | dict(out=str(tmp_path)))
+    (warm_start if stage == "warm" else train)(config, environments)
+    one, two = tmp_path / stage, folder / name / stage
     a, b = (
         [r for r in json.loads((out / "log.json").read_text()) if "loss" in r] for out in (one, two)
     )
-    assert (
-        [r["step"] for r in a]
-        == [r["step"] for r in b]
-        == list(range(1, 4 if stage == "warm" else 2))
-    )
+    steps = list(range(1, 4 if stage == "warm" else 2))
+    assert [r["step"] for r in a] == [r["step"] for r in b] == steps
+    keys = {"loss", "grad_norm", "num_tokens", "reward", "mean_reward", "kl", "entropy"}
+    keys |= {"solve_precision", "solve_recall"}
     for x, y in zip(a, b):
-        for key in {
-            "loss",
-            "grad_norm",
-            "num_tokens",
-            "reward",
-            "mean_reward",
-            "solve_precision",
-            "solve_recall",
-            "kl",
-            "entropy",
-        } & x.keys():
+        for key in keys & x.keys():
             assert x[key] == pytest.approx(y[key], rel=2e-2, abs=2e-4), (key, x, y)
     if stage == "rl":
-        assert (one / "trajectories-0.jsonl").read_bytes() == (
-            two / "trajectories-0.jsonl"
-        ).read_bytes()
+        kept = [(out / "trajectories-0.jsonl").read_bytes() for out in (one, two)]
+        assert kept[0] == kept[1]
 
 
 # Several trainings by two processes that cut up the weights: all of them after one start.
@@ -1856,55 +1797,13 @@ def sharded(tmp_path_factory, tiny_folder, environments):
     write_jsonl(folder / "train.jsonl", environments)
     (folder / "trainings.py").write_text(TRAININGS)
     told = {
-        name: dict(
-            model=str(tiny_folder),
-            out=str(folder / name),
-            warm_steps=0,
-            warm_batch=4,
-            prompts=4,
-            group=4,
-            updates=2,
-            epochs=1,
-            environments=4,
-            save_updates=1,
-            max_new_tokens=24,
-            max_prompt_tokens=2000,
-            rollout_rows=4,
-        )
+        name: SHARED
+        | dict(model=str(tiny_folder), out=str(folder / name), updates=2, save_updates=1)
         | SHARDED[name.split("-")[0]]
         for name in ("warm", "lora", "lora-interrupted", "all", "all-interrupted")
     }
-    root = Path(module.__file__).parent.parent
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--use_fsdp",
-            "--fsdp_version",
-            "2",
-            "--fsdp_auto_wrap_policy",
-            "TRANSFORMER_BASED_WRAP",
-            "--num_processes",
-            "2",
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-            "--main_process_port",
-            "0",
-            folder / "trainings.py",
-            folder / "train.jsonl",
-            json.dumps(list(told.values())),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    rows = folder / "train.jsonl"
+    launched(folder / "trainings.py", rows, json.dumps(list(told.values())), fsdp=True)
     return folder, told
 
 
@@ -2112,30 +2011,18 @@ def test_trackio_gets_the_curves_of_a_run_in_the_project_of_the_library(
         max_prompt_tokens=2000,
         report_to="trackio",
     )
-    env = os.environ | {
-        "TRACKIO_DIR": str(tmp_path / "trackio"),
-        "PYTHONPATH": str(Path(module.__file__).parent.parent),
-    }
-    python = lambda *args: subprocess.run(
-        [sys.executable, *args], env=env, capture_output=True, text=True
-    )
-    done = python(
-        "-c",
-        "from toolrl_lit.doors.cli import main; main()",
-        "train",
-        "-e",
-        tmp_path / "train.jsonl",
-        *(x for k, v in values.items() for x in ("-p", f"{k}={v}")),
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    done = python(
-        "-c",
-        "import json; from trackio.sqlite_storage import SQLiteStorage as s\n"
-        "print(json.dumps({p: {r: s.get_logs(p, r) for r in s.get_runs(p)} for p in s.get_projects()}))",
-    )
+    params = [str(x) for k, v in values.items() for x in ("-p", f"{k}={v}")]
+    log, kept = tmp_path / "said.txt", tmp_path / "kept.json"
+    where = {"TRACKIO_DIR": str(tmp_path / "trackio")}
+    rows = str(tmp_path / "train.jsonl")
+    code = apart.run(apart.command, "train", "-e", rows, *params, log=log, **where)
+    assert code == 0, log.read_text()[-2000:]
+    assert apart.run(apart.tracked, kept, log=log, **where) == 0, log.read_text()[-2000:]
     logs = [
-        r for r in json.loads(done.stdout)["toolrl_lit"]["first/rl"] if "train/reward" in r
-    ]  # others are TRL's own timings
+        r
+        for r in json.loads(kept.read_text())["toolrl_lit"]["first/rl"]
+        if "train/reward" in r  # others are TRL's own timings
+    ]
     assert {
         "train/solve_precision",
         "train/kl",

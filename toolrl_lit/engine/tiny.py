@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['tiny_tokenizer', 'tiny_model', 'save_tiny']
 
-# %% ../../nbs/engine/tiny.ipynb #72b3ddf6
+# %% ../../nbs/engine/tiny.ipynb #33ad48a4
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-# %% ../../nbs/engine/tiny.ipynb #b858f0ca
+# %% ../../nbs/engine/tiny.ipynb #cd909db8
 def tiny_tokenizer(
     texts: list[str],  # what the vocabulary is made from
     calls: list[str],  # each is to be one token
@@ -35,7 +35,7 @@ def tiny_tokenizer(
         tokenizer_object=tokenizer, eos_token=ends[0], pad_token=ends[0], chat_template=template
     )
 
-# %% ../../nbs/engine/tiny.ipynb #819662c6
+# %% ../../nbs/engine/tiny.ipynb #ee59468c
 def tiny_model(
     tokenizer: PreTrainedTokenizerFast,  # from `tiny_tokenizer`
     calls: int,  # how many of its last tokens are calls
