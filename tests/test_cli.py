@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import datasets, nbformat, pytest, torch
 from transformers import AutoModelForCausalLM
 from toolrl_lit import train
-from toolrl_lit.doors import cli
+from toolrl_lit.doors import cli, runs
 from toolrl_lit.doors.cli import find_notebook, main, open_run, parse_parameters, timed
 from toolrl_lit.evaluate import Evaluation, Score
 from toolrl_lit.schema import (
@@ -27,8 +27,7 @@ def envs(environments, tmp_path_factory):
 
 def release():
     "Let go of the folders that are open, as the end of a process would."
-    while cli._LOCKS:
-        cli._LOCKS.pop().release()
+    runs.release_runs()
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +129,7 @@ def test_presets_are_refused_by_name_and_take_parameters_on_top(toolrl, envs):
     assert refused(
         toolrl("train", "-e", envs, "--preset", "papers"),
         "preset",
-        "laptop, consumer-24gb, paper",
+        "'laptop', 'consumer-24gb' or 'paper'",
         "'papers'",
     )
     assert refused(
@@ -183,7 +182,9 @@ def test_a_model_that_is_not_there_is_named(toolrl, envs, tmp_path, monkeypatch,
 
 def test_an_unknown_format_is_refused(toolrl, envs, tmp_path):
     assert refused(
-        toolrl("export", "csv", "-e", envs, "-o", tmp_path / "x"), "'csv'", "ftrl, verl, hf"
+        toolrl("export", "csv", "-e", envs, "-o", tmp_path / "x"),
+        "'csv'",
+        "'ftrl', 'verl', 'hf' or 'verifiers'",
     )
 
 
@@ -453,7 +454,7 @@ def test_two_processes_cannot_work_in_one_folder(tmp_path):
 
 
 def test_too_little_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.shutil, "disk_usage", lambda path: SimpleNamespace(free=1.5e9))
+    monkeypatch.setattr(runs.shutil, "disk_usage", lambda path: SimpleNamespace(free=1.5e9))
     with pytest.raises(UserError, match=r"1\.5 GB of disk are free, 2\.0 GB"):
         open_run(tmp_path / "run", {})
     assert not (tmp_path / "run" / "parameters.json").exists()
@@ -861,7 +862,7 @@ def test_an_audit_passes_sound_data_and_ends_with_1_where_there_are_defects(tool
     assert refused(
         toolrl("audit", tmp_path / "train.jsonl", "--match", "loose"),
         "'loose'",
-        "'strict' or 'paper'",
+        "'paper' or 'strict'",
     )
 
 
