@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RunOut', 'app', 'run', 'combinations', 'sweep', 'doctor', 'about', 'usage_sentence', 'main']
 
-# %% ../../nbs/doors/cli.ipynb #89bf7123
+# %% ../../nbs/doors/cli.ipynb #ec446813
 import itertools
 import json
 import os
@@ -24,14 +24,14 @@ from .cli_options import PATH, Pairs, check_out, leads, tell_next
 from .cli_report import layers, report
 from .cli_train import collect, evaluate, parameters, train
 from .doctor import examine, print_checks
-from toolrl_lit.doors.runs import (  # noqa: F401, the last two at their old address
+from toolrl_lit.doors.runs import (
     find_notebook,
     notebook_parameters,
-    open_run,
+    open_run,  # noqa: F401, its old address
     parse_parameters,
     run_notebook,
-    timed,
 )
+from .stages import timed  # noqa: F401, its old address
 from ..schema import UserError
 
 # %% ../../nbs/doors/cli.ipynb #71f32fe0

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Format', 'split_of', 'tell_findings', 'tell_audit', 'audit', 'hand_over', 'export']
 
-# %% ../../nbs/doors/cli_data.ipynb #97c1c2d2
+# %% ../../nbs/doors/cli_data.ipynb #70df2f92
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Annotated, Literal
 import typer
 
 from toolrl_lit.doors.cli_options import (
-    PATH,
     Environments,
     Out,
     Rule,

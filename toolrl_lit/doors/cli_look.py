@@ -47,7 +47,7 @@ def choose(
         raise UserError(f"{path}: {len(found)} {kind} the id {id!r}; choose one by --index")
     raise UserError(f"{path}: no environment has the id {id!r}.{nearest(id, by_id)}")
 
-# %% ../../nbs/doors/cli_look.ipynb #7fe4dbaf
+# %% ../../nbs/doors/cli_look.ipynb #f1528b56
 Id = Annotated[str | None, typer.Option("--id", help="Take the environment with this id.")]
 Index = Annotated[
     int | None, typer.Option("--index", "-i", help="Take the one at this place (default: 0).")
@@ -97,7 +97,8 @@ def show(
         look.print_sections(sections)
         place = index or 0
         if id is None and place + 1 < len(rows):
-            tell_next(f"toolrl show {file} --index {place + 1}   ({len(rows)} there are)")
+            known = f" -e {environments}" if environments else ""
+            tell_next(f"toolrl show {file}{known} --index {place + 1} (of {len(rows)})")
         return
     what = "Environment" if kind is Environment else "Rollout"
     print(

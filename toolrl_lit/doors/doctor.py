@@ -7,7 +7,7 @@ __all__ = ['OPTIONAL', 'Check', 'has_package', 'installed', 'processor_flags', '
            'room_checks', 'graphics_check', 'sandbox_checks', 'picture_check', 'model_check', 'package_checks',
            'examine', 'print_checks']
 
-# %% ../../nbs/doors/doctor.ipynb #c54f87d5
+# %% ../../nbs/doors/doctor.ipynb #11e56e42
 import importlib.util
 import os
 import platform
@@ -17,8 +17,6 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
-
-from ..schema import UserError
 
 # %% ../../nbs/doors/doctor.ipynb #55399053
 class Check(NamedTuple):

@@ -119,7 +119,7 @@ def rollout_sections(
         ("End", [f"{end} (environment {t.environment}, sample {t.sample})"]),
     ]
 
-# %% ../../nbs/doors/look.ipynb #887a89a2
+# %% ../../nbs/doors/look.ipynb #9a10002a
 def print_sections(
     sections: list[Section],  # what to show
     console=None,  # a `rich.console.Console`; None: standard output
@@ -127,7 +127,7 @@ def print_sections(
     "Print headings, texts and tables, with colours where the terminal has them."
     from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     console = console or Console()
@@ -137,7 +137,8 @@ def print_sections(
             if isinstance(thing, str):
                 console.print(Text(thing))
                 continue
-            table = Table(*thing.columns, box=box.SIMPLE_HEAD)
+            columns = (Column(name, overflow="fold") for name in thing.columns)
+            table = Table(*columns, box=box.SIMPLE_HEAD)
             for row in thing.rows:
                 table.add_row(*map(Text, row))
             console.print(table)
