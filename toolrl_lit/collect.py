@@ -294,11 +294,11 @@ def collect(
         unfinished(out).unlink(missing_ok=True)
     return done
 
-# %% ../nbs/09_collect.ipynb #e4094273
+# %% ../nbs/09_collect.ipynb #96f2ef7f
 _MOVED = {  # what this module held before, by where it is now
     "doors.endpoint": ["EndpointPolicy"],
     "engine.attention": "ELSEWHERE Prompts grouped grouped_attention grouped_mask".split(),
-    "engine.generate": ["PrefixMemory", "generate_tokens"],
+    "engine.generate": ["PrefixMemory", "generate_tokens", "own_cache", "prefill"],
     "engine.messages": ["plain_history", "wire_messages"],
     "engine.models": "CHAT_TEMPLATE PACKAGED WARM_ADAPTER fast_dtype find_model load_model packaged_model packaged_warm_model save_model unpacked".split(),
     "engine.parsers": ["reply_text"],
@@ -307,6 +307,7 @@ _MOVED = {  # what this module held before, by where it is now
 
 def __getattr__(name: str):
     "Find a name in the module it has moved to."
+    name = {"_own": "own_cache", "_prefill": "prefill"}.get(name, name)
     for module, names in _MOVED.items():
         if name in names:
             return getattr(import_module(f"toolrl_lit.{module}"), name)

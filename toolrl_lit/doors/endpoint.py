@@ -38,7 +38,7 @@ def _tokens_of(reply: Any) -> int:
     tokens = getattr(getattr(reply, "usage", None), "completion_tokens", None)
     return tokens if type(tokens) is int else 0
 
-# %% ../../nbs/doors/endpoint.ipynb #504f5523
+# %% ../../nbs/doors/endpoint.ipynb #119d194e
 class EndpointPolicy:
     "Use a model behind an OpenAI-compatible endpoint as a policy. Raises `UserError` if there is no API key or the URL is none."
 
@@ -55,6 +55,7 @@ class EndpointPolicy:
         **settings,  # further fields of a request, such as top_p=0.9
     ):
         self.model, self.concurrency, self.settings = model, concurrency, settings
+        self.name = model  # what reports call it
         self.generated = 0  # tokens so far
         self._client = Client(base_url, None, timeout, retries, most_bytes)
         self.fingerprint = json.dumps([self._client.where, model, hide(settings)], sort_keys=True)

@@ -17,7 +17,7 @@ from .models import load_model, weights_digest
 from .parsers import Parser, parser_for
 from ..schema import UserError
 
-# %% ../../nbs/engine/policy.ipynb #0a854460
+# %% ../../nbs/engine/policy.ipynb #88744ba8
 Prompt = tuple[list[dict], list[dict]]  # chat messages, tool documents
 
 
@@ -43,6 +43,7 @@ class TransformersPolicy:
                 raise UserError(f"{name}: expected at least 1, got {n}")
         self.max_prompt_tokens, self.batch, self.reasoning = max_prompt_tokens, batch, reasoning
         loaded = isinstance(model, PreTrainedModel)
+        self.name = model.config._name_or_path if loaded else str(model)  # what reports call it
         self.model, self.tokenizer = (model, tokenizer) if loaded else load_model(model)
         self._shows_tools, self._said_short = None, False
         self._check_template()
