@@ -128,7 +128,8 @@ def test_every_page_begins_with_a_cell_of_its_title_and_what_it_is_about():
         first = next(text(c) for c in cells(page) if c["cell_type"] == "markdown").strip()
         title, *rest = [line for line in first.splitlines() if line]
         quoted = [line for line in rest if line.startswith(">")]
-        if not (title.startswith("# ") and quoted and quoted == rest):
+        short = page.parent.name == "solutions"  # a title says what these are about
+        if not (title.startswith("# ") and (quoted or short) and quoted == rest):
             odd.append(at(page))
     known(odd, ODD_FIRST_CELLS, "first cells that are not a title and a line after >")
 
@@ -175,8 +176,8 @@ def test_every_chapter_ends_with_what_was_learnt_and_exercises_with_solutions():
             "What was learnt": re.search(r"^## What was learnt\s*$", said, re.M),
             "Exercises": re.search(r"^## Exercises\s*$", said, re.M),
             "solutions": solutions.exists(),
-            "link to the solutions": f"](solutions/{page.name})" in said,
-            "link back": f"](../{page.name})" in back,
+            "link to the solutions": f"](solutions/{page.name}" in said,
+            "link back": f"](../{page.name}" in back,
         }
         if missing := [what for what, there in wanted.items() if not there]:
             unfinished.append(f"{at(page)}: no {', '.join(missing)}")
@@ -289,8 +290,8 @@ def may_import(here: str, there: str) -> bool:
         return there == "schema"
     if here == "__main__" or here.startswith(COMMAND_LINE):
         return True
-    if target == "doors":  # only the author is in several modules that import each other
-        return here.startswith("doors.author") and there.startswith("doors.author")
+    if target == "doors":  # a door may be in several modules, such as author and author_checks
+        return floor == "doors" and here.split("_")[0] == there.split("_")[0]
     if target == "bench":
         return floor == "bench"
     if floor in ("doors", "bench"):
