@@ -340,7 +340,7 @@ NO_VERB = set(
     whose why with without your is
     advantage attention base checksum entry environment frobenius gb golden greedy json layer log-probability lower mean
     model paired parameter plotly python question reinforcement relative reward row size solve-f1 stage token tool toolset
-    training turn value weight""".split()
+    training value weight""".split()
 )
 # verbs that end as only nouns and adjectives usually do
 VERBS = set(
