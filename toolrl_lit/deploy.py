@@ -65,7 +65,7 @@ def _table(plan: ToolPlan) -> list[str]:
         lines += [f"        {word}: {{", *_rows(facts, 12), "        },"]
     return [*lines, "    }"]
 
-# %% ../nbs/06_deploy.ipynb #725d82a7
+# %% ../nbs/06_deploy.ipynb #8045916f
 def _require(condition: str, expected: str) -> list[str]:
     "Return lines that raise an error unless a condition holds; `expected` says what was expected."
     return [f"    if {condition}:", f'        raise ValueError("{expected}")']

@@ -49,7 +49,7 @@ def side_facts(
     "Return the facts on these subjects that give no golden answer away."
     return {s: facts[s] for s in subjects if s in facts and not gives_away(facts[s], goldens)}
 
-# %% ../nbs/05_scale.ipynb #f81623e1
+# %% ../nbs/05_scale.ipynb #20af33b1
 def _wider(
     draft: Draft, tool: ToolPlan, generator: Generator, rng: random.Random
 ) -> ToolPlan | None:
@@ -79,7 +79,7 @@ def generalize_function(
             return _replace(draft, tool, wider, "functionality generalization")
     return draft
 
-# %% ../nbs/05_scale.ipynb #d0393b95
+# %% ../nbs/05_scale.ipynb #fd8c7908
 def _measured(draft: Draft, generator: Generator, tool: ToolPlan) -> bool:
     "Tell whether a tool looks up one quantity that has several units."
     if len(tool.rows) > 1 or tool.shape == "array":

@@ -108,7 +108,7 @@ def compose(
         answer_type=subs[-1].answer_type if len(branches) == 1 else "",
     )
 
-# %% ../nbs/02_scenario.ipynb #705be65e
+# %% ../nbs/02_scenario.ipynb #fbe777d7
 def _overlap(goldens: list[str]) -> bool:
     "Tell whether one golden answer gives another one away."
     return any(gives_away(a, goldens[:i] + goldens[i + 1 :]) for i, a in enumerate(goldens))
@@ -129,7 +129,7 @@ def faults(scenario: Scenario) -> list[str]:
     }
     return [fault for fault, found in tests.items() if found]
 
-# %% ../nbs/02_scenario.ipynb #9ede719e
+# %% ../nbs/02_scenario.ipynb #aafe78cd
 class Difficulty(BaseModel):
     "How large scenarios get. Every range is (least, most)."
 
@@ -170,7 +170,7 @@ class Difficulty(BaseModel):
             )
         return self
 
-# %% ../nbs/02_scenario.ipynb #d528f7ad
+# %% ../nbs/02_scenario.ipynb #1c5aef1f
 def _drawn(least_most: tuple[int, int], calls: int, rng: random.Random) -> int:
     "Return a number from a range, two at least and `calls` at most."
     return max(2, min(rng.randint(*least_most), calls))
