@@ -1,6 +1,7 @@
 "GRPO from nothing: what advantages, ratios and KL must be like, and the loss of TRL's own trainer."
 
 import random
+from collections import defaultdict
 from copy import deepcopy
 from types import SimpleNamespace
 import pytest, torch
@@ -29,7 +30,7 @@ from toolrl_lit.schema import ToolCall
 
 few = settings(max_examples=50, deadline=None)
 reward = st.floats(-1, 3, allow_nan=False, width=32)
-logprob = st.floats(-8, -0.01, allow_nan=False, width=32)
+logprob = st.floats(-8, -0.01, allow_nan=False)
 
 
 def call(name: str, **arguments) -> str:
@@ -140,7 +141,9 @@ def trl_loss(logprobs, sampled, reference, advantages, said, beta, loss_type):
     trainer = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *_, **__: (logprobs, logprobs * 0, None),
         args=SimpleNamespace(use_bias_correction_kl=False, delta=None),
-        accelerator=SimpleNamespace(gather=lambda x: x.detach()),
+        accelerator=SimpleNamespace(
+            gather=lambda x: x.detach(), reduce=lambda x, reduction: x.detach()
+        ),
         model=SimpleNamespace(training=True),
         current_gradient_accumulation_steps=1,
         importance_sampling_level="token",
@@ -153,7 +156,7 @@ def trl_loss(logprobs, sampled, reference, advantages, said, beta, loss_type):
         epsilon_high=0.2,
         use_vllm=False,
         beta=beta,
-        _metrics={"train": __import__("collections").defaultdict(list)},
+        _metrics={"train": defaultdict(list)},
     )
     prompt = torch.ones(len(said), 1, dtype=torch.long)
     inputs = dict(prompt_ids=prompt, prompt_mask=prompt, completion_ids=said, completion_mask=said)

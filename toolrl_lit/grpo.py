@@ -7,7 +7,7 @@ __all__ = ['CALL_PIECES', 'group_advantages', 'word_tokenizer', 'prompt_text', '
            'token_logprobs', 'clipped_objective', 'k3', 'turn_mean', 'grpo_loss', 'imitate', 'batch_advantages',
            'token_mean', 'sample_turns', 'learn']
 
-# %% ../nbs/10_grpo.ipynb #99c1bd5c
+# %% ../nbs/10_grpo.ipynb #c2d8c473
 from collections.abc import Callable
 from copy import deepcopy
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from .collect import CHAT_TEMPLATE
 from .reward import score_batch
 from .schema import StepRecord
 
-# %% ../nbs/10_grpo.ipynb #bd67dcfb
+# %% ../nbs/10_grpo.ipynb #e5b24f6c
 def group_advantages(
     rewards: torch.Tensor,  # (rows,) rewards of turns, group after group
     group: int,  # turns in a group
@@ -28,7 +28,7 @@ def group_advantages(
     centred = groups - groups.mean(1, keepdim=True)
     return (centred / (groups.std(1, keepdim=True) + 1e-4)).flatten()
 
-# %% ../nbs/10_grpo.ipynb #74dace74
+# %% ../nbs/10_grpo.ipynb #abba8863
 CALL_PIECES = [
     '<tool_call>\n{"name": "',
     '", "arguments": {"',
@@ -57,6 +57,7 @@ def word_tokenizer(
         unk_token=special[2],
         chat_template=CHAT_TEMPLATE,
         padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 
@@ -67,7 +68,7 @@ def prompt_text(
     "Return a conversation as the chat template writes it, without the tools' documents, up to where the assistant writes."
     return tokenizer.apply_chat_template(step.messages, tokenize=False, add_generation_prompt=True)
 
-# %% ../nbs/10_grpo.ipynb #e7abe591
+# %% ../nbs/10_grpo.ipynb #3c7e06ea
 def tiny_model(
     tokenizer: PreTrainedTokenizerFast,  # whose tokens it reads and writes
     seed: int = 0,  # of the random weights
@@ -88,7 +89,7 @@ def tiny_model(
     )
     return LlamaForCausalLM(config).eval()
 
-# %% ../nbs/10_grpo.ipynb #bf212d33
+# %% ../nbs/10_grpo.ipynb #793662b1
 class Turns(NamedTuple):
     "Turns of a batch, a row each: the prompt, padded on its left, then the turn, padded on its right."
 
@@ -104,9 +105,9 @@ def pack_turns(
     texts: list[str],  # a turn for each prompt
 ) -> Turns:
     "Return given turns as a batch."
-    left = dict(return_tensors="pt", padding=True, return_token_type_ids=False)
-    before = tokenizer(prompts, **left)
-    after = tokenizer([t + tokenizer.eos_token for t in texts], padding_side="right", **left)
+    said = [t + tokenizer.eos_token for t in texts]
+    before = tokenizer(prompts, return_tensors="pt", padding=True)
+    after = tokenizer(said, return_tensors="pt", padding=True, padding_side="right")
     ids = torch.cat([before.input_ids, after.input_ids], 1)
     seen = torch.cat([before.attention_mask, after.attention_mask], 1)
     return Turns(ids, seen, after.attention_mask, texts)
@@ -125,7 +126,7 @@ def token_logprobs(
     logprobs = (logits / temperature).log_softmax(-1)
     return logprobs.gather(-1, turns.ids[:, -length:, None])[..., 0]
 
-# %% ../nbs/10_grpo.ipynb #1b57b7c6
+# %% ../nbs/10_grpo.ipynb #1d662985
 def clipped_objective(
     ratio: torch.Tensor,  # (rows, T) probability now by probability when sampled
     advantages: torch.Tensor,  # (rows, 1) or (rows, T)
@@ -135,7 +136,7 @@ def clipped_objective(
     clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
     return torch.min(ratio * advantages, clipped * advantages)
 
-# %% ../nbs/10_grpo.ipynb #135bbbdd
+# %% ../nbs/10_grpo.ipynb #ba8003bb
 def k3(
     logprobs: torch.Tensor,  # (rows, T) of the policy
     reference: torch.Tensor,  # (rows, T) of the reference
@@ -144,7 +145,7 @@ def k3(
     difference = reference - logprobs
     return difference.exp() - difference - 1
 
-# %% ../nbs/10_grpo.ipynb #6c27597f
+# %% ../nbs/10_grpo.ipynb #9f09bf9b
 def turn_mean(
     values: torch.Tensor,  # (rows, T)
     said: torch.Tensor,  # (rows, T) 1 where a token of the turn stands
@@ -168,7 +169,7 @@ def grpo_loss(
     objective = clipped_objective(ratio, advantages[:, None], epsilon)
     return mean(beta * k3(logprobs, reference) - objective, said)
 
-# %% ../nbs/10_grpo.ipynb #0a96a119
+# %% ../nbs/10_grpo.ipynb #29023fed
 def imitate(
     model: PreTrainedModel,  # changed in place
     tokenizer: PreTrainedTokenizerFast,  # of the model
@@ -184,7 +185,7 @@ def imitate(
         loss.backward()
         optimizer.step()
 
-# %% ../nbs/10_grpo.ipynb #13500551
+# %% ../nbs/10_grpo.ipynb #db66f61a
 def batch_advantages(
     rewards: torch.Tensor,  # (rows,) rewards of turns
     group: int = 1,  # not used: groups mean nothing here
@@ -200,7 +201,7 @@ def token_mean(
     "Return the mean over all tokens of all turns."
     return (values * said).sum() / said.sum()
 
-# %% ../nbs/10_grpo.ipynb #851dcfe7
+# %% ../nbs/10_grpo.ipynb #4acdc9f4
 @torch.no_grad()
 def sample_turns(
     model: PreTrainedModel,  # the policy
@@ -211,7 +212,7 @@ def sample_turns(
 ) -> Turns:
     "Sample a group of turns for each prompt at temperature 1, group after group."
     texts = [prompt_text(tokenizer, s) for s in steps for _ in range(group)]
-    prompts = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
+    prompts = tokenizer(texts, return_tensors="pt", padding=True)
     ids = model.generate(**prompts, do_sample=True, top_k=0, max_new_tokens=max_new_tokens)
     turn = ids[:, prompts.input_ids.shape[1] :]
     ends = (turn == tokenizer.eos_token_id).long()
