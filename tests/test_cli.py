@@ -1151,7 +1151,7 @@ def test_what_the_parser_refuses_is_one_sentence_too(toolrl, tmp_path):
     assert refused(toolrl("build"), "--out", "toolrl build -h")
     assert refused(toolrl("biuld"), "'biuld'")
     assert refused(toolrl("build", "-o", tmp_path / "x.jsonl", "--splt", "test"), "--split")
-    assert refused(toolrl("build", "-o", tmp_path / "x.jsonl", "-n", "many"), "'many'")
+    assert refused(toolrl("build", "-o", tmp_path / "x.jsonl", "-n", "many"), "'-n'", "integer")
 
 
 def test_presets_and_formats_are_those_of_the_library():

@@ -166,7 +166,8 @@ def usage_sentence(
             else f"{name} {value!r}: expected {last}"
         )
     command = e.ctx.command_path if getattr(e, "ctx", None) else "toolrl"
-    return f"{said.rstrip('.')}; `{command} -h` explains the options"
+    said = said if said.endswith("?") else f"{said.rstrip('.')};"
+    return f"{said} `{command} -h` explains the options"
 
 
 def main():
