@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['refresh', 'turns_after', 'SlotPrompts', 'chosen_questions', 'parser_of', 'reading_tokenizer', 'Speaker']
 
-# %% ../../nbs/engine/rollouts.ipynb #4e6f641e
+# %% ../../nbs/engine/rollouts.ipynb #0554682d
 import random
 import time
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from .parsers import PARSERS
 from .sharding import merge_into
 from ..schema import UserError
 
-# %% ../../nbs/engine/rollouts.ipynb #bb996fee
+# %% ../../nbs/engine/rollouts.ipynb #c3649a35
 def refresh(
     policy,  # that samples
     tuned,  # that is trained
@@ -56,7 +56,7 @@ def turns_after(
     )
     return turns, None
 
-# %% ../../nbs/engine/rollouts.ipynb #4274dd1d
+# %% ../../nbs/engine/rollouts.ipynb #dba2df55
 class SlotPrompts:
     "Gives the prompts of the epoch by slot. `datasets` pickles what it is given to name it; the model shall not be in there."
 
@@ -75,7 +75,7 @@ class SlotPrompts:
         prompts = [self.rewards.policy.text(s.messages, s.tools) for s in steps]
         return {"prompt": prompts, "slot": rows["slot"]}
 
-# %% ../../nbs/engine/rollouts.ipynb #d366009c
+# %% ../../nbs/engine/rollouts.ipynb #15e3fdfc
 def chosen_questions(
     config: TrainConfig,
     policy,  # renders the prompts
@@ -94,7 +94,7 @@ def chosen_questions(
     need = min(config.prompts * config.updates, len(short))
     return {e.id: e for e in random.Random(config.seed).sample(short, need)}
 
-# %% ../../nbs/engine/rollouts.ipynb #300c541b
+# %% ../../nbs/engine/rollouts.ipynb #5174528b
 def parser_of(
     policy,  # with `parser`, a name in `PARSERS` or a function
 ) -> Callable:
@@ -123,7 +123,7 @@ def reading_tokenizer(
     tokenizer.response_template = template or qwen3_template
     return tokenizer
 
-# %% ../../nbs/engine/rollouts.ipynb #bad2eb76
+# %% ../../nbs/engine/rollouts.ipynb #0f9da964
 class Speaker:
     "Writes the next turn of each episode, and counts turns, tokens and seconds in `trainer.heard`."
 
