@@ -34,7 +34,7 @@ from toolrl_lit.engine.config import (  # noqa: F401, some for others
 from .engine.curves import CURVES, curves  # noqa: F401, for others
 from .engine.memory import check_fits, check_room, kept_bytes, memory_needed  # noqa: F401
 from .engine.packing import group_mask, pack_groups, token_scores  # noqa: F401, for others
-from toolrl_lit.engine.rollouts import (
+from toolrl_lit.engine.sampling import (
     SlotPrompts,
     Speaker,
     chosen_questions,
