@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOTrainer
 from toolrl_lit import train as module, warm as warming
-from toolrl_lit.engine import callbacks, checkpoints, rollouts, trainer as engine_trainer
+from toolrl_lit.engine import callbacks, checkpoints, sampling, trainer as engine_trainer
 from toolrl_lit.collect import OraclePolicy, TransformersPolicy, _own, _prefill, collect
 from toolrl_lit.layers import compare
 from toolrl_lit.reward import score_turn
@@ -1229,7 +1229,7 @@ def stop_at(monkeypatch, where: str, count: int, module=module):
 @pytest.mark.parametrize(
     "place, where, count",
     [
-        (rollouts, "generate_tokens", 2),  # in epoch 1, with one update done
+        (sampling, "generate_tokens", 2),  # in epoch 1, with one update done
         (module, "collect", 2),  # between the epochs
         (module, "score_batch", 8),  # in the last update, whose turns have been sampled
         (checkpoints, "merge_into", 1),  # after the last update
@@ -1375,7 +1375,7 @@ def test_all_weights_are_trained_in_single_precision_and_a_killed_run_goes_on(
         )
         assert not torch.equal(kept[k], before[k].float())
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_at(patch, "generate_tokens", 2, rollouts)
+        stop_at(patch, "generate_tokens", 2, sampling)
         train(config_for(tiny_folder, tmp_path / "broken", **full), environments)
     train(config_for(tiny_folder, tmp_path / "broken", **full), environments)
     assert losses(tmp_path / "whole/rl") == losses(tmp_path / "broken/rl") and same(
@@ -1412,7 +1412,7 @@ def test_half_a_checkpoint_is_not_taken(run, tmp_path):
 def test_warm_start_and_training_render_with_the_same_reasoning(
     thinking_folder, environments, tmp_path, monkeypatch
 ):
-    read, taught, plain, demonstrate = [], [], rollouts.generate_tokens, warming.demonstrations
+    read, taught, plain, demonstrate = [], [], sampling.generate_tokens, warming.demonstrations
 
     def watched(model, prompts, **rest):
         read.extend(prompts)
@@ -1422,7 +1422,7 @@ def test_warm_start_and_training_render_with_the_same_reasoning(
         taught.append(policy.reasoning)
         return demonstrate(policy, *rest, **more)
 
-    monkeypatch.setattr(rollouts, "generate_tokens", watched)
+    monkeypatch.setattr(sampling, "generate_tokens", watched)
     monkeypatch.setattr(warming, "demonstrations", shown)
     config = config_for(
         thinking_folder, tmp_path, epochs=1, updates=1, reasoning=True, warm_steps=1
@@ -1762,7 +1762,7 @@ TRAININGS = """
 import json, sys
 from functools import partial
 from toolrl_lit import train as module
-from toolrl_lit.engine import rollouts, trainer
+from toolrl_lit.engine import sampling, trainer
 from toolrl_lit.schema import Environment, read_jsonl
 
 def stopped(*args, **kwargs):
@@ -1771,15 +1771,15 @@ def stopped(*args, **kwargs):
 
 if __name__ == "__main__":
     trainer.token_scores = partial(trainer.token_scores, chunk=16)
-    environments, plain = read_jsonl(sys.argv[1], Environment), rollouts.generate_tokens
+    environments, plain = read_jsonl(sys.argv[1], Environment), sampling.generate_tokens
     for values in json.loads(sys.argv[2]):
         config = module.make_config(**values)
         if config.warm_steps: module.warm_start(config, environments)
         elif not config.out.endswith("interrupted"): module.train(config, environments)
         else:
-            rollouts.generate_tokens, calls = stopped, iter(range(1, 100))
+            sampling.generate_tokens, calls = stopped, iter(range(1, 100))
             try: module.train(config, environments)
-            except KeyboardInterrupt: rollouts.generate_tokens = plain
+            except KeyboardInterrupt: sampling.generate_tokens = plain
             module.train(config, environments)
 """
 

@@ -6,7 +6,7 @@
 __all__ = ['situation', 'choose_steps', 'StepRewards', 'informative', 'StepRollouts', 'step_trainer', 'episode_trainer',
            'EnginePolicy', 'UnslothPolicy', 'ServerPolicy', 'unsloth_trainer', 'by_unsloth', 'train']
 
-# %% ../nbs/11_train.ipynb #791d11ed
+# %% ../nbs/11_train.ipynb #900f1bf0
 import itertools
 import json
 import random
@@ -34,7 +34,7 @@ from toolrl_lit.engine.config import (  # noqa: F401, some for others
 from .engine.curves import CURVES, curves  # noqa: F401, for others
 from .engine.memory import check_fits, check_room, kept_bytes, memory_needed  # noqa: F401
 from .engine.packing import group_mask, pack_groups, token_scores  # noqa: F401, for others
-from toolrl_lit.engine.rollouts import (
+from toolrl_lit.engine.sampling import (
     SlotPrompts,
     Speaker,
     chosen_questions,
@@ -51,7 +51,7 @@ from .reward import score_batch
 from .schema import Environment, StepRecord, Trajectory, UserError, write_text
 from .warm import demonstrations, warm_start  # noqa: F401, for others
 
-# %% ../nbs/11_train.ipynb #a191667a
+# %% ../nbs/11_train.ipynb #e72ed1b0
 def situation(
     step: StepRecord,  # of `traj`
     traj: Trajectory,  # where it was collected
@@ -63,7 +63,7 @@ def situation(
         return "answer"
     return "next" if any(traj.turns[step.turn - 1].solved) else "retry"
 
-# %% ../nbs/11_train.ipynb #ce871551
+# %% ../nbs/11_train.ipynb #7813c8b3
 def _in_turns(steps: list[tuple[str, StepRecord]]):
     "Give step records for ever: the situations take turns, and in each the records take turns."
     kinds = {kind for kind, _ in steps}
@@ -93,7 +93,7 @@ def choose_steps(
     need = config.prompts * config.oversample * config.updates
     return list(itertools.islice(_in_turns(short), need)), len(steps) - len(short)
 
-# %% ../nbs/11_train.ipynb #2a6ea48d
+# %% ../nbs/11_train.ipynb #3af83066
 class StepRewards:
     "TRL reward function: the paper's reward of each turn, from the environment alone."
 
@@ -160,7 +160,7 @@ class StepRewards:
             random.Random(self.config.seed * 100_003 + step).shuffle(rewards)
         return rewards
 
-# %% ../nbs/11_train.ipynb #8c758d73
+# %% ../nbs/11_train.ipynb #20909414
 def informative(
     rewards: list[float],  # of turns, group by group
     group: int,  # turns of a group
@@ -172,7 +172,7 @@ def informative(
     kept = sorted(range(len(groups)), key=lambda g: -spread[g])[:wanted]
     return [g * group + k for g in sorted(kept) for k in range(group)]
 
-# %% ../nbs/11_train.ipynb #28e43bfe
+# %% ../nbs/11_train.ipynb #1fd4c67f
 class StepRollouts:
     "What TRL's trainer asks for in training on step records: prompts for an epoch, and turns after them."
 
@@ -257,7 +257,7 @@ class StepRollouts:
             "slot": slots,
         }
 
-# %% ../nbs/11_train.ipynb #2f56892c
+# %% ../nbs/11_train.ipynb #584bfe2c
 def step_trainer(
     config: TrainConfig,
     out: Path,  # folder of the training
@@ -283,7 +283,7 @@ def step_trainer(
     )
     return rollouts.trainer
 
-# %% ../nbs/11_train.ipynb #05ff66c4
+# %% ../nbs/11_train.ipynb #634600af
 def episode_trainer(
     config: TrainConfig,
     out: Path,  # folder of the training
@@ -324,7 +324,7 @@ def episode_trainer(
     trainer._env_tools = {e.id: e.documents() for e in chosen.values()}
     return trainer
 
-# %% ../nbs/11_train.ipynb #a608c1fa
+# %% ../nbs/11_train.ipynb #f1e8307f
 class EnginePolicy(TransformersPolicy):
     "A policy whose tokens another engine samples, without a merged copy."
 
@@ -360,7 +360,7 @@ def _maker(config: TrainConfig):
     "Return the function that makes the trainer."
     return step_trainer if config.credit == "step" else episode_trainer
 
-# %% ../nbs/11_train.ipynb #4b716a62
+# %% ../nbs/11_train.ipynb #cea8f1cb
 def unsloth_trainer(
     config: TrainConfig,
     out: Path,  # folder of the training
@@ -407,7 +407,7 @@ def _train_apart(config: TrainConfig, environments, out: Path, start: str | Path
         return out / "model"
     return merge_adapter(start, out / "adapter", out / "model")
 
-# %% ../nbs/11_train.ipynb #285df742
+# %% ../nbs/11_train.ipynb #4e70bed1
 @explained("training", LESS_MEMORY)
 def train(
     config: TrainConfig,  # what to train, and how

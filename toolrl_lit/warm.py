@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['demonstrations', 'oracle_examples', 'WarmTrainer', 'warm_start']
 
-# %% ../nbs/10a_warm.ipynb #625a0705
+# %% ../nbs/10a_warm.ipynb #853eefb3
 import random
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ from .engine.trainer import trainer_arguments
 from .schema import Environment, Trajectory, UserError
 from trl import SFTConfig, SFTTrainer
 
-# %% ../nbs/10a_warm.ipynb #ebb24bf2
+# %% ../nbs/10a_warm.ipynb #6d57fc49
 def _turn_ids(
     policy: TransformersPolicy, traj: Trajectory, env: Environment, i: int
 ) -> tuple[list[int], list[int]]:
@@ -61,7 +61,7 @@ def demonstrations(
         last["input_ids"] = before + said
     return examples
 
-# %% ../nbs/10a_warm.ipynb #9c10a60c
+# %% ../nbs/10a_warm.ipynb #a02932c0
 def _by_length(examples: list[dict], batch: int) -> list[dict]:
     "Sort the examples of each batch by length."
     batches = [examples[i : i + batch] for i in range(0, len(examples), batch)]
@@ -90,7 +90,7 @@ def oracle_examples(
     ]
     return _by_length(examples[:wanted], config.warm_batch)
 
-# %% ../nbs/10a_warm.ipynb #b12e86e1
+# %% ../nbs/10a_warm.ipynb #c94d336c
 class WarmTrainer(Sharded, SFTTrainer):
     "TRL's SFTTrainer, whose weights may be cut up among several processes."
 

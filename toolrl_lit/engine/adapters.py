@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['lora', 'without_adapters', 'trainable', 'merge_adapter']
 
-# %% ../../nbs/engine/adapters.ipynb #75fade4b
+# %% ../../nbs/engine/adapters.ipynb #10934df1
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from ..collect import find_model, save_model
 
-# %% ../../nbs/engine/adapters.ipynb #141a4014
+# %% ../../nbs/engine/adapters.ipynb #94bae4ed
 def lora(
     model,  # plain model
     rank: int,
@@ -25,12 +25,12 @@ def lora(
     )
     return get_peft_model(model, config)
 
-# %% ../../nbs/engine/adapters.ipynb #fcb26229
+# %% ../../nbs/engine/adapters.ipynb #b956bba3
 def without_adapters(model):
     "Return the plain model: of a PEFT model the one that carries its adapters, else the model itself."
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
-# %% ../../nbs/engine/adapters.ipynb #18bc1b4b
+# %% ../../nbs/engine/adapters.ipynb #c546fd26
 def trainable(
     model,  # plain model
     rank: int,  # of the adapters; 0 trains all weights
@@ -38,7 +38,7 @@ def trainable(
     "Return the model with what is to be trained in fp32: LoRA adapters, or all weights."
     return lora(model, rank) if rank else model.float().requires_grad_()
 
-# %% ../../nbs/engine/adapters.ipynb #4a8e063d
+# %% ../../nbs/engine/adapters.ipynb #bc6987fd
 def merge_adapter(
     model: str | Path,  # a start policy
     adapter: str | Path,  # folder of a LoRA adapter for it

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ProgressBar', 'Finite', 'LiveCurves', 'use_tracker', 'Epochs', 'memory_gb']
 
-# %% ../../nbs/engine/callbacks.ipynb #ef35e6b2
+# %% ../../nbs/engine/callbacks.ipynb #d026cbb1
 import importlib.util
 import math
 import os
@@ -21,7 +21,7 @@ from .config import TrainConfig
 from .curves import curves
 from ..schema import UserError
 
-# %% ../../nbs/engine/callbacks.ipynb #b9b8d0ca
+# %% ../../nbs/engine/callbacks.ipynb #41f34e72
 class ProgressBar(ProgressCallback):
     "transformers' progress bar, named, with the numbers that matter beside it."
 
@@ -49,7 +49,7 @@ class ProgressBar(ProgressCallback):
             told = {k: f"{float(logs[k]):.3g}" for k in self.shown if k in logs}
             self.training_bar.set_postfix(told)
 
-# %% ../../nbs/engine/callbacks.ipynb #465dde2f
+# %% ../../nbs/engine/callbacks.ipynb #21154d0a
 class Finite(TrainerCallback):
     "Stops where the loss or the gradient is no number any more, before such weights are kept."
 
@@ -63,7 +63,7 @@ class Finite(TrainerCallback):
                     "(adapters after toolrl_lit.train.merge_adapter(model, checkpoint, out), which writes such a folder)."
                 )
 
-# %% ../../nbs/engine/callbacks.ipynb #52c5ff34
+# %% ../../nbs/engine/callbacks.ipynb #a27fe56a
 class LiveCurves(TrainerCallback):
     "Draws the curves anew in a notebook's cell, batch by batch."
 
@@ -83,7 +83,7 @@ class LiveCurves(TrainerCallback):
         display(HTML(f"<script>{get_plotlyjs()}</script>"))  # once, and from no network
         self.handle = display(drawn, display_id=True)
 
-# %% ../../nbs/engine/callbacks.ipynb #526a87b4
+# %% ../../nbs/engine/callbacks.ipynb #d5a44e3a
 def use_tracker(
     config: TrainConfig,  # `report_to` is used
     out: Path,  # folder of the run
@@ -97,7 +97,7 @@ def use_tracker(
         )
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(out / "tensorboard")
 
-# %% ../../nbs/engine/callbacks.ipynb #46009bd4
+# %% ../../nbs/engine/callbacks.ipynb #1909bf0d
 class Epochs(TrainerCallback):
     "Calls a function before each epoch, and saves after it."
 

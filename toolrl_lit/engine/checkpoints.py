@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['digest_of', 'begin', 'resume', 'tidy', 'explained', 'run', 'finish']
 
-# %% ../../nbs/engine/checkpoints.ipynb #1c299e55
+# %% ../../nbs/engine/checkpoints.ipynb #ad951ebb
 import contextlib
 import ctypes
 import hashlib
@@ -33,7 +33,7 @@ from toolrl_lit.schema import (
     write_text,
 )
 
-# %% ../../nbs/engine/checkpoints.ipynb #4f4cd06d
+# %% ../../nbs/engine/checkpoints.ipynb #26fd6837
 def digest_of(
     model: str | Path,  # as `find_model` takes it
 ) -> str:
@@ -51,7 +51,7 @@ def digest_of(
                 digest.update(f.read(2**16))
     return digest.hexdigest()[:16]
 
-# %% ../../nbs/engine/checkpoints.ipynb #1b5aa25f
+# %% ../../nbs/engine/checkpoints.ipynb #cb83f4f7
 def _say_changed_rows(before: dict, now: dict) -> None:
     "Print which changed parameters let other turns be sampled."
     for k in ("rollout_rows", "collect_rows"):
@@ -85,7 +85,7 @@ def begin(
     if leads:
         write_text(note, json.dumps(now, indent=1) + "\n")
 
-# %% ../../nbs/engine/checkpoints.ipynb #aafd0821
+# %% ../../nbs/engine/checkpoints.ipynb #e1716b0e
 def _complete(checkpoint: Path) -> bool:
     "Say whether a checkpoint was written to its end; its state is written last, but not in one step."
     try:
@@ -108,7 +108,7 @@ def resume(
         )
     return str(newest)
 
-# %% ../../nbs/engine/checkpoints.ipynb #d565a6c4
+# %% ../../nbs/engine/checkpoints.ipynb #61ca38e0
 def _trim():
     "Return glibc's function that gives free memory back to the system, where there is one and it helps."
     if sys.platform != "linux" or torch.cuda.is_available():
@@ -134,7 +134,7 @@ def tidy(
         for hook in hooks:
             hook.remove()
 
-# %% ../../nbs/engine/checkpoints.ipynb #465f1389
+# %% ../../nbs/engine/checkpoints.ipynb #79839486
 @contextlib.contextmanager
 def explained(
     what: str,  # what runs, such as "training"
@@ -152,7 +152,7 @@ def explained(
             f"{what} stopped: {e}. The last whole checkpoint is kept; free disk space and start the same command again."
         ) from e
 
-# %% ../../nbs/engine/checkpoints.ipynb #eb909aa9
+# %% ../../nbs/engine/checkpoints.ipynb #ba2aa669
 def run(
     trainer,  # one of transformers' trainers
     folder: Path,  # where its checkpoints are

@@ -6,7 +6,7 @@
 __all__ = ['ALGORITHMS', 'PARTS', 'PRESETS', 'FIRST', 'CHANGEABLE', 'LESS_MEMORY', 'laid_flat', 'TrainConfig', 'make_config',
            'listing']
 
-# %% ../../nbs/engine/config.ipynb #675f49f3
+# %% ../../nbs/engine/config.ipynb #0eef3efd
 import warnings
 
 from pydantic import BaseModel, ValidationError, model_validator
@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from .parameters import LearningConfig, MachineConfig, TaskConfig
 from ..schema import UserError, explain
 
-# %% ../../nbs/engine/config.ipynb #cac06cc6
+# %% ../../nbs/engine/config.ipynb #3a55828e
 ALGORITHMS = {
     # arXiv 2402.03300, equation 3
     "grpo": dict(scale_rewards="group", loss_type="grpo"),
@@ -29,7 +29,7 @@ ALGORITHMS = {
     "reinforce++-baseline": dict(scale_rewards="batch", loss_type="dapo"),
 }
 
-# %% ../../nbs/engine/config.ipynb #83fdc773
+# %% ../../nbs/engine/config.ipynb #a58e8cf6
 def _batches_fit(c) -> None:
     "Raise `ValueError` where a batch cannot be cut into equal parts."
     if c.prompts % c.mini_batches:
@@ -82,7 +82,7 @@ def _episodes_fit(c) -> None:
             f"max_episode_tokens={c.max_episode_tokens} must be at least max_new_tokens={c.max_new_tokens}"
         )
 
-# %% ../../nbs/engine/config.ipynb #f05d3497
+# %% ../../nbs/engine/config.ipynb #036f808e
 def _rate_doubts(c) -> list[str]:
     "Say which learning rates are rates for adapters where all weights are trained."
     rates = ["learning_rate"] + ["warm_learning_rate"] * (c.warm_steps > 0)
@@ -106,7 +106,7 @@ def _algorithm_doubts(c) -> list[str]:
         ]
     return []
 
-# %% ../../nbs/engine/config.ipynb #f29805f6
+# %% ../../nbs/engine/config.ipynb #5ab22f2f
 PARTS = {"task": TaskConfig, "learning": LearningConfig, "machine": MachineConfig}
 
 
@@ -184,7 +184,7 @@ class TrainConfig(MachineConfig, LearningConfig, TaskConfig):
             )
         return found + _algorithm_doubts(self)
 
-# %% ../../nbs/engine/config.ipynb #63c936cd
+# %% ../../nbs/engine/config.ipynb #c415cbc3
 PRESETS: dict[str, dict] = {
     "laptop": {},
     "consumer-24gb": dict(
@@ -252,7 +252,7 @@ def make_config(
         warnings.warn(doubt, stacklevel=2)
     return config
 
-# %% ../../nbs/engine/config.ipynb #0945af1d
+# %% ../../nbs/engine/config.ipynb #b2597df4
 FIRST = (
     "model",
     "out",
@@ -278,7 +278,7 @@ def listing() -> list[tuple[str, str, FieldInfo]]:
     names = [*FIRST, *(n for n in part if n not in FIRST)]
     return [(part[n], n, TrainConfig.model_fields[n]) for n in names]
 
-# %% ../../nbs/engine/config.ipynb #6889419c
+# %% ../../nbs/engine/config.ipynb #4e240a87
 CHANGEABLE = (
     "micro_prompts",
     "split_group",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CURVES', 'curves']
 
-# %% ../../nbs/engine/curves.ipynb #ff7c4e61
+# %% ../../nbs/engine/curves.ipynb #456f41db
 import json
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from scipy.stats import t as student_t
 
 from .figures import colour, transparent
 
-# %% ../../nbs/engine/curves.ipynb #2eadbbd2
+# %% ../../nbs/engine/curves.ipynb #17dec5d5
 CURVES = {
     "mean_reward": "mean reward",
     "solve_precision": "solve precision",
@@ -29,7 +29,7 @@ CURVES = {
     "memory_gb": "memory (GB), per process",
 }
 
-# %% ../../nbs/engine/curves.ipynb #06145307
+# %% ../../nbs/engine/curves.ipynb #9ecefa6d
 def _read(run: str | Path | list[dict]) -> list[dict]:
     "Return the rows of a run that hold rewards. An old log has no mean over all turns, only over those that were kept."
     rows = run if isinstance(run, list) else json.loads(Path(run).read_text())

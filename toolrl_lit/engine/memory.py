@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['skeleton', 'kept_bytes', 'memory_needed', 'check_fits', 'check_room']
 
-# %% ../../nbs/engine/memory.ipynb #8fa8401e
+# %% ../../nbs/engine/memory.ipynb #ffcbd79a
 import itertools
 import os
 from copy import deepcopy
@@ -22,7 +22,7 @@ from .sharding import processes, sharded
 from .unsloth import choose_backend
 from ..schema import UserError
 
-# %% ../../nbs/engine/memory.ipynb #ea325f00
+# %% ../../nbs/engine/memory.ipynb #873e23ec
 def skeleton(
     model: PretrainedConfig,  # configuration of the model
     rank: int,  # of the adapters; 0 trains all weights
@@ -43,7 +43,7 @@ def skeleton(
     with torch.device("meta"):
         return trainable(plain, rank).train()
 
-# %% ../../nbs/engine/memory.ipynb #1dfd96d5
+# %% ../../nbs/engine/memory.ipynb #9ee822bd
 def _without_data(model) -> set[int]:
     "Put a fake tensor in the place of each parameter and buffer; return the addresses of their stores."
     for module in model.modules():
@@ -83,7 +83,7 @@ def kept_bytes(
             decoder(row, attention_mask=mask, position_ids=row, use_cache=False)
     return sum(n for n, _ in kept.values())
 
-# %% ../../nbs/engine/memory.ipynb #f84c179e
+# %% ../../nbs/engine/memory.ipynb #41654aad
 class _Counted:
     "What the parts of an estimate are counted from."
 
@@ -158,7 +158,7 @@ def _caches(c: _Counted) -> tuple[float, float]:
     sampled = prompts * config.max_prompt_tokens + turns * config.completion_tokens
     return conversations * longest * token, sampled * token
 
-# %% ../../nbs/engine/memory.ipynb #19426639
+# %% ../../nbs/engine/memory.ipynb #37ae46ab
 def memory_needed(
     config: TrainConfig,  # of the run
     model: PretrainedConfig,  # configuration of its model
@@ -189,7 +189,7 @@ def memory_needed(
     peak = sum(parts.values()) + max(updating, moving["conversations"], moving["rollouts"])
     return {k: n / 1e9 for k, n in (parts | moving | {"peak": peak}).items()}
 
-# %% ../../nbs/engine/memory.ipynb #c6afaa33
+# %% ../../nbs/engine/memory.ipynb #567fb35e
 def _check_positions(config: TrainConfig, model: PretrainedConfig) -> None:
     "Raise `UserError` if prompts and completions can be longer than the model's positions."
     longest = config.max_prompt_tokens + config.completion_tokens

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['pack_groups', 'group_mask', 'token_scores']
 
-# %% ../../nbs/engine/packing.ipynb #cd09d243
+# %% ../../nbs/engine/packing.ipynb #3ad48b6f
 from collections.abc import Callable
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-# %% ../../nbs/engine/packing.ipynb #4ffdd586
+# %% ../../nbs/engine/packing.ipynb #000077af
 def _pack_group(
     prompt: torch.Tensor,  # (P,) its tokens, without padding
     completions: list[torch.Tensor],  # the tokens of each, without padding
@@ -60,7 +60,7 @@ def pack_groups(
     offset = row_start.repeat_interleave(copies)[:, None]
     return tokens, block, position, torch.where(source < 0, source, source + offset)
 
-# %% ../../nbs/engine/packing.ipynb #6979379c
+# %% ../../nbs/engine/packing.ipynb #432b9143
 def group_mask(
     block: torch.Tensor,  # (groups, L) as from `pack_groups`
 ) -> torch.Tensor:
@@ -71,7 +71,7 @@ def group_mask(
     itself = torch.eye(L, dtype=torch.bool, device=block.device)  # or padding had no softmax
     return (sees | itself)[:, None]
 
-# %% ../../nbs/engine/packing.ipynb #8d300601
+# %% ../../nbs/engine/packing.ipynb #c06e47df
 def token_scores(
     hidden: torch.Tensor,  # (N, H) states from which the tokens are predicted
     head: Callable,  # language-model head: states to logits

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['TaskConfig', 'LearningConfig', 'MachineConfig']
 
-# %% ../../nbs/engine/parameters.ipynb #88ada72b
+# %% ../../nbs/engine/parameters.ipynb #9751ada9
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# %% ../../nbs/engine/parameters.ipynb #b1f8f3e7
+# %% ../../nbs/engine/parameters.ipynb #168335e0
 class TaskConfig(BaseModel):
     "The part of a configuration that says what is to be learnt: model, situations, reward."
 
@@ -52,7 +52,7 @@ class TaskConfig(BaseModel):
         False, description="control: give each turn the reward of another turn of its batch"
     )
 
-# %% ../../nbs/engine/parameters.ipynb #6dda5bd0
+# %% ../../nbs/engine/parameters.ipynb #352bf74b
 class LearningConfig(BaseModel):
     "The part of a configuration that says how it is learnt: warm start, algorithm, batches, rates."
 
@@ -142,7 +142,7 @@ class LearningConfig(BaseModel):
         description="rank of the LoRA adapters on all linear layers; 0 trains all weights, which wants a far lower learning_rate",
     )
 
-# %% ../../nbs/engine/parameters.ipynb #672a9785
+# %% ../../nbs/engine/parameters.ipynb #61546a6c
 class MachineConfig(BaseModel):
     "The part of a configuration that says where and with which means: files, memory, backend."
 

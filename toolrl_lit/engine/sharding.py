@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['processes', 'sharded', 'share', 'check_sharding', 'Sharded', 'whole', 'gathered', 'merge_into']
 
-# %% ../../nbs/engine/sharding.ipynb #fcb085ed
+# %% ../../nbs/engine/sharding.ipynb #f46d6fdc
 import contextlib
 import os
 
@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from ..schema import UserError
 
-# %% ../../nbs/engine/sharding.ipynb #0d854d1d
+# %% ../../nbs/engine/sharding.ipynb #138f0a44
 def processes() -> int:
     "Return how many processes train together, as `accelerate launch` or `torchrun` says in the environment."
     return int(os.environ.get("WORLD_SIZE", 1))
@@ -28,7 +28,7 @@ def sharded() -> bool:
     asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
     return asked and "LOCAL_RANK" in os.environ
 
-# %% ../../nbs/engine/sharding.ipynb #4ef79090
+# %% ../../nbs/engine/sharding.ipynb #30d4355f
 def share(
     what: str,  # parameter, for the error
     n: int,  # things of all processes
@@ -38,7 +38,7 @@ def share(
         raise UserError(f"{what}: expected a multiple of the {processes()} processes, got {n}")
     return n // processes()
 
-# %% ../../nbs/engine/sharding.ipynb #7066515e
+# %% ../../nbs/engine/sharding.ipynb #baac022a
 def check_sharding() -> None:
     "Raise `UserError` for what FSDP cannot do here, and let every process load the weights."
     if not sharded():
@@ -72,7 +72,7 @@ class Sharded:
         # autocast casts, as it does for whole weights
         state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
-# %% ../../nbs/engine/sharding.ipynb #276efd30
+# %% ../../nbs/engine/sharding.ipynb #341379e3
 def whole(
     weight: torch.Tensor,
 ) -> torch.Tensor:
@@ -99,7 +99,7 @@ def gathered(
         for m, name, p in cut:
             m._parameters[name] = p
 
-# %% ../../nbs/engine/sharding.ipynb #b370c4b5
+# %% ../../nbs/engine/sharding.ipynb #c4f35859
 @torch.no_grad()
 def merge_into(
     copy,  # plain model

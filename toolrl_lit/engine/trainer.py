@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['trainer_arguments', 'grpo_arguments', 'shares', 'StepTrainer', 'batch_advantages', 'turn_numbers', 'make_trainer']
 
-# %% ../../nbs/engine/trainer.ipynb #adf9f56a
+# %% ../../nbs/engine/trainer.ipynb #7e2281aa
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 from trl.models.utils import _ForwardRedirection  # noqa: E402
 from trl.trainer.utils import nanstd, split_tensor_dict  # noqa: E402
 
-# %% ../../nbs/engine/trainer.ipynb #34c451c3
+# %% ../../nbs/engine/trainer.ipynb #fada63bb
 def trainer_arguments(
     config: TrainConfig,  # of the run
     out: Path,  # folder of the training
@@ -91,7 +91,7 @@ def grpo_arguments(
         shuffle_dataset=False,
     )
 
-# %% ../../nbs/engine/trainer.ipynb #31dcd4f5
+# %% ../../nbs/engine/trainer.ipynb #32cfe407
 def shares(
     mean_reward: float,
     turns: int,  # that were sampled
@@ -110,7 +110,7 @@ def shares(
         empty_share=empty / turns,
     )
 
-# %% ../../nbs/engine/trainer.ipynb #11e87021
+# %% ../../nbs/engine/trainer.ipynb #2f6cccdb
 class StepTrainer(Sharded, GRPOTrainer):
     "TRL's GRPOTrainer, with the prompt of a group read once, REINFORCE++, and whole episodes told apart by turns."
 
@@ -133,7 +133,7 @@ def _generate_single_turn(self: StepTrainer, prompt_ids, *args, **kwargs):
         return self.speak(prompt_ids)
     return super(StepTrainer, self)._generate_single_turn(prompt_ids, *args, **kwargs)
 
-# %% ../../nbs/engine/trainer.ipynb #da94c1b8
+# %% ../../nbs/engine/trainer.ipynb #37be6ce2
 def batch_advantages(
     rewards: torch.Tensor,  # (rows,) of a batch, group by group
     group: int | None,  # rows whose mean is subtracted; None: that of the batch
@@ -143,7 +143,7 @@ def batch_advantages(
     centred = (grid - grid.nanmean(1, keepdim=True)).flatten()
     return torch.nan_to_num(centred / (nanstd(centred) + 1e-4))
 
-# %% ../../nbs/engine/trainer.ipynb #0cf53e74
+# %% ../../nbs/engine/trainer.ipynb #2f2fd44c
 @patch
 def _generate_and_score_completions(self: StepTrainer, inputs):
     "Sample and score as TRL does; with `over_batch` or `worth`, put other advantages in the place of TRL's."
@@ -162,7 +162,7 @@ def _generate_and_score_completions(self: StepTrainer, inputs):
         batch["advantages"] = self._turn_credit(batch, inputs)
     return batch
 
-# %% ../../nbs/engine/trainer.ipynb #30dacb03
+# %% ../../nbs/engine/trainer.ipynb #f6b468cd
 @patch
 def _calculate_rewards(self: StepTrainer, inputs, prompts, completions, completion_ids_list):
     "Count calls of tools that do not exist, which TRL itself answers, and let TRL ask for the rewards."
@@ -202,7 +202,7 @@ def _log_episodes(self: StepTrainer):
     for name, value in told.items():
         self._metrics["train"][name].append(value)
 
-# %% ../../nbs/engine/trainer.ipynb #bc6edca3
+# %% ../../nbs/engine/trainer.ipynb #4936cb06
 def turn_numbers(
     said: torch.Tensor,  # (rows, C) bool: tokens that the policy wrote
 ) -> torch.Tensor:
@@ -210,7 +210,7 @@ def turn_numbers(
     before = torch.nn.functional.pad(said, (1, 0))[:, :-1]
     return (said & ~before).cumsum(1)
 
-# %% ../../nbs/engine/trainer.ipynb #c517ef5f
+# %% ../../nbs/engine/trainer.ipynb #67412f31
 @patch
 def _turn_credit(self: StepTrainer, batch, inputs) -> torch.Tensor:
     "Return the advantage of its turn for each token that the policy wrote (rows, C), and 0 for all others."
@@ -223,7 +223,7 @@ def _turn_credit(self: StepTrainer, batch, inputs) -> torch.Tensor:
     own = [torch.tensor([0.0, *a], device=turn.device) for a in self.worth(turns, inputs)]
     return torch.stack([a[t] * s for a, t, s in zip(own, turn, said)])
 
-# %% ../../nbs/engine/trainer.ipynb #ab4164b6
+# %% ../../nbs/engine/trainer.ipynb #2536e2b5
 @patch
 def _get_per_token_logps_and_entropies(
     self: StepTrainer,
@@ -289,7 +289,7 @@ def _group_logps(self: StepTrainer, model, ids, seen, C, compute_entropy):
         scores = score() if alone else redirect(model, inner, score)
     return [torch.zeros(real.shape, device=ids.device).masked_scatter(real, s) for s in scores]
 
-# %% ../../nbs/engine/trainer.ipynb #13eecfc5
+# %% ../../nbs/engine/trainer.ipynb #3c429d89
 @patch
 def _prepare_inputs(self: StepTrainer, generation_batch):
     "Prepare as TRL does, and put the rows of each group together again."
@@ -316,7 +316,7 @@ def _prepare_inputs(self: StepTrainer, generation_batch):
     self._buffered_inputs = split_tensor_dict(batch, self.args.steps_per_generation)
     return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
-# %% ../../nbs/engine/trainer.ipynb #1a7e6026
+# %% ../../nbs/engine/trainer.ipynb #3ca32469
 def make_trainer(
     config: TrainConfig,  # of the run
     out: Path,  # folder of the training

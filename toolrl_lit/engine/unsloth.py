@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['choose_backend', 'load_unsloth', 'adapted', 'padded', 'until_stop', 'UnslothSampling', 'apart']
 
-# %% ../../nbs/engine/unsloth.ipynb #62976bfa
+# %% ../../nbs/engine/unsloth.ipynb #5171986f
 import importlib.util
 import os
 import sys
@@ -25,7 +25,7 @@ from .sharding import processes
 from .walls import end_with_parent
 from ..schema import UserError
 
-# %% ../../nbs/engine/unsloth.ipynb #bc0634bf
+# %% ../../nbs/engine/unsloth.ipynb #0f19b0b7
 def _hindrance(config: TrainConfig, alone: bool) -> tuple[str, str]:
     "Return why Unsloth cannot train this and what would help, or two empty texts."
     if not torch.cuda.is_available():
@@ -62,7 +62,7 @@ def choose_backend(
             print("backend: Unsloth: a GPU and the package are here")
     return "plain" if without or config.backend == "plain" else "unsloth"
 
-# %% ../../nbs/engine/unsloth.ipynb #d74521e7
+# %% ../../nbs/engine/unsloth.ipynb #fb1b2c8a
 def load_unsloth(
     config: TrainConfig,  # of the run
     model: str | Path,  # start policy
@@ -110,7 +110,7 @@ def adapted(
         use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False,
     )
 
-# %% ../../nbs/engine/unsloth.ipynb #dd976a1e
+# %% ../../nbs/engine/unsloth.ipynb #ea08316b
 def padded(
     prompts: list[list[int]],  # sorted by length
     pad: int,  # token id
@@ -171,7 +171,7 @@ class UnslothSampling:
         )
         return new[:, ids.shape[1] :].tolist()
 
-# %% ../../nbs/engine/unsloth.ipynb #fa142393
+# %% ../../nbs/engine/unsloth.ipynb #5f8ddb2a
 def apart(
     task: Callable,  # a function of a module, since another process has to find it
     *args,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ServerSampling', 'check_server']
 
-# %% ../../nbs/engine/vllm.ipynb #fe0ea56f
+# %% ../../nbs/engine/vllm.ipynb #030e44c2
 import importlib.util
 import itertools
 import math
@@ -16,7 +16,7 @@ import torch
 from .sharding import processes
 from ..schema import UserError
 
-# %% ../../nbs/engine/vllm.ipynb #98df93fc
+# %% ../../nbs/engine/vllm.ipynb #27ad6238
 class ServerSampling:
     "Sampling by a vLLM server, through TRL, which sends it the weights; to be inherited before a policy."
 
@@ -40,7 +40,7 @@ class ServerSampling:
         self.logprobs = [[token[0] for token in row] for row in told]
         return rows
 
-# %% ../../nbs/engine/vllm.ipynb #6131a9ef
+# %% ../../nbs/engine/vllm.ipynb #cb0f5828
 def check_server(
     url: str,  # http://host:port
 ) -> None:
