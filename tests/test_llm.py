@@ -201,7 +201,7 @@ def test_no_more_attempts_are_made_than_allowed_and_the_lost_ones_are_booked_at_
 ):
     limits = dict(retries=1, timeout=3, max_tokens=300)
     server, generator = setup(questions=1, always=lambda *_: mood, slow=4, config=limits)
-    ask = lambda e: decompose(e, generator.questions[0], "s", "train", 4, Counter())
+    ask = lambda e: ask_decompose(e, generator.questions[0], "s", "train", 4, Counter())
     with generator.endpoint.open(), pytest.raises(Unanswered, match="fails.*after 1 retries"):
         ask(generator.endpoint)
     assert len(server.log) == server.requests == 2

@@ -18,7 +18,6 @@ from .author_prompts import GoldenCall, Program, Question, Toolset
 from ..engine.calls import repeats
 from ..engine.sandbox import shared
 from toolrl_lit.schema import (
-    STRATEGIES,
     Environment,
     Scenario,
     ScenarioKind,

@@ -103,5 +103,5 @@ def on_ray(
         if ours:
             ray.shutdown()
 
-# %% ../../nbs/engine/workers.ipynb #c638923d
+# %% ../../nbs/engine/workers.ipynb #c73613af
 PARSING = threading.Lock()  # held by each thread that parses Python
