@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from ..collect import find_model, save_model
+from .models import find_model, save_model
 
 # %% ../../nbs/engine/adapters.ipynb #94bae4ed
 def lora(

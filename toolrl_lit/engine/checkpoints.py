@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PrinterCallback
 
-from ..collect import find_model, save_model
+from .models import find_model, save_model
 from .adapters import without_adapters
 from .callbacks import Finite, ProgressBar
 from .config import CHANGEABLE

@@ -15,7 +15,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from ..collect import fast_dtype, find_model
+from .models import fast_dtype, find_model
 from .adapters import trainable, without_adapters
 from .config import TrainConfig
 from .sharding import processes, sharded

@@ -13,7 +13,7 @@ from copy import deepcopy
 
 from trl.chat_template_utils import qwen3_template
 
-from ..collect import generate_tokens
+from .generate import generate_tokens
 from .config import TrainConfig
 from .parsers import PARSERS
 from .sharding import merge_into

@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from torch.distributed.fsdp import FSDPModule
 
-from ..collect import fast_dtype
+from .models import fast_dtype
 from .adapters import without_adapters
 from .callbacks import memory_gb
 from .config import ALGORITHMS, TrainConfig

@@ -19,7 +19,7 @@ from typing import Literal
 
 import torch
 
-from ..collect import fast_dtype, find_model
+from .models import fast_dtype, find_model
 from .config import LESS_MEMORY, TrainConfig
 from .sharding import processes
 from .walls import end_with_parent
