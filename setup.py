@@ -1,6 +1,7 @@
 "Package metadata for pip, read from settings.ini: the one place where version, dependencies and scripts are written."
 
 from configparser import ConfigParser
+
 from setuptools import find_packages, setup
 
 cfg = ConfigParser()
@@ -24,6 +25,6 @@ setup(
     packages=find_packages(include=[cfg["lib_path"] + "*"]),
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
-    package_data={cfg["lib_path"]: ["data/**", "prompts/*.md"]},
+    package_data={cfg["lib_path"]: ["data/**", "prompts/*.md", "py.typed"]},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
 )

@@ -7,7 +7,8 @@ from collections import Counter
 from toolrl_lit import deploy, scale
 from toolrl_lit.document import Draft, document
 from toolrl_lit.integrate import integrate
-from toolrl_lit.doors.author import PARSING, shortcuts
+from toolrl_lit.doors.author_checks import shortcuts
+from toolrl_lit.engine.workers import PARSING
 from toolrl_lit.scenario import Difficulty, KnowledgeGenerator, decompose
 from toolrl_lit.schema import SCENARIOS, Environment
 

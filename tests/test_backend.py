@@ -7,6 +7,8 @@ from safetensors.torch import load_file
 from trl.generation import vllm_client, vllm_generation
 from toolrl_lit import train as module
 from toolrl_lit.collect import TransformersPolicy, generate_tokens, load_model
+from toolrl_lit.engine.trainer import grpo_arguments
+from toolrl_lit.engine.vllm import check_server
 from toolrl_lit.schema import UserError
 from toolrl_lit.train import (
     PRESETS,
@@ -187,7 +189,7 @@ def test_auto_is_estimated_as_plain_and_presets_are(qwen8):
 def test_whole_rows_give_the_log_probabilities_of_groups(tiny_folder, environments, tmp_path):
     config = config_for(tiny_folder, tmp_path)
     policy = TransformersPolicy(tiny_folder)
-    trainer = module._step_trainer(
+    trainer = module.step_trainer(
         config, tmp_path / "rl", policy, lora(load_model(tiny_folder)[0], 4), environments, None
     )
     ids, seen = torch.randint(2, 90, (8, 30)), torch.ones(8, 30, dtype=torch.long)
@@ -250,9 +252,7 @@ def test_unsloth_trains_and_leaves_this_process_plain(tiny_folder, environments,
 
 
 def test_the_address_goes_to_trl_in_its_own_words(tmp_path):
-    sent = module._grpo_arguments(
-        make_config(vllm_server="http://gpu:8000", report_to="none"), tmp_path
-    )
+    sent = grpo_arguments(make_config(vllm_server="http://gpu:8000", report_to="none"), tmp_path)
     assert (sent.use_vllm, sent.vllm_mode, sent.vllm_server_base_url) == (
         True,
         "server",
@@ -260,7 +260,7 @@ def test_the_address_goes_to_trl_in_its_own_words(tmp_path):
     )
     assert (
         sent.vllm_importance_sampling_correction
-        and not module._grpo_arguments(make_config(), tmp_path).use_vllm
+        and not grpo_arguments(make_config(), tmp_path).use_vllm
     )
 
 
@@ -274,7 +274,7 @@ def test_no_server_is_said_before_a_model_is_loaded(
         train(config_for(tiny_folder, tmp_path, vllm_server="http://127.0.0.1:9"), environments)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="vllm_server: 2 processes"):
-        module._check_server("http://127.0.0.1:9")
+        check_server("http://127.0.0.1:9")
 
 
 class Engine(http.server.BaseHTTPRequestHandler):
@@ -346,7 +346,7 @@ def server(tiny_folder):
 @pytest.mark.skipif(vllm_here or torch.cuda.is_available(), reason="says what is missing")
 def test_a_server_without_the_package_here_is_said(server):
     with pytest.raises(UserError, match="vllm_server: .*package vllm; pip install 'vllm>="):
-        module._check_server(server.url)
+        check_server(server.url)
 
 
 @pytest.mark.skipif(vllm_here, reason="the real thing would want a GPU")
@@ -367,7 +367,7 @@ def test_turns_and_their_log_probabilities_come_from_the_server_with_the_weights
         monkeypatch.setattr(place, "is_vllm_available", lambda *a, **k: True)
     monkeypatch.setattr(vllm_client.VLLMClient, "init_communicator", lambda *a, **k: None)
     monkeypatch.setattr(vllm_client.VLLMClient, "update_named_params", receive)
-    monkeypatch.setattr(module, "_check_server", lambda url: None)
+    monkeypatch.setattr(module, "check_server", lambda url: None)
     config = config_for(
         tiny_folder,
         tmp_path,

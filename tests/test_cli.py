@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import datasets, nbformat, pytest, torch
 from transformers import AutoModelForCausalLM
 from toolrl_lit import train
-from toolrl_lit.doors import cli
+from toolrl_lit.doors import cli, runs
 from toolrl_lit.doors.cli import find_notebook, main, open_run, parse_parameters, timed
 from toolrl_lit.evaluate import Evaluation, Score
 from toolrl_lit.schema import (
@@ -27,8 +27,7 @@ def envs(environments, tmp_path_factory):
 
 def release():
     "Let go of the folders that are open, as the end of a process would."
-    while cli._LOCKS:
-        cli._LOCKS.pop().release()
+    runs.release_runs()
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +129,7 @@ def test_presets_are_refused_by_name_and_take_parameters_on_top(toolrl, envs):
     assert refused(
         toolrl("train", "-e", envs, "--preset", "papers"),
         "preset",
-        "laptop, consumer-24gb, paper",
+        "'laptop', 'consumer-24gb' or 'paper'",
         "'papers'",
     )
     assert refused(
@@ -183,7 +182,9 @@ def test_a_model_that_is_not_there_is_named(toolrl, envs, tmp_path, monkeypatch,
 
 def test_an_unknown_format_is_refused(toolrl, envs, tmp_path):
     assert refused(
-        toolrl("export", "csv", "-e", envs, "-o", tmp_path / "x"), "'csv'", "ftrl, verl, hf"
+        toolrl("export", "csv", "-e", envs, "-o", tmp_path / "x"),
+        "'csv'",
+        "'ftrl', 'verl', 'hf' or 'verifiers'",
     )
 
 
@@ -453,7 +454,7 @@ def test_two_processes_cannot_work_in_one_folder(tmp_path):
 
 
 def test_too_little_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.shutil, "disk_usage", lambda path: SimpleNamespace(free=1.5e9))
+    monkeypatch.setattr(runs.shutil, "disk_usage", lambda path: SimpleNamespace(free=1.5e9))
     with pytest.raises(UserError, match=r"1\.5 GB of disk are free, 2\.0 GB"):
         open_run(tmp_path / "run", {})
     assert not (tmp_path / "run" / "parameters.json").exists()
@@ -861,7 +862,7 @@ def test_an_audit_passes_sound_data_and_ends_with_1_where_there_are_defects(tool
     assert refused(
         toolrl("audit", tmp_path / "train.jsonl", "--match", "loose"),
         "'loose'",
-        "'strict' or 'paper'",
+        "'paper' or 'strict'",
     )
 
 
@@ -1108,3 +1109,208 @@ def test_training_into_an_impossible_folder_is_one_sentence(toolrl, envs, tmp_pa
 def test_one_of_several_environments_with_one_id_is_not_served(toolrl, environments, tmp_path):
     path = write_jsonl(tmp_path / "e.jsonl", [environments[0], environments[0]])
     assert refused(toolrl("serve", path, "--id", environments[0].id), "2 environments have the id")
+
+
+# -- a newcomer
+
+
+def test_light_commands_need_no_heavy_library_and_little_time(tmp_path, envs):
+    program = (
+        "import sys, time; begun = time.monotonic()\n"
+        "from toolrl_lit.doors.cli import app\n"
+        "app(sys.argv[1:], standalone_mode=False)\n"
+        "heavy = {'torch', 'transformers', 'trl', 'datasets', 'papermill', 'plotly'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert time.process_time() < 4, time.process_time()\n"
+    )
+    for words in (["--version"], ["build", "-h"], ["doctor"], ["show", envs]):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True
+        )
+        assert done.returncode == 0 and done.stdout, (words, done.stderr)
+
+
+def test_python_can_run_the_library_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "toolrl_lit", "--version"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.startswith("toolrl_lit 0.")
+
+
+def test_every_command_explains_itself_in_sentences(toolrl):
+    from typer.main import get_command
+
+    commands = get_command(cli.app).commands
+    for name, command in commands.items():
+        assert toolrl(name, "-h").code == 0
+        told = [command.help, *(p.help for p in command.params if p.name != "help")]
+        assert all(t and t[0].isupper() and not t.startswith("Of ") for t in told), (name, told)
+
+
+def test_what_the_parser_refuses_is_one_sentence_too(toolrl, tmp_path):
+    assert refused(toolrl("build"), "--out", "toolrl build -h")
+    assert refused(toolrl("biuld"), "'biuld'")
+    assert refused(toolrl("build", "-o", tmp_path / "x.jsonl", "--splt", "test"), "--split")
+    assert refused(toolrl("build", "-o", tmp_path / "x.jsonl", "-n", "many"), "'-n'", "integer")
+
+
+def test_presets_and_formats_are_those_of_the_library():
+    from typing import get_args
+
+    from toolrl_lit.doors.cli_data import Format
+    from toolrl_lit.doors.cli_train import Preset
+
+    assert set(get_args(Preset)) == set(train.PRESETS) and len(get_args(Format)) == 4
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["build", "-n", "1", "-o", "x.json"],
+        ["build", "-n", "1", "-o", "x.parquet"],
+        ["collect", "-o", "x.html"],
+        ["evaluate", "-o", "x.jsonl"],
+        ["export", "hf", "-o", "x.jsonl"],
+        ["export", "ftrl", "-o", "x.csv"],
+        ["train", "-o", "x.json"],
+    ],
+)
+def test_a_name_that_promises_something_else_is_refused(toolrl, envs, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    given = words if words[0] == "build" else [*words, "-e", envs]
+    assert refused(toolrl(*given), words[-1], "expected", Path(words[-1]).suffix)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_build_of_nothing_is_refused(toolrl, tmp_path):
+    assert refused(toolrl("build", "-n", 0, "-o", tmp_path / "x.jsonl"), "-n: expected at least 1")
+
+
+def test_a_file_without_environments_is_refused(toolrl, tmp_path):
+    (tmp_path / "none.jsonl").write_text("")
+    for command in (["audit"], ["evaluate", "-o", tmp_path / "x.json", "-e"], ["show"]):
+        assert refused(toolrl(*command, tmp_path / "none.jsonl"), "none.jsonl")
+
+
+def test_an_environment_is_shown(toolrl, environments, envs, tmp_path):
+    shown = " ".join(toolrl("show", envs, "--index", 3).out.split())
+    assert " ".join(environments[3].question.split()) in shown
+    assert environments[3].id in shown and "golden answer" in shown
+    assert "def " in toolrl("show", envs, "--code").out
+    done = toolrl("show", envs, "--id", environments[2].id, "--out", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert done.code == 0 and "written: " in done.out and environments[2].answer in page
+    assert refused(toolrl("show", envs, "--index", 4), "--index 4", "below 4")
+    assert refused(toolrl("show", envs, "--id", environments[2].id[:-1]), "Did you mean")
+
+
+def test_a_rollout_is_shown_turn_by_turn_with_credit(toolrl, environments, envs, tmp_path):
+    kept = tmp_path / "r.jsonl"
+    assert toolrl("collect", "-e", envs, "-o", kept, "-m", "oracle").code == 0
+    shown = " ".join(toolrl("show", kept, "--index", 1, "-e", envs).out.split())
+    assert "Turn 1: reward +" in shown and "solved: " in shown and "Golden calls" in shown
+    assert toolrl("show", kept, "-o", tmp_path / "r.html").code == 0
+    assert "solved: " in (tmp_path / "r.html").read_text()
+    write_jsonl(tmp_path / "one.jsonl", environments[5:6])
+    assert refused(toolrl("show", kept, "-e", tmp_path / "one.jsonl"), "one.jsonl", "has the id")
+
+
+def test_what_cannot_be_shown_is_named_with_what_can(toolrl, envs, tmp_path):
+    toolrl("evaluate", "-e", envs, "-o", tmp_path / "s.json", "-m", "oracle")
+    assert refused(toolrl("show", tmp_path / "s.json"), "s.trajectories.jsonl")
+    toolrl("export", "ftrl", "-e", envs, "-o", tmp_path / "records.jsonl")
+    assert refused(toolrl("show", tmp_path / "records.jsonl"), "expected environments")
+
+
+def test_the_oracle_is_measured_like_a_model(toolrl, envs, tmp_path):
+    done = toolrl("evaluate", "-e", envs, "-o", tmp_path / "s.json", "-m", "oracle")
+    assert done.code == 0 and "next: toolrl show" in done.out
+    lines = [line.split() for line in done.out.splitlines()]
+    assert any(line[:2] == ["all", "solve_f1"] and "1.0" in line for line in lines)
+    kept = Evaluation.load(tmp_path / "s.json")
+    assert kept.name == "oracle" and kept.settings["model"] == "oracle" and kept.settings["date"]
+    assert refused(
+        toolrl("collect", "-e", envs, "-o", tmp_path / "r.jsonl", "-m", "oracle", "--reasoning"),
+        "oracle",
+    )
+
+
+def test_training_takes_its_folder_by_an_option(toolrl, envs, tmp_path, monkeypatch):
+    began = []
+    monkeypatch.setattr(
+        train, "train", lambda config, environments, start: began.append(config) or tmp_path
+    )
+    assert toolrl("train", "-e", envs, "-o", tmp_path / "run", "-p", "warm_steps=0").code == 0
+    assert began[0].out == str(tmp_path / "run")
+    assert refused(toolrl("train", "-e", envs, "-o", tmp_path / "a", "-p", "out=b"), "-p out=")
+
+
+def test_errors_of_training_come_before_heavy_libraries(envs, tmp_path):
+    program = (
+        "import sys; sys.argv = ['toolrl', *sys.argv[1:]]\n"
+        "from toolrl_lit.doors.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as e: assert e.code == 2\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    for words in (
+        ["train", "-e", tmp_path / "none.jsonl"],
+        ["train", "-e", envs, "-p", "epochs"],
+        ["train", "-e", envs, "-p", "model=no/such/model"],
+        ["evaluate", "-e", envs, "-o", tmp_path / "s.json", "-m", "no/such/model"],
+        ["layers", "smollm2", tmp_path / "none"],
+        ["report", tmp_path / "none.json"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True
+        )
+        assert done.returncode == 0 and done.stderr.startswith("error: "), (words, done.stderr)
+
+
+def test_the_doctor_agrees_with_the_library_and_ends_with_0(toolrl, monkeypatch):
+    from toolrl_lit.collect import fast_dtype
+    from toolrl_lit.doors import doctor
+
+    able = doctor.computes_in_16_bits()
+    if able is not None and not torch.cuda.is_available():
+        assert able == (fast_dtype() == torch.bfloat16)
+    monkeypatch.setattr(doctor, "has_package", lambda name: False)
+    done = toolrl("doctor")
+    assert done.code == 0
+    for word in ("cores", "16-bit", "memory", "disk", "graphics card", "Monty", "pip install"):
+        assert word in done.out, word
+
+
+# -- stages
+
+
+def test_parts_of_an_evaluation_make_the_whole_and_go_on(environments, tmp_path):
+    from toolrl_lit.collect import OraclePolicy
+    from toolrl_lit.doors.stages import evaluate_in_parts, part_ends
+    from toolrl_lit.evaluate import evaluate
+
+    assert part_ends(100)[:3] == [3, 15, 27] and part_ends(100)[-1] == 100
+    assert part_ends(4, kept=3) == [4] and part_ends(2) == [2] and part_ends(8, kept=8) == [8]
+    policy = OraclePolicy(environments)
+    out = tmp_path / "t.jsonl"
+    evaluate_in_parts(policy, environments[:5], name="oracle", out=out, step=2)
+    parts = evaluate_in_parts(policy, environments, name="oracle", out=out, step=2)
+    assert parts == evaluate(policy, environments, name="oracle")
+    assert len(read_jsonl(out, Trajectory)) == len(environments)
+
+
+def test_a_report_fills_in_and_says_what_is_missing(tmp_path, capsys):
+    from toolrl_lit.doors.stages import StagedReport
+
+    page = StagedReport(tmp_path, "Demo", {"a": 10, "b": 7200}, order=["Second", "First"])
+    with page.stage("a"):
+        page.put("First", ["one"])
+    page.write()
+    assert "Still to come" in (tmp_path / "report.html").read_text()
+    assert "== a (about 10 seconds)" in (told := capsys.readouterr().out) and "2.0 hours" in told
+    with page.stage("b"):
+        page.put("Second", ["two"])
+    page.write(metrics={"n": 2})
+    text = (tmp_path / "report.html").read_text()
+    assert "Still to come" not in text and text.index(">Second<") < text.index(">First<")
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"n": 2}

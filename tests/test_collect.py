@@ -14,24 +14,21 @@ from transformers import (
     MistralForCausalLM,
 )
 from toolrl_lit import collect as module
-from toolrl_lit.collect import (
+from toolrl_lit.collect import OraclePolicy, TransformersPolicy, call_text, collect, wrong_calls
+from toolrl_lit.engine import generate as generation
+from toolrl_lit.engine.attention import Prompts
+from toolrl_lit.engine.generate import PrefixMemory, generate_tokens, prefill
+from toolrl_lit.engine.conversations import plain_history
+from toolrl_lit.engine.models import (
     CHAT_TEMPLATE,
-    OraclePolicy,
-    PrefixMemory,
-    Prompts,
-    TransformersPolicy,
-    call_text,
-    collect,
     fast_dtype,
     find_model,
-    generate_tokens,
     load_model,
     packaged_model,
     packaged_warm_model,
-    plain_history,
     save_model,
-    wrong_calls,
 )
+from toolrl_lit.engine.resume import under_way
 from toolrl_lit.evaluate import evaluate
 from toolrl_lit.doors.export import plain_messages, step_records
 from toolrl_lit.reward import parse_qwen
@@ -179,7 +176,7 @@ def test_weights_that_are_no_numbers_are_told(broken, temperature):
         with torch.no_grad():
             p.copy_(before)
     generate(model, [[1, 2, 3], [4]], temperature=temperature)
-    assert module._sample(
+    assert generation._sample(
         torch.tensor([[0.0, -torch.inf, 1.0]]), temperature, torch.tensor([0.99])
     ).tolist() == [2]  # a token that is ruled out
 
@@ -307,7 +304,7 @@ def test_processes_that_want_the_packaged_model_at_once_make_it_once(tmp_path, m
         time.sleep(0.5)  # the others come meanwhile
         write_text(folder / "config.json", "{}")
 
-    monkeypatch.setattr("toolrl_lit.collect._convert", convert)
+    monkeypatch.setattr("toolrl_lit.engine.models._convert", convert)
     with ThreadPoolExecutor(4) as pool:
         folders = list(pool.map(lambda _: packaged_model(tmp_path), range(4)))
     assert folders == made * 4 and (made[0] / "config.json").exists()
@@ -476,11 +473,7 @@ def test_a_snapshot_is_taken_when_as_many_as_a_batch_have_ended(
             files.append(
                 (
                     path.name,
-                    len(
-                        module._under_way(
-                            [(e, k) for e in environments for k in range(4)], trajs, 5
-                        )
-                    ),
+                    len(under_way([(e, k) for e in environments for k in range(4)], trajs, 5)),
                     len(trajs),
                 )
             )
@@ -698,14 +691,14 @@ def test_a_call_and_its_rendering_are_read_back(policy, environments):
 @few
 @given(prompt_lists, st.integers(1, 5), st.integers(1, 4))
 def test_no_more_rows_than_asked_for_are_decoded_together(llama, prompts, copies, batch):
-    prompts, sizes, plain = prompts * copies, [], module._decode
+    prompts, sizes, plain = prompts * copies, [], generation._decode
 
     def watched(model, some, counts, *rest, **more):
         sizes.append(sum(counts))
         return plain(model, some, counts, *rest, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_decode", watched)
+        patch.setattr(generation, "_decode", watched)
         rows = generate(llama, prompts, temperature=1, batch=batch)
     assert max(sizes) <= batch and sum(sizes) == len(prompts)
     assert rows == generate(llama, prompts, temperature=1, batch=1000)
@@ -1097,7 +1090,7 @@ def test_a_shared_prompt_is_looked_at_as_one_s_own(copies):
 
 
 def test_rows_of_a_prompt_keep_it_once(llama):
-    prompts, _ = module._prefill(llama, [[5] * 30, [6] * 20], [8, 3], PrefixMemory(llama), 0)
+    prompts, _ = prefill(llama, [[5] * 30, [6] * 20], [8, 3], PrefixMemory(llama), 0)
     assert prompts.keys[0].shape[0] == 2 and prompts.copies == 8 and len(prompts.owner) == 11
 
 
@@ -1147,7 +1140,7 @@ def test_an_attention_that_is_not_known_is_refused():
     with pytest.raises(UserError, match="has softcap, .*--base-url"):
         generate(soft, [[5] * 9])
     with pytest.raises(UserError, match="layers of linear_attention, .*--base-url"):
-        module._check_attention(
+        generation._check_attention(
             LlamaConfig(**small, layer_types=["full_attention", "linear_attention"]), 9
         )
 

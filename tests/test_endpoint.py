@@ -6,16 +6,11 @@ from urllib.parse import parse_qs, quote, quote_plus, urlsplit
 import pytest
 from pydantic import BaseModel
 from toolrl_lit.doors.cli import main
-from toolrl_lit.collect import (
-    EndpointPolicy,
-    OraclePolicy,
-    call_text,
-    collect,
-    reply_text,
-    wire_messages,
-)
+from toolrl_lit.collect import OraclePolicy, call_text, collect
+from toolrl_lit.doors.endpoint import EndpointPolicy
 from toolrl_lit.engine.client import Client, hide, redact
-from toolrl_lit.engine.parsers import Reply
+from toolrl_lit.engine.conversations import wire_messages
+from toolrl_lit.engine.parsers import Reply, reply_text
 from toolrl_lit.evaluate import Evaluation
 from toolrl_lit.doors.author import Endpoint, Unanswered, llm_config
 from toolrl_lit.reward import parse_qwen

@@ -182,7 +182,7 @@ def test_malformed_and_empty_turns_of_episodes_are_counted(
         written.extend(policy.ids(next(said) + "<|im_end|>") for _ in prompts)
         return written[-len(prompts) :]
 
-    monkeypatch.setattr(module, "generate_tokens", generate)
+    monkeypatch.setattr("toolrl_lit.engine.sampling.generate_tokens", generate)
     train(config_for(tiny_folder, tmp_path, prompts=1, updates=1), environments)
     row = next(r for r in json.loads((tmp_path / "rl" / "log.json").read_text()) if "reward" in r)
     assert row["malformed_share"] == pytest.approx(2 / 5) and row["empty_share"] == pytest.approx(

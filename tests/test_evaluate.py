@@ -1,9 +1,10 @@
 "Evaluation: the metrics by definition, intervals that mean what they say, and a report that stands alone."
 
-import html, json, re
+import base64, gzip, html, json, re
 import numpy as np, pandas as pd, plotly.graph_objects as go, pytest
 from hypothesis import given, settings, strategies as st
 from IPython.display import HTML
+from plotly.offline import get_plotlyjs
 from toolrl_lit.collect import OraclePolicy, collect
 from toolrl_lit.evaluate import (
     METRICS,
@@ -416,9 +417,13 @@ def report(tmp_path):
 
 def test_report_stands_alone(report):
     path, page = report
-    bare = re.sub(r"<script>.*?</script>", "", page, flags=re.S)
+    bare = re.sub(r"<script[^>]*>.*?</script>", "", page, flags=re.S)
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", bare) and "@import" not in page
-    assert page.count("plotly.js v") == 1 and page.count("Plotly.newPlot(") >= 2
+    (packed,) = re.findall(r"id='plotly'>([^<]*)<", page)
+    assert gzip.decompress(base64.b64decode(packed)).decode() == get_plotlyjs()
+    data = re.findall(r"<script type='application/json'>([^<]*)</script>", page)
+    assert [json.loads(x)["data"][0]["y"] for x in data] == [[3, 4], [3, 4]]
+    assert path.stat().st_size < 2_200_000
     assert {p.name for p in path.parent.iterdir()} == {"report.html", "metrics.json"}
     for i in range(1, 5):
         assert f"href='#s{i}'" in page and f"id='s{i}'" in page

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from pydantic import BaseModel
 import llm_server
 from llm_server import CONTENT, FREE, TRANSPORT, ModelServer
-from toolrl_lit.doors import author as llm
+from toolrl_lit.doors import author as llm, author_endpoint
 from toolrl_lit.build import audit, build_environments
 from toolrl_lit.doors.cli import main
 from toolrl_lit.deploy import check
@@ -21,9 +21,9 @@ from toolrl_lit.doors.author import (
     Question,
     Toolset,
     Unanswered,
+    ask_decompose,
     bind,
     code_problems,
-    decompose,
     judged,
     llm_config,
     odd_document,
@@ -32,9 +32,11 @@ from toolrl_lit.doors.author import (
     revise,
     Sketch,
 )
+from toolrl_lit.integrate import TWINS, overlapping
 from toolrl_lit.scenario import Difficulty
 from toolrl_lit.schema import (
     SCENARIOS,
+    STRATEGIES,
     Environment,
     Scenario,
     SubQuestion,
@@ -155,11 +157,11 @@ def test_on_a_bad_day_what_is_accepted_is_right_and_nothing_is_lost_or_doubled(s
 
 def test_a_good_model_is_asked_once_for_each_stage_and_all_strategies_are_applied(setup):
     server, generator = setup()
-    built = build(generator, rates=dict.fromkeys(llm.STRATEGIES, 1.0))
+    built = build(generator, rates=dict.fromkeys(STRATEGIES, 1.0))
     assert len(built) == 12 and all(map(server.right, built)) and max(server.paid.values()) == 1
     assert not any(k.startswith("repairs") for k in built.counts)
     assert Counter(e.kind for e in built) == dict.fromkeys(SCENARIOS, 3)
-    assert {s for e in built for s in e.strategies} == set(llm.STRATEGIES) and all(
+    assert {s for e in built for s in e.strategies} == set(STRATEGIES) and all(
         any(t.distractor for t in e.tools) for e in built
     )
     c = built.counts
@@ -181,7 +183,7 @@ def test_a_good_model_is_asked_once_for_each_stage_and_all_strategies_are_applie
 def test_a_request_that_fails_is_repeated(setup, mood):
     server, generator = setup(questions=1, always=first(mood), slow=3, config=dict(timeout=2))
     with generator.endpoint.open():
-        s = decompose(generator.endpoint, generator.questions[0], "s", "train", 4, Counter())
+        s = ask_decompose(generator.endpoint, generator.questions[0], "s", "train", 4, Counter())
     assert s.answer == server.known[s.question].answer and [m for _, m, _, _ in server.log] == [
         mood,
         None,
@@ -199,7 +201,7 @@ def test_no_more_attempts_are_made_than_allowed_and_the_lost_ones_are_booked_at_
 ):
     limits = dict(retries=1, timeout=3, max_tokens=300)
     server, generator = setup(questions=1, always=lambda *_: mood, slow=4, config=limits)
-    ask = lambda e: decompose(e, generator.questions[0], "s", "train", 4, Counter())
+    ask = lambda e: ask_decompose(e, generator.questions[0], "s", "train", 4, Counter())
     with generator.endpoint.open(), pytest.raises(Unanswered, match="fails.*after 1 retries"):
         ask(generator.endpoint)
     assert len(server.log) == server.requests == 2
@@ -227,7 +229,7 @@ def test_pauses_get_longer(setup):
         questions=1, always=lambda stage, question, n, length: "no completion" if n < 3 else None
     )
     with generator.endpoint.open():
-        decompose(generator.endpoint, generator.questions[0], "s", "train", 4, Counter())
+        ask_decompose(generator.endpoint, generator.questions[0], "s", "train", 4, Counter())
     came = [at for _, _, at, _ in server.log]
     assert all(b - a >= least for a, b, least in zip(came, came[1:], (0.375, 0.75, 1.5)))
 
@@ -236,14 +238,14 @@ def test_a_date_to_come_back_at_is_kept_and_nonsense_is_none(setup):
     server, generator = setup(questions=1, always=first("429"))
     server.retry_after = lambda: email.utils.formatdate(time.time() + 3, usegmt=True)
     with generator.endpoint.open():
-        decompose(generator.endpoint, generator.questions[0], "s", "train", 4, Counter())
+        ask_decompose(generator.endpoint, generator.questions[0], "s", "train", 4, Counter())
     assert 1.9 <= server.log[1][2] - server.log[0][2] < 5
-    assert [llm._retry_after(v) for v in ("", "soon", "Wed, 99 Nov 2026", "-5")] == [
+    assert [llm.retry_after(v) for v in ("", "soon", "Wed, 99 Nov 2026", "-5")] == [
         0,
         0,
         0,
         -5,
-    ] and not llm._retry_after("nan") > 0
+    ] and not llm.retry_after("nan") > 0
 
 
 def test_who_waits_to_ask_again_gives_up_when_all_is_stopped(setup):
@@ -252,7 +254,13 @@ def test_who_waits_to_ask_again_gives_up_when_all_is_stopped(setup):
     with ThreadPoolExecutor(1) as pool:
         with generator.endpoint.open():
             job = pool.submit(
-                decompose, generator.endpoint, generator.questions[0], "s", "train", 4, Counter()
+                ask_decompose,
+                generator.endpoint,
+                generator.questions[0],
+                "s",
+                "train",
+                4,
+                Counter(),
             )
             while not server.log:
                 time.sleep(0.02)
@@ -289,7 +297,7 @@ def test_an_endpoint_that_knows_no_structured_output_is_asked_without(setup, ref
 def test_where_the_endpoint_does_not_count_tokens_we_do(setup, usage):
     server, generator = setup(questions=1, usage=usage)
     with generator.endpoint.open():
-        decompose(generator.endpoint, generator.questions[0], "s", "train", 4, Counter())
+        ask_decompose(generator.endpoint, generator.questions[0], "s", "train", 4, Counter())
         spent = generator.endpoint.ledger.total()
     assert spent.prompt_tokens > 500 and spent.completion_tokens > 20
 
@@ -379,7 +387,7 @@ def test_an_answer_without_words_or_with_half_a_character_is_an_answer(setup, mo
 def test_an_endpoint_that_goes_down_leaves_what_is_finished_and_the_same_build_goes_on(
     setup, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(llm, "PATIENCE", 3)
+    monkeypatch.setattr(author_endpoint, "PATIENCE", 3)
     down = lambda stage, question, n, length: "500" if len(server.paid) >= 25 else None
     server, generator = setup(always=down, config=dict(retries=0, concurrency=2))
     with pytest.raises(
@@ -484,7 +492,7 @@ def test_tools_that_are_the_same_in_all_but_words_must_be_merged(setup):
     twins = [
         q
         for q, s in server.known.items()
-        if llm.overlapping(real("document", s, None, {}).documents(), least=llm.TWINS)
+        if overlapping(real("document", s, None, {}).documents(), least=TWINS)
     ]
     assert 0 < len(twins) < 12 and [e.question for e in built] == [
         q for q in server.questions if q not in twins
@@ -825,7 +833,7 @@ def test_a_build_of_another_model_prompt_or_question_is_refused_and_tells_no_sec
     written = manifest.model_dump_json()
     assert not any(word in written for word in ("sk-secret", server.url, str(tmp_path)))
     own = tmp_path / "prompts"
-    shutil.copytree(Path(llm.__file__).parent / "prompts", own)
+    shutil.copytree(Path(llm.__file__).parents[1] / "prompts", own)
     before, same = server.requests, dict(settings={"temperature": 0.5, "api_key": "sk-secret"})
     assert list(
         build(

@@ -1,17 +1,18 @@
 "Train: the same numbers as TRL's own, rewards from the environment, and runs that survive being killed."
 
-import contextlib, ctypes, errno, itertools, json, os, re, shutil, signal, subprocess, sys, textwrap, warnings
+import contextlib, ctypes, errno, itertools, json, os, re, shutil, signal, subprocess, sys, warnings
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
-import psutil, pytest, torch
+import apart, psutil, pytest, torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOTrainer
-from toolrl_lit import train as module
+from toolrl_lit import train as module, warm as warming
+from toolrl_lit.engine import callbacks, checkpoints, sampling, trainer as engine_trainer
 from toolrl_lit.collect import OraclePolicy, TransformersPolicy, _own, _prefill, collect
 from toolrl_lit.layers import compare
 from toolrl_lit.reward import score_turn
@@ -493,7 +494,7 @@ def test_naming_an_epochs_prompts_does_not_copy_the_model(tiny_folder):
         dumps,
     )  # what `datasets` makes of a transform, to tell it from others
 
-    prompts = module._Prompts(StepRewards(make_config(), TransformersPolicy(tiny_folder)))
+    prompts = module.SlotPrompts(StepRewards(make_config(), TransformersPolicy(tiny_folder)))
     assert len(dumps(prompts)) < 1000
 
 
@@ -560,8 +561,8 @@ def test_what_is_logged_is_of_all_turns_that_were_sampled_and_not_of_those_that_
         )
         assert {k: row[k] for k in told} == pytest.approx(told)
         assert row["reward"] == pytest.approx(sum(s.reward for s, _ in kept) / 8, abs=1e-6)
-        shown, bar = [], module._Bar("train")
-        bar.bar = SimpleNamespace(set_postfix=shown.append)
+        shown, bar = [], callbacks.ProgressBar("train")
+        bar.training_bar = SimpleNamespace(set_postfix=shown.append)
         bar.on_log(None, None, None, logs=row)
         assert shown[0]["mean_reward"] == f"{row['mean_reward']:.3g}" and "reward" not in shown[0]
     assert any(abs(row["reward"] - row["mean_reward"]) > 0.05 for row in log), (
@@ -623,7 +624,7 @@ def test_advantages_and_loss_are_those_computed_by_hand(
 
     @torch.no_grad()
     def by_hand(self, model, inputs):
-        "The loss of METHOD section 3.3 from full rows: no shared prompts, no chunks, no code of TRL."
+        "The loss of the paper (section 3.3) from full rows: no shared prompts, no chunks, no code of TRL."
         mask, C = inputs["completion_mask"].float(), inputs["completion_ids"].shape[1]
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
         attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
@@ -855,7 +856,7 @@ def test_memory_is_what_a_real_run_holds(
     held, rows, trainers = [], [], []
     forward, made, tiny = (
         StepTrainer._group_logps,
-        module._step_trainer,
+        module.step_trainer,
         LlamaForCausalLM.from_pretrained(tiny_folder).config,
     )
 
@@ -887,7 +888,7 @@ def test_memory_is_what_a_real_run_holds(
         return trainers[0]
 
     monkeypatch.setattr(StepTrainer, "_group_logps", kept)
-    monkeypatch.setattr(module, "_step_trainer", remembered)
+    monkeypatch.setattr(module, "step_trainer", remembered)
     train(config, environments)
     for real, tokens in zip(held, rows, strict=True):
         told = (
@@ -958,7 +959,7 @@ def test_memory_between_tensors_that_are_needed_goes_back_to_the_system():
     full = resident().rss
     model(ids)
     assert full - resident().rss < 20e6  # nothing gives it back by itself
-    with module._tidy(lora(model, 2)):
+    with checkpoints.tidy(lora(model, 2)):
         model(ids)
     assert full - resident().rss > 100e6
     full = resident().rss
@@ -1213,8 +1214,8 @@ def test_a_finished_run_is_returned_at_once(run, tiny_folder, environments, monk
     assert train(config_for(tiny_folder, run.parent), environments) == run / "model"
 
 
-def stop_at(monkeypatch, where: str, count: int):
-    "Raise KeyboardInterrupt at the given call of a function of `train`."
+def stop_at(monkeypatch, where: str, count: int, module=module):
+    "Raise KeyboardInterrupt at the given call of a function."
     calls, plain = iter(range(1, 1000)), getattr(module, where)
 
     def stops(*args, **kwargs):
@@ -1226,19 +1227,19 @@ def stop_at(monkeypatch, where: str, count: int):
 
 
 @pytest.mark.parametrize(
-    "where, count",
+    "place, where, count",
     [
-        ("generate_tokens", 2),  # in epoch 1, with one update done
-        ("collect", 2),  # between the epochs
-        ("score_batch", 8),  # in the last update, whose turns have been sampled
-        ("merge_into", 7),
+        (sampling, "generate_tokens", 2),  # in epoch 1, with one update done
+        (module, "collect", 2),  # between the epochs
+        (module, "score_batch", 8),  # in the last update, whose turns have been sampled
+        (checkpoints, "merge_into", 1),  # after the last update
     ],
-)  # after the last update
+)
 def test_an_interrupted_run_goes_on_to_the_same_weights(
-    run, tiny_folder, environments, tmp_path, monkeypatch, where, count
+    run, tiny_folder, environments, tmp_path, monkeypatch, place, where, count
 ):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_at(patch, where, count)
+        stop_at(patch, where, count, place)
         train(config_for(tiny_folder, tmp_path), environments)
     assert not (tmp_path / "rl" / "model").exists()
     train(config_for(tiny_folder, tmp_path), environments)
@@ -1313,39 +1314,9 @@ def test_a_run_interrupted_between_mini_batches_goes_on_to_the_same_weights(
 
 def killed(stage: str, config: TrainConfig, environments, tmp_path, where: str, count: int):
     "Begin a training, or a warm start, in a process that is killed at the given call of a function."
-    write_jsonl(tmp_path / "environments.jsonl", environments)
-    program = textwrap.dedent("""
-        import importlib, json, os, signal, sys
-        from toolrl_lit import train
-        from toolrl_lit.schema import Environment, read_jsonl
-        if __name__ == "__main__":
-            stage, config, environments, where, count = sys.argv[1:]
-            module, name = where.rsplit(".", 1)
-            calls, module = iter(range(1, 100)), importlib.import_module(module)
-            plain = getattr(module, name)
-            def killed(*args, **kwargs):
-                if next(calls) == int(count): os.kill(os.getpid(), signal.SIGKILL)
-                return plain(*args, **kwargs)
-            setattr(module, name, killed)
-            getattr(train, stage)(train.make_config(**json.loads(config)), read_jsonl(environments, Environment))
-        """)
-    (tmp_path / "killed.py").write_text(program)
-    done = subprocess.run(
-        [
-            sys.executable,
-            tmp_path / "killed.py",
-            stage,
-            config.model_dump_json(),
-            tmp_path / "environments.jsonl",
-            where,
-            str(count),
-        ],
-        cwd=Path(module.__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(module.__file__).parent.parent)},
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    file, log = write_jsonl(tmp_path / "environments.jsonl", environments), tmp_path / "killed.txt"
+    code = apart.run(apart.killed, stage, config.model_dump(), file, where, count, log=log)
+    assert code == -signal.SIGKILL, log.read_text()[-2000:]
 
 
 @pytest.mark.parametrize(
@@ -1362,7 +1333,7 @@ def killed(stage: str, config: TrainConfig, environments, tmp_path, where: str, 
             2,
             "checkpoint-2/trainer_state.json",
         ),  # the second epoch is being collected
-        ("toolrl_lit.train.save_model", 1, "log.json"),
+        ("toolrl_lit.engine.checkpoints.save_model", 1, "log.json"),
     ],
 )  # everything has been learnt
 def test_a_killed_run_goes_on_to_the_same_weights(
@@ -1404,7 +1375,7 @@ def test_all_weights_are_trained_in_single_precision_and_a_killed_run_goes_on(
         )
         assert not torch.equal(kept[k], before[k].float())
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_at(patch, "generate_tokens", 2)
+        stop_at(patch, "generate_tokens", 2, sampling)
         train(config_for(tiny_folder, tmp_path / "broken", **full), environments)
     train(config_for(tiny_folder, tmp_path / "broken", **full), environments)
     assert losses(tmp_path / "whole/rl") == losses(tmp_path / "broken/rl") and same(
@@ -1433,15 +1404,15 @@ def test_half_a_checkpoint_is_not_taken(run, tmp_path):
         if state:
             (tmp_path / f"checkpoint-{n}" / "trainer_state.json").write_text(state)
     assert (
-        module._resume(tmp_path) == str(tmp_path / "checkpoint-10")
-        and module._resume(tmp_path / "none") is None
+        checkpoints.resume(tmp_path) == str(tmp_path / "checkpoint-10")
+        and checkpoints.resume(tmp_path / "none") is None
     )
 
 
 def test_warm_start_and_training_render_with_the_same_reasoning(
     thinking_folder, environments, tmp_path, monkeypatch
 ):
-    read, taught, plain, demonstrate = [], [], module.generate_tokens, module.demonstrations
+    read, taught, plain, demonstrate = [], [], sampling.generate_tokens, warming.demonstrations
 
     def watched(model, prompts, **rest):
         read.extend(prompts)
@@ -1451,8 +1422,8 @@ def test_warm_start_and_training_render_with_the_same_reasoning(
         taught.append(policy.reasoning)
         return demonstrate(policy, *rest, **more)
 
-    monkeypatch.setattr(module, "generate_tokens", watched)
-    monkeypatch.setattr(module, "demonstrations", shown)
+    monkeypatch.setattr(sampling, "generate_tokens", watched)
+    monkeypatch.setattr(warming, "demonstrations", shown)
     config = config_for(
         thinking_folder, tmp_path, epochs=1, updates=1, reasoning=True, warm_steps=1
     )
@@ -1466,32 +1437,16 @@ def test_warm_start_and_training_render_with_the_same_reasoning(
     )
 
 
-FULL = """
-import resource, sys
-from toolrl_lit import train as module
-from toolrl_lit.schema import Environment, UserError, read_jsonl
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), -1))       # no file grows larger, as on a disk that is full
-try: module.train(module.make_config(**__import__("json").loads(sys.argv[2])), read_jsonl(sys.argv[1], Environment))
-except UserError as e: print(e)
-"""
-
-
 @pytest.mark.parametrize(
     "limit", [16_000, 50_000, 100_000]
 )  # too little for adapters, for the states of the optimizer, for the model
 def test_a_full_disk_ends_training_with_one_sentence_and_it_goes_on_later(
     tiny_folder, environments, tmp_path, run, limit
 ):
-    write_jsonl(tmp_path / "train.jsonl", environments)
+    file, log = write_jsonl(tmp_path / "train.jsonl", environments), tmp_path / "full.txt"
     told = config_for(tiny_folder, tmp_path / "out").model_dump()
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, tmp_path / "train.jsonl", json.dumps(told), str(limit)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "start the same command again" in done.stdout, done.stdout
+    assert apart.run(apart.on_full_disk, told, file, limit, log=log) == 0, log.read_text()[-2000:]
+    assert "start the same command again" in log.read_text()
     train(config_for(tiny_folder, tmp_path / "out"), environments)
     assert same(run, tmp_path / "out" / "rl")
 
@@ -1517,7 +1472,8 @@ def test_lack_of_memory_or_disk_is_one_sentence_wherever_it_happens(
     def fails(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(module, "load_model", fails)
+    for place in (module, warming):
+        monkeypatch.setattr(place, "load_model", fails)
     for start in (train, warm_start):
         with pytest.raises(UserError, match=said):
             start(config_for(tiny_folder, tmp_path), environments)
@@ -1618,9 +1574,10 @@ def test_a_training_from_another_start_policy_is_not_taken_for_this_one(
     ):
         with monkeypatch.context() as patch:
             if state == "half done":
-                patch.setattr(
-                    module, "_finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt)
-                )
+                for place in (module, warming):
+                    patch.setattr(
+                        place, "finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt)
+                    )
             with (
                 pytest.raises(KeyboardInterrupt)
                 if state == "half done"
@@ -1642,7 +1599,7 @@ def test_a_model_of_the_hub_is_known_by_its_commit(tiny_folder, tmp_path, monkey
         shutil.copytree(tiny_folder, tmp_path / "models--some--model" / "snapshots" / commit)
         (tmp_path / "models--some--model" / "refs").mkdir(exist_ok=True)
         (tmp_path / "models--some--model" / "refs" / "main").write_text(commit)
-        assert module._digest_of("some/model") == f"some/model@{commit}"
+        assert checkpoints.digest_of("some/model") == f"some/model@{commit}"
 
 
 def test_the_warm_start_learns_and_resumes(tiny_folder, environments, tmp_path):
@@ -1681,7 +1638,7 @@ def warm(tiny_folder, environments, tmp_path_factory):
             "checkpoint-5/trainer_state.json",
         ),  # in the eighth update
         ("torch.save", 7, "checkpoint-10/optimizer.pt"),  # a checkpoint is being written
-        ("toolrl_lit.train.save_model", 1, "log.json"),
+        ("toolrl_lit.engine.checkpoints.save_model", 1, "log.json"),
     ],
 )  # everything has been learnt
 def test_a_killed_warm_start_goes_on_to_the_same_weights(
@@ -1693,7 +1650,7 @@ def test_a_killed_warm_start_goes_on_to_the_same_weights(
         tmp_path / "warm" / "model" / "config.json"
     ).exists()
     assert (
-        where == "toolrl_lit.train.save_model"
+        where == "toolrl_lit.engine.checkpoints.save_model"
         or not (tmp_path / "warm" / "checkpoint-10" / "trainer_state.json").exists()
     )
     assert warm_start(config, environments) == tmp_path / "warm" / "model"
@@ -1710,107 +1667,94 @@ def test_a_killed_warm_start_goes_on_to_the_same_weights(
 # -- several processes
 
 
-def by_processes(
-    n: int, folder: Path, tiny_folder, environments, *values: str
-) -> subprocess.CompletedProcess:
-    "`toolrl train` by so many processes, as a user starts them."
-    folder.mkdir()
-    write_jsonl(folder / "train.jsonl", environments)
-    launch = (
-        [
-            "-m",
-            "accelerate.commands.launch",
-            "--multi_gpu",
-            "--num_processes",
-            str(n),
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-            "--main_process_port",
-            "0",
-        ]
-        if n > 1
-        else []
-    )
-    params = [
-        a
-        for v in (
-            f"model={tiny_folder}",
-            f"out={folder / 'out'}",
-            "warm_steps=0",
-            "warm_batch=4",
-            "prompts=4",
-            "group=4",
-            "updates=1",
-            "epochs=1",
-            "environments=4",
-            "max_new_tokens=24",
-            "max_prompt_tokens=2000",
-            "rollout_rows=4",
-            *values,
-        )
-        for a in ("-p", v)
-    ]
-    return subprocess.run(
-        [
-            sys.executable,
-            *launch,
-            str(Path(sys.executable).with_name("toolrl")),
-            "train",
-            "-e",
-            str(folder / "train.jsonl"),
-            *params,
-        ],
+def launched(script: Path, *arguments: str, fsdp: bool = False) -> str:
+    "What a script prints that `accelerate launch` starts in two processes."
+    cut_up = ["--use_fsdp", "--fsdp_version", "2"]
+    cut_up += ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+    plain = dict(num_processes=2, num_machines=1, mixed_precision="no", dynamo_backend="no")
+    how = [*(cut_up if fsdp else ["--multi_gpu"]), "--main_process_port", "0"]
+    how += [a for k, v in plain.items() for a in (f"--{k}", str(v))]
+    root = str(Path(module.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *how, script, *arguments],
         capture_output=True,
         text=True,
-        timeout=400,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root},
     )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return done.stdout
 
 
-@pytest.mark.parametrize(
-    "stage, values",
-    [
-        ("warm", ("warm_steps=3",)),
-        ("rl", ("algorithm=grpo", "oversample=2")),
-        ("rl", ("algorithm=reinforce++", "oversample=1")),
-    ],
+# `toolrl train` as a user starts it, several times in one start of the processes
+COMMANDS = """
+import json, sys
+from toolrl_lit.doors.cli import main
+
+if __name__ == "__main__":
+    for arguments in json.loads(sys.argv[1]):
+        sys.argv = ["toolrl", "train", *arguments]
+        try: main()
+        except SystemExit as e:
+            if e.code: raise
+"""
+
+SHARED = dict(
+    warm_steps=0,
+    warm_batch=4,
+    prompts=4,
+    group=4,
+    epochs=1,
+    environments=4,
+    max_new_tokens=24,
+    max_prompt_tokens=2000,
+    rollout_rows=4,
 )
-def test_two_processes_train_as_one_does(stage, values, tmp_path, tiny_folder, environments):
-    runs = [by_processes(n, tmp_path / str(n), tiny_folder, environments, *values) for n in (1, 2)]
-    for done in runs:
-        assert done.returncode == 0 and done.stdout.count("the trained policy is in") == 1, (
-            done.stderr[-3000:]
-        )
-    one, two = (tmp_path / n / "out" / stage for n in "12")
+TOGETHER = {
+    "warm": dict(warm_steps=3),
+    "grpo": dict(algorithm="grpo", oversample=2),
+    "reinforce++": dict(algorithm="reinforce++", oversample=1),
+}
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory, tiny_folder, environments):
+    "A folder of those trainings by two processes, and what each was told."
+    folder = tmp_path_factory.mktemp("together")
+    file = write_jsonl(folder / "train.jsonl", environments)
+    (folder / "commands.py").write_text(COMMANDS)
+    told = {
+        name: SHARED | dict(model=str(tiny_folder), out=str(folder / name), updates=1) | values
+        for name, values in TOGETHER.items()
+    }
+    commands = [
+        ["-e", str(file), *(a for k, v in values.items() for a in ("-p", f"{k}={v}"))]
+        for values in told.values()
+    ]
+    said = launched(folder / "commands.py", json.dumps(commands))
+    assert said.count("the trained policy is in") == len(told)  # one of the processes says it
+    return folder, told
+
+
+@pytest.mark.parametrize("name, stage", [("warm", "warm"), ("grpo", "rl"), ("reinforce++", "rl")])
+def test_two_processes_train_as_one_does(together, name, stage, tmp_path, environments):
+    folder, told = together
+    config = make_config(**told[name] | dict(out=str(tmp_path)))
+    (warm_start if stage == "warm" else train)(config, environments)
+    one, two = tmp_path / stage, folder / name / stage
     a, b = (
         [r for r in json.loads((out / "log.json").read_text()) if "loss" in r] for out in (one, two)
     )
-    assert (
-        [r["step"] for r in a]
-        == [r["step"] for r in b]
-        == list(range(1, 4 if stage == "warm" else 2))
-    )
+    steps = list(range(1, 4 if stage == "warm" else 2))
+    assert [r["step"] for r in a] == [r["step"] for r in b] == steps
+    keys = {"loss", "grad_norm", "num_tokens", "reward", "mean_reward", "kl", "entropy"}
+    keys |= {"solve_precision", "solve_recall"}
     for x, y in zip(a, b):
-        for key in {
-            "loss",
-            "grad_norm",
-            "num_tokens",
-            "reward",
-            "mean_reward",
-            "solve_precision",
-            "solve_recall",
-            "kl",
-            "entropy",
-        } & x.keys():
+        for key in keys & x.keys():
             assert x[key] == pytest.approx(y[key], rel=2e-2, abs=2e-4), (key, x, y)
     if stage == "rl":
-        assert (one / "trajectories-0.jsonl").read_bytes() == (
-            two / "trajectories-0.jsonl"
-        ).read_bytes()
+        kept = [(out / "trajectories-0.jsonl").read_bytes() for out in (one, two)]
+        assert kept[0] == kept[1]
 
 
 # Several trainings by two processes that cut up the weights: all of them after one start.
@@ -1818,6 +1762,7 @@ TRAININGS = """
 import json, sys
 from functools import partial
 from toolrl_lit import train as module
+from toolrl_lit.engine import sampling, trainer
 from toolrl_lit.schema import Environment, read_jsonl
 
 def stopped(*args, **kwargs):
@@ -1825,16 +1770,16 @@ def stopped(*args, **kwargs):
     return plain(*args, **kwargs)
 
 if __name__ == "__main__":
-    module.token_scores = partial(module.token_scores, chunk=16)
-    environments, plain = read_jsonl(sys.argv[1], Environment), module.generate_tokens
+    trainer.token_scores = partial(trainer.token_scores, chunk=16)
+    environments, plain = read_jsonl(sys.argv[1], Environment), sampling.generate_tokens
     for values in json.loads(sys.argv[2]):
         config = module.make_config(**values)
         if config.warm_steps: module.warm_start(config, environments)
         elif not config.out.endswith("interrupted"): module.train(config, environments)
         else:
-            module.generate_tokens, calls = stopped, iter(range(1, 100))
+            sampling.generate_tokens, calls = stopped, iter(range(1, 100))
             try: module.train(config, environments)
-            except KeyboardInterrupt: module.generate_tokens = plain
+            except KeyboardInterrupt: sampling.generate_tokens = plain
             module.train(config, environments)
 """
 
@@ -1852,55 +1797,13 @@ def sharded(tmp_path_factory, tiny_folder, environments):
     write_jsonl(folder / "train.jsonl", environments)
     (folder / "trainings.py").write_text(TRAININGS)
     told = {
-        name: dict(
-            model=str(tiny_folder),
-            out=str(folder / name),
-            warm_steps=0,
-            warm_batch=4,
-            prompts=4,
-            group=4,
-            updates=2,
-            epochs=1,
-            environments=4,
-            save_updates=1,
-            max_new_tokens=24,
-            max_prompt_tokens=2000,
-            rollout_rows=4,
-        )
+        name: SHARED
+        | dict(model=str(tiny_folder), out=str(folder / name), updates=2, save_updates=1)
         | SHARDED[name.split("-")[0]]
         for name in ("warm", "lora", "lora-interrupted", "all", "all-interrupted")
     }
-    root = Path(module.__file__).parent.parent
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--use_fsdp",
-            "--fsdp_version",
-            "2",
-            "--fsdp_auto_wrap_policy",
-            "TRANSFORMER_BASED_WRAP",
-            "--num_processes",
-            "2",
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-            "--main_process_port",
-            "0",
-            folder / "trainings.py",
-            folder / "train.jsonl",
-            json.dumps(list(told.values())),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    rows = folder / "train.jsonl"
+    launched(folder / "trainings.py", rows, json.dumps(list(told.values())), fsdp=True)
     return folder, told
 
 
@@ -1971,13 +1874,13 @@ def test_an_interrupted_run_of_cut_up_weights_goes_on_to_the_same_ones(sharded, 
 
 def test_what_fsdp_cannot_do_is_refused(sharded, tiny_folder, environments, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="was written with FSDP: go on as it was begun"):
-        module._resume(sharded[0] / "lora" / "rl")
+        checkpoints.resume(sharded[0] / "lora" / "rl")
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "checkpoint-1" / "trainer_state.json").write_text("{}")
     for name, value in dict(ACCELERATE_USE_FSDP="true", LOCAL_RANK="0", FSDP_VERSION="1").items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="was written without FSDP: go on as it was begun"):
-        module._resume(tmp_path)
+        checkpoints.resume(tmp_path)
     for start in (train, warm_start):
         with pytest.raises(UserError, match="--use_fsdp --fsdp_version 2"):
             start(config_for(tiny_folder, tmp_path), environments)
@@ -2001,13 +1904,13 @@ def test_cut_up_weights_need_less_memory(tiny_folder):
 
 
 def test_processes_wait_a_day_for_the_one_that_collects(tmp_path):
-    assert module._grpo_arguments(make_config(), tmp_path).ddp_timeout_delta.days == 1
+    assert engine_trainer.grpo_arguments(make_config(), tmp_path).ddp_timeout_delta.days == 1
 
 
 def test_processes_that_cannot_share_the_work_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="prompts .*expected a multiple of the 3 processes, got 4"):
-        module._grpo_arguments(make_config(prompts=4), Path("x"))
+        engine_trainer.grpo_arguments(make_config(prompts=4), Path("x"))
 
 
 # -- what is seen while it runs, and what stops it
@@ -2108,30 +2011,18 @@ def test_trackio_gets_the_curves_of_a_run_in_the_project_of_the_library(
         max_prompt_tokens=2000,
         report_to="trackio",
     )
-    env = os.environ | {
-        "TRACKIO_DIR": str(tmp_path / "trackio"),
-        "PYTHONPATH": str(Path(module.__file__).parent.parent),
-    }
-    python = lambda *args: subprocess.run(
-        [sys.executable, *args], env=env, capture_output=True, text=True
-    )
-    done = python(
-        "-c",
-        "from toolrl_lit.doors.cli import main; main()",
-        "train",
-        "-e",
-        tmp_path / "train.jsonl",
-        *(x for k, v in values.items() for x in ("-p", f"{k}={v}")),
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    done = python(
-        "-c",
-        "import json; from trackio.sqlite_storage import SQLiteStorage as s\n"
-        "print(json.dumps({p: {r: s.get_logs(p, r) for r in s.get_runs(p)} for p in s.get_projects()}))",
-    )
+    params = [str(x) for k, v in values.items() for x in ("-p", f"{k}={v}")]
+    log, kept = tmp_path / "said.txt", tmp_path / "kept.json"
+    where = {"TRACKIO_DIR": str(tmp_path / "trackio")}
+    rows = str(tmp_path / "train.jsonl")
+    code = apart.run(apart.command, "train", "-e", rows, *params, log=log, **where)
+    assert code == 0, log.read_text()[-2000:]
+    assert apart.run(apart.tracked, kept, log=log, **where) == 0, log.read_text()[-2000:]
     logs = [
-        r for r in json.loads(done.stdout)["toolrl_lit"]["first/rl"] if "train/reward" in r
-    ]  # others are TRL's own timings
+        r
+        for r in json.loads(kept.read_text())["toolrl_lit"]["first/rl"]
+        if "train/reward" in r  # others are TRL's own timings
+    ]
     assert {
         "train/solve_precision",
         "train/kl",
@@ -2144,7 +2035,7 @@ def test_trackio_gets_the_curves_of_a_run_in_the_project_of_the_library(
 
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path, tiny_folder, environments, monkeypatch):
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(callbacks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         UserError, match=r"report_to: trackio is not installed; pip install 'toolrl_lit\[trackio\]'"
     ):

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from .answers import NO, SMALL, YES, Golden, Words, items_of
+from .facts import country_names
 from .equal import equal, runs_of, same_item
 from .values import Token, unit_of
 
@@ -238,14 +239,9 @@ def is_aside(
 @lru_cache(1 << 10)
 def _country(words: Words) -> bool:
     "Whether words name a country, or are a short form in capitals."
-    import pycountry
-
     if len(words) == 1 and len(words[0].text) <= 3 and words[0].text.isupper():
         return True
-    try:
-        return bool(pycountry.countries.lookup(" ".join(t.text for t in words)))
-    except LookupError:
-        return False
+    return " ".join(t.text for t in words).lower() in country_names()
 
 
 def enumerates(

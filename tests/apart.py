@@ -1,0 +1,84 @@
+"""Tasks in a process of its own, which a test may let die. Importing the library takes ten seconds, so such a process is forked from
+one that has imported it."""
+
+import importlib, multiprocessing, os, resource, signal, sys, traceback
+from pathlib import Path
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["toolrl_lit.train"])
+
+
+def run(task, *args, log: Path, **environ: str) -> int:
+    "Run a task of this module apart, with what it prints in `log`; return its exit code, which is -9 if it was killed."
+    process = FORKS.Process(target=_begin, args=(task, args, log, environ))
+    process.start()
+    process.join(300)
+    assert process.exitcode is not None, "still running after 300 seconds"
+    return process.exitcode
+
+
+def _begin(task, args, log: Path, environ: dict[str, str]):
+    os.environ.update(environ)
+    with Path(log).open("w") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    try:
+        task(*args)
+    except BaseException:
+        traceback.print_exc()
+        raise
+
+
+def _read(config: dict, environments: Path):
+    from toolrl_lit.schema import Environment, read_jsonl
+    from toolrl_lit.train import make_config
+
+    return make_config(**config), read_jsonl(environments, Environment)
+
+
+def killed(stage: str, config: dict, environments: Path, where: str, count: int):
+    "Begin a training, or a warm start, and kill this process at the given call of a function."
+    from toolrl_lit import train
+
+    module, name = where.rsplit(".", 1)
+    calls, module = iter(range(1, 100)), importlib.import_module(module)
+    plain = getattr(module, name)
+
+    def dies(*args, **kwargs):
+        if next(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(*args, **kwargs)
+
+    setattr(module, name, dies)
+    getattr(train, stage)(*_read(config, environments))
+
+
+def on_full_disk(config: dict, environments: Path, limit: int):
+    "Train where no file can grow larger than `limit` bytes, as on a disk that is full, and print the error."
+    from toolrl_lit.schema import UserError
+    from toolrl_lit.train import train
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
+    try:
+        train(*_read(config, environments))
+    except UserError as e:
+        print(e)
+
+
+def command(*arguments: str):
+    "Run `toolrl` with these arguments."
+    from toolrl_lit.doors.cli import main
+
+    sys.argv = ["toolrl", *arguments]
+    main()
+
+
+def tracked(out: Path):
+    "Write what trackio has kept, by project and run."
+    import json
+
+    from trackio.sqlite_storage import SQLiteStorage as s
+
+    kept = {p: {r: s.get_logs(p, r) for r in s.get_runs(p)} for p in s.get_projects()}
+    Path(out).write_text(json.dumps(kept))
