@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from .engine.answers import AnswerType, fit_type, infer_type
 from .engine.calls import Engine
 from .engine.store import UserError
-from .engine.store import explain_line as _explain  # noqa: F401, its old name
 
 # %% ../nbs/01_schema.ipynb #562dfcc1
 ScenarioKind = Literal["single-hop", "parallel single-hop", "multi-hop", "parallel multi-hop"]
