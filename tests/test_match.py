@@ -1,11 +1,16 @@
 "The strict matcher by type of answer: labelled siblings, properties, conclusions, echoes; nothing raises and nothing is slow."
 
-import datetime, json, time
+import datetime
+import json
+import time
 from collections import defaultdict
 from pathlib import Path
+
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
+
 from toolrl_lit.engine.match import (
     ANSWER_TYPES,
     UNITS,

@@ -1,18 +1,22 @@
 "Tool-call formats: a call that was made counts, an answer is no call, and no text raises or takes long."
 
-import json, pickle, time
+import json
+import pickle
+import time
 from types import SimpleNamespace
+
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 from trl.chat_template_utils import qwen3_5_template
+
 from toolrl_lit.engine.parsers import (
     DEEPEST,
     MARKUP,
     MOST_CALLS,
     PARSERS,
-    OddCall,
     Parsed,
     Reply,
     message_calls,

@@ -1,9 +1,15 @@
 "The reward against an independent restatement of the paper's rules; the strict matcher; formats; batches; bad input."
 
-import gc, json, math
+import gc
+import json
+import math
 from pathlib import Path
+
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toolrl_lit.engine.sandbox import ToolSandbox
 from toolrl_lit.reward import (
     KINDS,
     PARSERS,
@@ -17,7 +23,6 @@ from toolrl_lit.reward import (
     score_batch,
     score_turn,
 )
-from toolrl_lit.engine.sandbox import ToolSandbox
 from toolrl_lit.schema import (
     Environment,
     Scenario,
@@ -99,8 +104,11 @@ def restated_calls(text):
     return calls
 
 
+def squeeze(text):
+    return "".join(c for c in text.lower() if c != ",").strip()
+
+
 def restated_match(text, golden):
-    squeeze = lambda s: "".join(c for c in s.lower() if c != ",").strip()
     return not any(squeeze(part) not in squeeze(text) for part in golden.split(", "))
 
 
@@ -221,7 +229,6 @@ def test_paper_reward_equals_the_table(box, text, record, kind):
         content = (
             text.strip().removesuffix("<|endoftext|>").strip().removesuffix("<|im_end|>").strip()
         )
-        squeeze = lambda s: s.lower().replace(",", "").strip()
         if content == "":
             expected = -0.5
         elif any(
@@ -615,7 +622,7 @@ def test_bad_records_are_refused(record, word):
 def test_the_table_is_the_papers():
     none = dict(empty=False, markup=False, answered=False, finished=False)
     rows = [("empty", -0.5), ("markup", -0.3), ("answered", 1 / 4), ("finished", 0.5)]
-    for i, (name, reward) in enumerate(
+    for i, (_, reward) in enumerate(
         rows
     ):  # tested from the top: later rows cannot overrule earlier ones
         assert reward_table(0, 0, 3, **none | {n: True for n, _ in rows[i:]})[0] == reward

@@ -1,10 +1,24 @@
 "The sandbox: feedback texts, two engines, isolation, limits, recovery, and a suite of hostile tools."
 
-import json, os, re, signal, socket, struct, subprocess, sys, threading, time, warnings
-from pathlib import Path
-import psutil, pytest
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import warnings
 from collections import OrderedDict
-from hypothesis import given, settings, strategies as st
+from pathlib import Path
+
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from toolrl_lit.engine.sandbox import Call, ToolSandbox, repeats, shared, timeout_text
 from toolrl_lit.schema import UserError
 

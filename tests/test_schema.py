@@ -1,15 +1,25 @@
 "Schema: what is written is read back, and what does not fit is named with file, line and field."
 
-import bz2, errno, gzip, json, os
-import pyarrow as pa, pyarrow.parquet as pq, pytest
-from hypothesis import given, settings, strategies as st
+import bz2
+import errno
+import gzip
+import json
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
 from toolrl_lit.collect import OraclePolicy, collect
 from toolrl_lit.engine import shards, store
 from toolrl_lit.schema import (
-    StepRecord,
     Environment,
+    OnDisk,
     Scenario,
+    StepRecord,
     SubQuestion,
     Tool,
     ToolCall,
@@ -17,7 +27,6 @@ from toolrl_lit.schema import (
     Trajectory,
     Turn,
     UserError,
-    OnDisk,
     check_ids,
     explain,
     from_ftrl,
@@ -297,7 +306,7 @@ def test_waves_ask_everything_once_and_never_before_its_dependencies(data):
         data.draw(st.lists(st.sampled_from([f"q{j}" for j in range(i)]), unique=True)) if i else []
         for i in range(n)
     ]
-    known: set[str] = set()
+    known, last = set(), set()
     for wave in scenario(*links).waves():
         assert wave and all(set(q.depends_on) <= known for q in wave)
         assert not known or all(set(q.depends_on) & last for q in wave)  # no later than needed
@@ -461,7 +470,7 @@ def as_written(tmp_path, how):
         "mark": BOM + b"\n".join(lines),
         "windows": BOM + b"\r\n".join([*lines, b""]),
         "empty lines": b"\n\r\n" + b"\n\n  \n".join(lines) + b"\n\n",
-        "joined": b"\n".join(BOM + l for l in lines),
+        "joined": b"\n".join(BOM + line for line in lines),
     }[how]
     (tmp_path / "e.jsonl").write_bytes(content)
     return tmp_path / "e.jsonl"

@@ -6,7 +6,7 @@
 __all__ = ['Kind', 'KINDS', 'Match', 'MATCHERS', 'reward_table', 'CallScore', 'TurnScore', 'score_batch', 'score_turn',
            'score_parsed']
 
-# %% ../nbs/08_reward.ipynb #9bb1d560
+# %% ../nbs/08_reward.ipynb #b775c405
 import json
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -51,7 +51,7 @@ from toolrl_lit.engine.sandbox import (  # noqa: F401, some for others
 from .engine.targets import Target, target_of
 from .schema import Environment, StepRecord, ToolCall, UserError
 
-# %% ../nbs/08_reward.ipynb #c28c1baa
+# %% ../nbs/08_reward.ipynb #0ce2e246
 Kind = Literal["f1", "p", "r", "pr"]
 
 
@@ -107,7 +107,7 @@ def reward_table(
         return 0.5, "done"
     return 0.0, "other"
 
-# %% ../nbs/08_reward.ipynb #1bbe7e34
+# %% ../nbs/08_reward.ipynb #46f6faba
 Match = Literal["paper", "strict"]
 MATCHERS: dict[str, Callable[[str, str], bool]] = {"paper": match_paper, "strict": match_strict}
 
@@ -132,7 +132,7 @@ class TurnScore(NamedTuple):
     content: str  # what was said beside the calls
     case: str  # row of the table: "calls", "empty", "malformed", "answer", "done" or "other"
 
-# %% ../nbs/08_reward.ipynb #a843738f
+# %% ../nbs/08_reward.ipynb #345086b2
 def _is_early(tool: str, answer: str, target: Target) -> bool:
     "Whether a golden answer depends on one that was still unsolved before this turn."
     needs = target.needs.get(tool, {}).get(answer, ())
@@ -158,7 +158,7 @@ def _wasted(name: str, result: CallResult, mine: list[str], target: Target) -> s
         return "all sub-questions of this tool are solved"
     return f"its result does not hold {' or '.join(map(repr, mine))}"
 
-# %% ../nbs/08_reward.ipynb #5e603acd
+# %% ../nbs/08_reward.ipynb #227f6c68
 def _contains(said: str, answer: str) -> bool:
     "Whether the final answer stands in what was said. (The paper does not split it into parts.)"
     return plain(answer) in plain(said)
@@ -208,7 +208,7 @@ class _Judge:
             mine.remove(answer)
         return CallScore(call.name, call.arguments, result.text, answer, why)
 
-# %% ../nbs/08_reward.ipynb #0978c8f9
+# %% ../nbs/08_reward.ipynb #f4f5a94f
 def _by_tool(calls: list[CallScore]) -> dict[str, list[str]]:
     "The golden answers that calls solved, by tool."
     solved: dict[str, list[str]] = {}
@@ -235,7 +235,7 @@ def _judged(
     )
     return TurnScore(reward, calls, solved, left, said, case)
 
-# %% ../nbs/08_reward.ipynb #1313c71b
+# %% ../nbs/08_reward.ipynb #a823bbe1
 def _check_option(what: str, value: str, table: Iterable[str]):
     "Raise `UserError` for an option that is not in its table."
     if value not in table:
@@ -293,7 +293,7 @@ def score_turn(
     "Score one turn (paper section 3.2). Raises `UserError` for unknown options or a record that lacks a field."
     return score_batch([(text, env_or_record)], kind, match, parser, sandbox, paper_scope)[0]
 
-# %% ../nbs/08_reward.ipynb #2f00a32a
+# %% ../nbs/08_reward.ipynb #5e622dec
 def score_parsed(
     parsed: Parsed,  # what was said, and the calls that were made
     results: list[CallResult],  # what each of the calls gave

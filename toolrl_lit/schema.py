@@ -4,57 +4,24 @@
 
 # %% auto #0
 __all__ = ['ScenarioKind', 'SCENARIOS', 'Strategy', 'STRATEGIES', 'Dependencies', 'SubQuestion', 'Scenario', 'ToolDoc', 'Tool',
-           'ToolCall', 'Environment', 'check_distinct', 'check_ids', 'StepRecord', 'answer_types', 'Turn', 'Trajectory',
-           'GROUP', 'M', 'Manifest', 'OnDisk', 'Shard', 'UserError', 'additions', 'explain', 'from_ftrl', 'holds_work',
-           'is_ftrl', 'lacks_memory', 'read_ftrl', 'read_jsonl', 'read_manifest', 'read_text', 'refuse_other',
-           'replacing', 'reserve', 'rows_of', 'sha256', 'show', 'to_ftrl', 'verified', 'write_jsonl', 'write_text']
+           'ToolCall', 'Environment', 'check_distinct', 'check_ids', 'StepRecord', 'answer_types', 'Turn', 'Trajectory']
 
-# %% ../nbs/01_schema.ipynb #f761207e
+# %% ../nbs/01_schema.ipynb #9a31c841
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .engine.calls import Engine
-from .engine.figures import show  # noqa: F401, its old address
 from .engine.answers import AnswerType, fit_type, infer_type
-from toolrl_lit.engine.shards import (  # noqa: F401, their old address
-    GROUP,
-    Manifest,
-    OnDisk,
-    Shard,
-    read_jsonl,
-    read_manifest,
-    rows_of,
-    verified,
-)
-from toolrl_lit.engine.store import (  # noqa: F401, their old address
-    M,
-    UserError,
-    explain,
-    holds_work,
-    lacks_memory,
-    read_text,
-    refuse_other,
-    replacing,
-    reserve,
-    sha256,
-    write_jsonl,
-    write_text,
-)
-from .engine.store import explain_line as _explain  # noqa: F401, its old name
+from .engine.calls import Engine
+from .engine.store import UserError
 
-# %% ../nbs/01_schema.ipynb #594ee492
+# %% ../nbs/01_schema.ipynb #562dfcc1
 ScenarioKind = Literal["single-hop", "parallel single-hop", "multi-hop", "parallel multi-hop"]
-SCENARIOS: tuple[ScenarioKind, ...] = (
-    "single-hop",
-    "parallel single-hop",
-    "multi-hop",
-    "parallel multi-hop",
-)
+SCENARIOS: tuple[ScenarioKind, ...] = get_args(ScenarioKind)
 
 
 class SubQuestion(BaseModel):
@@ -77,7 +44,7 @@ class SubQuestion(BaseModel):
         self.answer_type = fit_type(self.answer, self.answer_type)
         return self
 
-# %% ../nbs/01_schema.ipynb #87b0366e
+# %% ../nbs/01_schema.ipynb #1deb4eb6
 class Scenario(BaseModel):
     "Hold a decomposed question (stage 1)."
 
@@ -115,7 +82,7 @@ class Scenario(BaseModel):
             waves[depth[q.id]].append(q)
         return waves
 
-# %% ../nbs/01_schema.ipynb #839b3a42
+# %% ../nbs/01_schema.ipynb #11c61da0
 class ToolDoc(BaseModel):
     "Describe a function as models expect it (stage 2)."
 
@@ -143,30 +110,25 @@ class Tool(BaseModel):
         "Return the name of the tool, which its document gives."
         return self.doc.name
 
-# %% ../nbs/01_schema.ipynb #3f7985e7
+# %% ../nbs/01_schema.ipynb #fa4ac47c
 class ToolCall(BaseModel):
     "Hold a call as a policy writes it."
 
     name: str
     arguments: dict[str, Any] = {}
 
-# %% ../nbs/01_schema.ipynb #93dd82ae
+# %% ../nbs/01_schema.ipynb #ef266df8
 Strategy = Literal[
     "functionality generalization",
     "parameter expansion",
     "parameter type generalization",
     "toolset extension",
 ]
-STRATEGIES: tuple[Strategy, ...] = (
-    "functionality generalization",
-    "parameter expansion",
-    "parameter type generalization",
-    "toolset extension",
-)
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 # by tool and golden answer: the (tool, golden answer) pairs that have to be solved first
 Dependencies = dict[str, dict[str, list[tuple[str, str]]]]
 
-# %% ../nbs/01_schema.ipynb #c31e5b1b
+# %% ../nbs/01_schema.ipynb #8f41de64
 class Environment(BaseModel):
     "Hold a question, its golden decomposition, and the tools to answer it (stages 3 to 5)."
 
@@ -218,7 +180,7 @@ class Environment(BaseModel):
         "Return the type of each golden answer."
         return {x.answer: x.answer_type for x in (self.scenario, *self.scenario.sub_questions)}
 
-# %% ../nbs/01_schema.ipynb #c275f51e
+# %% ../nbs/01_schema.ipynb #df6ec140
 @patch
 def documents(self: Environment) -> list[dict]:
     "Return the tool documents as chat templates take them."
@@ -236,7 +198,7 @@ def engines(self: Environment) -> dict[str, str]:
     "Return what runs each tool, where the examination of stage 5 has chosen."
     return {t.name: t.engine for t in self.tools if t.engine}
 
-# %% ../nbs/01_schema.ipynb #f5d3dd0d
+# %% ../nbs/01_schema.ipynb #ab09fe9f
 @patch
 def unsolved(self: Environment) -> dict[str, list[str]]:
     "Return golden answers by tool name, before the first turn."
@@ -257,14 +219,14 @@ def depends_on(self: Environment) -> Dependencies:
             needs.setdefault(q.tool, {}).setdefault(q.answer, []).extend(earlier)
     return needs
 
-# %% ../nbs/01_schema.ipynb #d87e3498
+# %% ../nbs/01_schema.ipynb #6bc3efda
 @patch
 def golden_calls(self: Environment) -> list[list[ToolCall]]:
     "Return the calls of an ideal policy, one inner list for each turn."
     waves = self.scenario.waves()
     return [[ToolCall(name=q.tool, arguments=q.arguments) for q in wave] for wave in waves]
 
-# %% ../nbs/01_schema.ipynb #cd611e60
+# %% ../nbs/01_schema.ipynb #cebab3ce
 def check_distinct(
     what: str,  # where the environments are wanted
     environments: "Iterable[Environment | StepRecord]",  # many step records may be of one environment
@@ -286,7 +248,7 @@ def check_ids(
         raise UserError(f"{what}: expected at least one environment, got none")
     check_distinct(what, environments)
 
-# %% ../nbs/01_schema.ipynb #07b3f687
+# %% ../nbs/01_schema.ipynb #35fe7b5e
 class StepRecord(BaseModel):
     "Hold one training prompt (paper section 3.3): the history, the tools, and the sub-answers still unsolved."
 
@@ -320,7 +282,7 @@ class StepRecord(BaseModel):
         "Return how many sub-questions are unsolved."
         return sum(len(v) for v in self.unsolved.values())
 
-# %% ../nbs/01_schema.ipynb #150d09b3
+# %% ../nbs/01_schema.ipynb #58974358
 @patch
 def start(self: Environment) -> StepRecord:
     "Return the step record of the empty history."
@@ -338,7 +300,7 @@ def start(self: Environment) -> StepRecord:
         depends_on=self.depends_on(),
     )
 
-# %% ../nbs/01_schema.ipynb #f5ba4487
+# %% ../nbs/01_schema.ipynb #dd997997
 @patch
 def after(
     self: StepRecord,
@@ -356,7 +318,7 @@ def after(
     )
     return self.model_copy(update=changes)
 
-# %% ../nbs/01_schema.ipynb #5ff2c464
+# %% ../nbs/01_schema.ipynb #42567154
 def answer_types(
     record: Environment | StepRecord,  # where the answers are golden
 ) -> dict[str, AnswerType]:
@@ -367,7 +329,7 @@ def answer_types(
         answers.append(record.answer)
     return {a: record.answer_types.get(a) or infer_type(a) for a in answers}
 
-# %% ../nbs/01_schema.ipynb #17c4750d
+# %% ../nbs/01_schema.ipynb #47af17d0
 class Turn(BaseModel):
     "Hold what one assistant turn did."
 
@@ -405,7 +367,7 @@ class Trajectory(BaseModel):
         "Return the number of sub-questions that the calls solved."
         return sum(s is not None for t in self.turns for s in t.solved)
 
-# %% ../nbs/01_schema.ipynb #6a0aef7a
+# %% ../nbs/01_schema.ipynb #ea6a8612
 @patch
 def add(
     self: Trajectory,
@@ -445,7 +407,7 @@ def take(
     )
     return step.after(self.add(score.content, turn), score.unsolved, self.sub_questions)
 
-# %% ../nbs/01_schema.ipynb #b414883b
+# %% ../nbs/01_schema.ipynb #80c04f44
 def _left(unsolved: dict[str, list[str]], turn: Turn) -> dict[str, list[str]]:
     "The golden answers by tool without those that a turn solved."
     left = {tool: list(answers) for tool, answers in unsolved.items()}
@@ -471,40 +433,18 @@ def step_records(
         step = step.after(new, _left(step.unsolved, turn), self.sub_questions)
         yield step
 
-# %% ../nbs/01_schema.ipynb #6be3b4bd
-_all_ = [
-    "GROUP",
-    "M",
-    "Manifest",
-    "OnDisk",
-    "Shard",
-    "UserError",
-    "additions",
-    "explain",
-    "from_ftrl",
-    "holds_work",
-    "is_ftrl",
-    "lacks_memory",
-    "read_ftrl",
-    "read_jsonl",
-    "read_manifest",
-    "read_text",
-    "refuse_other",
-    "replacing",
-    "reserve",
-    "rows_of",
-    "sha256",
-    "show",
-    "to_ftrl",
-    "verified",
-    "write_jsonl",
-    "write_text",
-]
-_FTRL = ("additions", "from_ftrl", "is_ftrl", "read_ftrl", "to_ftrl")
+# %% ../nbs/01_schema.ipynb #c8af40f9
+_MOVED = {
+    "store": "M explain holds_work lacks_memory read_text refuse_other replacing reserve sha256 write_jsonl write_text",
+    "shards": "GROUP Manifest OnDisk Shard read_jsonl read_manifest rows_of verified",
+    "ftrl": "additions from_ftrl is_ftrl read_ftrl to_ftrl",
+    "figures": "show",
+}  # by module of `engine`
+_HOME = {name: module for module, names in _MOVED.items() for name in names.split()}
 
 
 def __getattr__(name: str):
-    "Return a function of the authors' format from its own module, which itself needs this one."
-    if name in _FTRL:
-        return getattr(import_module("toolrl_lit.engine.ftrl"), name)
+    "Return what has moved under the hood, from its new module."
+    if name in _HOME:
+        return getattr(import_module(f"toolrl_lit.engine.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,10 @@ __all__ = ['AnswerType', 'ANSWER_TYPES', 'Words', 'PHONE', 'YES', 'NO', 'OTHER_N
            'solid', 'items_of', 'is_phone', 'infer_type', 'fit_type', 'parse_golden']
 
 # %% ../../nbs/engine/answers.ipynb #ef94039f
-import ast, json, re, unicodedata
+import ast
+import json
+import re
+import unicodedata
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args

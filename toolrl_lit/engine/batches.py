@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PlannedTurn', 'TurnBatch']
 
-# %% ../../nbs/engine/batches.ipynb #663c52eb
+# %% ../../nbs/engine/batches.ipynb #1092273d
 import json
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from .targets import Target, target_of
 from .turns import Parsed, Parser, read_turn, turn_key, written
 from ..schema import Environment, StepRecord, ToolCall
 
-# %% ../../nbs/engine/batches.ipynb #be3fabca
+# %% ../../nbs/engine/batches.ipynb #bc762b06
 class PlannedTurn(NamedTuple):
     "Hold a turn to score."
 
@@ -42,7 +42,9 @@ class TurnBatch:
         self.paper_scope = paper_scope
         self.parse = partial(parse_qwen, read={}) if parse is parse_qwen else parse
         self.different: list[PlannedTurn] = []
-        self.which: list[tuple[int, bool]] = []  # for each turn: which it is, whether it came before
+        self.which: list[
+            tuple[int, bool]
+        ] = []  # for each turn: which it is, whether it came before
         self.jobs: list[Call] = []
         self._targets, self._read, self._keys = {}, {}, {}
         self._places, self._seen, self._owners = {}, {}, {}

@@ -4,18 +4,30 @@
 
 # %% auto #0
 __all__ = ['SYSCALLS', 'GUARDED', 'MACHINES', 'namespaces', 'execute', 'seccomp_filter', 'install_filter', 'read_frame',
-           'write_frame', 'OutOfTime', 'out_of_time', 'alarm', 'outcome', 'attempt', 'child', 'attempt_compile',
-           'state', 'die_with_parent', 'apply_limits', 'main', 'fork']
+           'write_frame', 'OutOfTime', 'out_of_time', 'alarm', 'outcome', 'attempt', 'attempt_compile', 'state',
+           'die_with_parent', 'child', 'apply_limits', 'fork', 'main']
 
-# %% ../../nbs/engine/confined.ipynb #3d322fec
-import ctypes, errno, gc, json, marshal, os, platform, select, signal, socket, struct, sys, time
+# %% ../../nbs/engine/confined.ipynb #50b8a3a4
+import ctypes
+import errno
+import gc
+import json
+import marshal
+import os
+import platform
+import select
+import signal
+import socket
+import struct
+import sys
+import time
 
 try:
     import resource
 except ImportError:
     resource = None  # Windows has neither limits nor fork: only Monty runs there
 
-# %% ../../nbs/engine/confined.ipynb #6c4bf96e
+# %% ../../nbs/engine/confined.ipynb #ee236acb
 def namespaces(name, arguments, code, paper_scope):
     "Return globals and locals in which a tool's code runs: those of a module, or those of the authors' function."
     scope = {
@@ -31,9 +43,10 @@ def namespaces(name, arguments, code, paper_scope):
     scope.update(deepcopy=deepcopy, sha256=sha256, sleep=time.sleep)
     return scope, {"name": name, "arguments": arguments, "code": code, "kwargs": {}}
 
-# %% ../../nbs/engine/confined.ipynb #c6d62936
-def execute(name, arguments, code, compiled=None, paper_scope=False, kwargs={}):
+# %% ../../nbs/engine/confined.ipynb #72b41fa2
+def execute(name, arguments, code, compiled=None, paper_scope=False, kwargs=None):
     "Run one call as the paper's executor does, and return the text of its result."
+    kwargs = {} if kwargs is None else kwargs
     scope, local = namespaces(name, arguments, code, paper_scope)
     exec(compiled or compile(code, "<string>", "exec"), scope, local)
     if paper_scope:  # the locals of the authors' function win over what the code defines
@@ -44,7 +57,7 @@ def execute(name, arguments, code, compiled=None, paper_scope=False, kwargs={}):
         return json.dumps(value, ensure_ascii=False)
     return value if type(value) is str else str(value)
 
-# %% ../../nbs/engine/confined.ipynb #fd74653b
+# %% ../../nbs/engine/confined.ipynb #357e1d37
 SYSCALLS = {  # calls that are harmless whatever their arguments: (x86_64, aarch64)
     "read": (0, 63),
     "write": (1, 64),
@@ -123,83 +136,95 @@ MACHINES = {
     "aarch64": (1, 0xC00000B7),
 }  # column above, and the kernel's name of the architecture
 
-# %% ../../nbs/engine/confined.ipynb #ad572976
+# %% ../../nbs/engine/confined.ipynb #800244b7
+_LOAD, _EQUAL, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+
+
+def _step(code, k, yes=0, no=0):
+    "One instruction of a filter: what to do, with which number, and how many instructions to skip if it holds, and if not."
+    return struct.pack("HBBI", code, yes, no, k)
+
+
+_ALLOW = _step(_RETURN, 0x7FFF0000)
+_REFUSE = _step(_RETURN, 0x50000 | errno.EPERM)
+_ABSENT = _step(_RETURN, 0x50000 | errno.ENOSYS)
+_KILL = _step(_RETURN, 0x80000000)
+
+
+def _argument(i, high=0):
+    "Load half of the i-th argument of a system call."
+    return _step(_LOAD, 16 + 8 * i + 4 * high)
+
+
+def _guards():
+    "For each guarded system call, the instructions that look at its arguments."
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    harmless = (0, 1, 2, 3, 1030)  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
+    commands = [_step(_EQUAL, c, len(harmless) - i) for i, c in enumerate(harmless)]
+    zero = [_step(_EQUAL, 0, 0, 3), _argument(2, 1), _step(_EQUAL, 0, 0, 1)]  # both halves
+    return {
+        "open": [_argument(1), _step(_AND, writing, 1, 0), _ALLOW, _REFUSE],
+        "openat": [_argument(2), _step(_AND, writing, 1, 0), _ALLOW, _REFUSE],
+        "clone": [_argument(0), _step(_AND, 0x10000, 0, 1), _ALLOW, _REFUSE],  # CLONE_THREAD
+        "clone3": [_ABSENT],  # glibc then uses clone
+        "prlimit64": [_argument(2), *zero, _ALLOW, _REFUSE],  # reading only
+        "fcntl": [_argument(1), *commands, _REFUSE, _ALLOW],  # F_SETOWN and F_SETSIG send signals
+    }
+
+
+def _only_here(arch):
+    "End a process of another architecture, and refuse the calls of x32, which have other numbers."
+    return [
+        _step(_LOAD, 4),
+        _step(_EQUAL, arch, 1, 0),
+        _KILL,
+        _step(_LOAD, 0),
+        _step(_AT_LEAST, 0x40000000, 0, 1),
+        _REFUSE,
+    ]
+
+
 def seccomp_filter():
     "Return the filter as the kernel wants it, or None where there is no table for this machine."
     if sys.platform != "linux" or platform.machine() not in MACHINES or sys.maxsize < 2**32:
         return None
     column, arch = MACHINES[platform.machine()]
-    step = lambda code, k, yes=0, no=0: struct.pack("HBBI", code, yes, no, k)
-    LOAD, EQUAL, AT_LEAST, AND, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-    allow, refuse, absent = (
-        step(RETURN, 0x7FFF0000),
-        step(RETURN, 0x50000 | errno.EPERM),
-        step(RETURN, 0x50000 | errno.ENOSYS),
-    )
-    argument = lambda i, high=0: step(LOAD, 16 + 8 * i + 4 * high)
-    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    harmless = (0, 1, 2, 3, 1030)  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
-    commands = [step(EQUAL, c, len(harmless) - i) for i, c in enumerate(harmless)]
-    bodies = {
-        "open": [argument(1), step(AND, writing, 1, 0), allow, refuse],
-        "openat": [argument(2), step(AND, writing, 1, 0), allow, refuse],
-        "clone": [argument(0), step(AND, 0x10000, 0, 1), allow, refuse],  # CLONE_THREAD
-        "clone3": [absent],  # glibc then uses clone
-        "prlimit64": [
-            argument(2),
-            step(EQUAL, 0, 0, 3),
-            argument(2, 1),
-            step(EQUAL, 0, 0, 1),
-            allow,
-            refuse,
-        ],  # reading only
-        "fcntl": [argument(1), *commands, refuse, allow],
-    }  # F_SETOWN and F_SETSIG send signals
-    kill = step(RETURN, 0x80000000)
-    program = [
-        step(LOAD, 4),
-        step(EQUAL, arch, 1, 0),
-        kill,
-        step(LOAD, 0),
-        step(AT_LEAST, 0x40000000, 0, 1),
-        refuse,
-    ]
+    program, guards = _only_here(arch), _guards()
     for numbers in SYSCALLS.values():
         if numbers[column] is not None:
-            program += [step(EQUAL, numbers[column], 0, 1), allow]
+            program += [_step(_EQUAL, numbers[column], 0, 1), _ALLOW]
     for name, numbers in GUARDED.items():
         if numbers[column] is not None:
-            program += [step(EQUAL, numbers[column], 0, len(bodies[name])), *bodies[name]]
-    return b"".join([*program, refuse])
+            program += [_step(_EQUAL, numbers[column], 0, len(guards[name])), *guards[name]]
+    return b"".join([*program, _REFUSE])
 
 
 def install_filter(program):
     "Put the filter over this process and all it will start; there is no way back."
     libc = ctypes.CDLL(None, use_errno=True)
     code = ctypes.create_string_buffer(program, len(program))
-    head = ctypes.create_string_buffer(
-        struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
-    )
-    if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(
-        22, 2, ctypes.c_void_p(ctypes.addressof(head)), 0, 0
-    ):
+    head = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
+    head = ctypes.create_string_buffer(head)
+    no_new_privileges = libc.prctl(38, 1, 0, 0, 0)
+    if no_new_privileges or libc.prctl(22, 2, ctypes.c_void_p(ctypes.addressof(head)), 0, 0):
         raise OSError(ctypes.get_errno(), "seccomp refused the filter")
 
-# %% ../../nbs/engine/confined.ipynb #a87bd4fe
+# %% ../../nbs/engine/confined.ipynb #99c018ee
+def _exactly(fd, n):
+    "The next n bytes of a descriptor, or None at its end."
+    parts = bytearray()
+    while len(parts) < n:
+        part = os.read(fd, min(n - len(parts), 1 << 20))
+        if not part:
+            return None
+        parts += part
+    return parts
+
+
 def read_frame(fd):
-    "Return the JSON value of one message, or None at the end: four bytes of length, and that much JSON."
-
-    def exactly(n):
-        parts = bytearray()
-        while len(parts) < n:
-            part = os.read(fd, min(n - len(parts), 1 << 20))
-            if not part:
-                return None
-            parts += part
-        return parts
-
-    head = exactly(4)
-    return json.loads(exactly(struct.unpack("I", head)[0])) if head else None
+    "Return the JSON value of one message, or None at the end."
+    head = _exactly(fd, 4)
+    return json.loads(_exactly(fd, struct.unpack("I", head)[0])) if head else None
 
 
 def write_frame(fd, value):
@@ -209,9 +234,9 @@ def write_frame(fd, value):
     while view:
         view = view[os.write(fd, view) :]
 
-# %% ../../nbs/engine/confined.ipynb #32864e85
+# %% ../../nbs/engine/confined.ipynb #8cc9d666
 class OutOfTime(BaseException):
-    "Raised within a tool whose time is up; no `except Exception` catches it."
+    "End a tool whose time is up; no `except Exception` catches it."
 
 
 def out_of_time(*_):
@@ -235,6 +260,15 @@ def outcome(*call):
         return str(e), "raised"
 
 
+def _cut(text, error, limit):
+    "Text and error of a call, cut to a number of bytes; by `str`'s own methods, since the text's can lie."
+    if len(str.encode(text, "utf-8", "replace")) <= limit:
+        return text, error
+    if error:
+        return str.__getitem__(text, slice(limit // 4)), error
+    return f"the result exceeds the limit of {limit} bytes", "output"
+
+
 def attempt(limits, *call):
     "Return text and error of one call within its limits; the time of its finalisers is its own. Never raises."
     try:
@@ -245,57 +279,15 @@ def attempt(limits, *call):
         text, error = "", "timeout"
     except BaseException as e:  # the text of an error can fail as well
         text, error = type(e).__name__, "raised"
-    while True:
+    while True:  # here, not in a function of its own: the alarm may ring while that is called
         try:
             alarm(0, 0)
             break
         except OutOfTime:
             pass
-    limit = limits["output_bytes"]
-    if (
-        len(str.encode(text, "utf-8", "replace")) <= limit
-    ):  # not the text's own methods, which can lie
-        return text, error
-    return (
-        (str.__getitem__(text, slice(limit // 4)), error)
-        if error
-        else (f"the result exceeds the limit of {limit} bytes", "output")
-    )
+    return _cut(text, error, limits["output_bytes"])
 
-# %% ../../nbs/engine/confined.ipynb #51424241
-def child(fd, limits, program):
-    "Serve one group of calls in this throw-away process: close everything else, put the filter over it, run call after call."
-    os.dup2(fd, 0)
-    os.closerange(3, 64)
-    die_with_parent()
-    gc.disable()
-    data = read_frame(0)
-    kwargs, before = {} if data is None else {"data": data}, marshal.dumps(data, 2)
-    gc.enable()
-    gc.freeze()  # a database is not searched for garbage at each call
-    if program:
-        install_filter(program)
-    elif not limits["unsafe"]:
-        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
-    signal.signal(signal.SIGALRM, out_of_time)
-    signal.signal(signal.SIGPROF, out_of_time)
-    sys.modules["random"].seed()
-    codes, compiled = [], []
-    while (message := read_frame(0)) is not None:
-        codes += message["codes"]
-        compiled += map(attempt_compile, message["codes"])
-        for number, name, arguments, paper_scope in message["calls"]:
-            write_frame(
-                0,
-                attempt(
-                    limits, name, arguments, codes[number], compiled[number], paper_scope, kwargs
-                ),
-            )
-        if message["state"]:
-            before, *told = state(data, before)
-            write_frame(0, told)
-
-
+# %% ../../nbs/engine/confined.ipynb #ddd65b45
 def attempt_compile(source):
     "Return the compiled source, or None: `execute` then says what is wrong with it."
     try:
@@ -312,13 +304,52 @@ def state(data, before):
     except BaseException as e:
         return before, None, str(e)[:1000]
 
-# %% ../../nbs/engine/confined.ipynb #237f385b
+# %% ../../nbs/engine/confined.ipynb #4f92b606
 def die_with_parent():
     "Ask Linux to kill this process when its parent ends."
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
 
 
+def _confine(limits, program):
+    "Put the last walls up, now that everything that needs more has been done."
+    if program:
+        install_filter(program)
+    elif not limits["unsafe"]:
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    signal.signal(signal.SIGALRM, out_of_time)
+    signal.signal(signal.SIGPROF, out_of_time)
+    sys.modules["random"].seed()
+
+
+def _serve(limits, data):
+    "Run call after call, and say what `data` holds when asked."
+    kwargs, mark = {} if data is None else {"data": data}, marshal.dumps(data, 2)
+    codes, compiled = [], []
+    while (message := read_frame(0)) is not None:
+        codes += message["codes"]
+        compiled += map(attempt_compile, message["codes"])
+        for number, name, arguments, paper_scope in message["calls"]:
+            call = name, arguments, codes[number], compiled[number], paper_scope, kwargs
+            write_frame(0, attempt(limits, *call))
+        if message["state"]:
+            mark, *told = state(data, mark)
+            write_frame(0, told)
+
+
+def child(fd, limits, program):
+    "Serve one group of calls in this throw-away process: close everything else, put the filter over it, run call after call."
+    os.dup2(fd, 0)
+    os.closerange(3, 64)
+    die_with_parent()
+    gc.disable()
+    data = read_frame(0)
+    gc.enable()
+    gc.freeze()  # a database is not searched for garbage at each call
+    _confine(limits, program)
+    _serve(limits, data)
+
+# %% ../../nbs/engine/confined.ipynb #42cad198
 def apply_limits(limits):
     "Put the kernel's limits on this process and its children."
     wanted = {resource.RLIMIT_CORE: 0}
@@ -336,38 +367,6 @@ def apply_limits(limits):
                 raise
 
 
-def main(limits):
-    "Fork a child for each descriptor that our parent sends (`F`), kill one when asked to (`K`), end when our parent does."
-    parent, children, program = os.getppid(), set(), None if limits["unsafe"] else seccomp_filter()
-    for (
-        module
-    ) in "calendar copy datetime functools hashlib itertools math random re _strptime".split():
-        __import__(module)  # for the children
-    control = socket.socket(fileno=os.dup(0))
-    os.dup2(2, 0)  # 2 is /dev/null
-    os.dup2(2, 1)
-    apply_limits(limits)
-    gc.collect()
-    gc.freeze()  # keeps the collector from touching, so copying, shared pages
-    control.sendall(struct.pack("I", os.getpid()))
-    while os.getppid() == parent:
-        if select.select([control], [], [], 1.0)[0]:
-            message, descriptors, *_ = socket.recv_fds(control, 8, 1)
-            if len(message) < 8:
-                break
-            order, pid = struct.unpack("II", message)
-            if order == ord("F"):
-                pid = fork(control, descriptors[0], limits, program)
-                children.add(pid)
-                control.sendall(struct.pack("I", pid))
-            elif pid in children:
-                os.kill(pid, signal.SIGKILL)
-        while children and (ended := os.waitpid(-1, os.WNOHANG)[0]):
-            children.discard(ended)
-    for pid in children:
-        os.kill(pid, signal.SIGKILL)
-
-
 def fork(control, descriptor, limits, program):
     "Fork a child that serves `descriptor`; return its number, or 0 where the system has no room for one."
     try:
@@ -381,3 +380,49 @@ def fork(control, descriptor, limits, program):
             os._exit(0)
     os.close(descriptor)
     return pid or 0
+
+
+_OFTEN = "calendar copy datetime functools hashlib itertools math random re _strptime".split()
+
+
+def _prepare(limits):
+    "Import what children often need, close what they must not have, and lower the limits; return the socket of our parent."
+    for module in _OFTEN:
+        __import__(module)
+    control = socket.socket(fileno=os.dup(0))
+    os.dup2(2, 0)  # 2 is /dev/null
+    os.dup2(2, 1)
+    apply_limits(limits)
+    gc.collect()
+    gc.freeze()  # keeps the collector from touching, so copying, shared pages
+    return control
+
+
+def _obey(control, children, limits, program):
+    "Carry out one order of our parent; False at the end."
+    message, descriptors, *_ = socket.recv_fds(control, 8, 1)
+    if len(message) < 8:
+        return False
+    order, pid = struct.unpack("II", message)
+    if order == ord("F"):
+        pid = fork(control, descriptors[0], limits, program)
+        children.add(pid)
+        control.sendall(struct.pack("I", pid))
+    elif pid in children:
+        os.kill(pid, signal.SIGKILL)
+    return True
+
+
+def main(limits):
+    "Fork a child for each descriptor that our parent sends (`F`), kill one when asked to (`K`), end when our parent does."
+    parent, children, program = os.getppid(), set(), None if limits["unsafe"] else seccomp_filter()
+    control = _prepare(limits)
+    control.sendall(struct.pack("I", os.getpid()))
+    while os.getppid() == parent:
+        asked = select.select([control], [], [], 1.0)[0]
+        if asked and not _obey(control, children, limits, program):
+            break
+        while children and (ended := os.waitpid(-1, os.WNOHANG)[0]):
+            children.discard(ended)
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)

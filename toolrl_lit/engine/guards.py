@@ -12,8 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 from .answers import NO, SMALL, YES, Golden, Words, items_of
-from .facts import country_names
 from .equal import equal, runs_of, same_item
+from .facts import country_names
 from .values import Token, unit_of
 
 # %% ../../nbs/engine/guards.ipynb #8e5099b0

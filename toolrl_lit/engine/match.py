@@ -6,7 +6,8 @@
 __all__ = ['plain', 'match_paper', 'gives_away', 'match_strict', 'answers_strict', 'echoes']
 
 # %% ../../nbs/engine/match.ipynb #bca2387d
-import json, re
+import json
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any

@@ -6,7 +6,8 @@
 __all__ = ['MOST_CALLS', 'message_calls', 'content_text', 'reply_text', 'response_parser']
 
 # %% ../../nbs/engine/messages.ipynb #bfd530fc
-import json, re
+import json
+import re
 from typing import Any
 
 from .calls import storable

@@ -6,16 +6,20 @@
 __all__ = ['DRIVER', 'MONTY_SECONDS', 'MONTY_MB', 'SECRET', 'wrapped', 'trusted', 'well_formed', 'one_function', 'fits',
            'monty_binary', 'MontyPool']
 
-# %% ../../nbs/engine/monty.ipynb #b4c7e4b9
-import os, re, secrets
+# %% ../../nbs/engine/monty.ipynb #fdc64072
+import os
+import re
+import secrets
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
+
 import pydantic_monty
+
 from .calls import Call, CallResult, Job, repeats, worded
 
-# %% ../../nbs/engine/monty.ipynb #f31f970d
+# %% ../../nbs/engine/monty.ipynb #3bc1a920
 DRIVER = """
 import json
 made = [None for _ in codes]
@@ -40,66 +44,73 @@ def run(n, name, arguments):
 [run(*job) for job in jobs]
 """
 MONTY_SECONDS, MONTY_MB = 0.5, 64  # what a session may use; a tool that needs more goes to CPython
-
-SECRET = "f" + secrets.token_hex(
-    16
-)  # the name of the function that defines a tool: no tool can know it
+SECRET = "f" + secrets.token_hex(16)  # names the function that defines a tool: no tool can know it
+_CHANGED = re.compile(r'"""|\'\'\'|\\\n|\bglobal\b|\bnonlocal\b')  # what wrapping would change
 
 
 @lru_cache(1 << 12)
-def wrapped(code: str, name: str) -> tuple[str, bool]:
+def wrapped(
+    code: str,  # source of a tool
+    name: str,  # of the tool
+) -> tuple[str, bool]:
     "Return a tool's source as the driver takes it, and whether it must run as a whole for each call."
-    if (
-        name.isidentifier()
-        and repeats(code)
-        and not re.search(r'"""|\'\'\'|\\\n|\bglobal\b|\bnonlocal\b', code)
-    ):
-        return f"def {SECRET}():\n " + code.replace("\n", "\n ") + f"\n return {name}", False
-    return code, True
+    if not name.isidentifier() or not repeats(code) or _CHANGED.search(code):
+        return code, True
+    body = code.replace("\n", "\n ")
+    return f"def {SECRET}():\n {body}\n return {name}", False
 
-# %% ../../nbs/engine/monty.ipynb #07dfff85
+# %% ../../nbs/engine/monty.ipynb #bb55b584
 _OWN = ("ValueError", "KeyError", "IndexError", "LookupError", "ZeroDivisionError")
 
 
-def trusted(name: str, text: str, kind: str | None) -> bool:
+def trusted(
+    name: str,  # of the tool
+    text: str,  # that Monty gave
+    kind: str | None,  # of error
+) -> bool:
     "Return whether an outcome of Monty is the tool's own: a result, an error that tools raise, or arguments that do not fit."
     return kind is None or kind in _OWN or kind == "TypeError" and text.startswith(f"{name}() ")
 
 
-def well_formed(reply: Any, n: int) -> bool:
+def _is_outcome(reply: Any) -> bool:
+    "Whether a reply is a pair of a text and a word or nothing."
+    if type(reply) not in (tuple, list) or len(reply) != 2:
+        return False
+    text, kind = reply
+    return type(text) is str and (kind is None or type(kind) is str)
+
+
+def well_formed(
+    reply: Any,  # that came from a session
+    n: int,  # calls that were sent
+) -> bool:
     "Return whether a reply is what was asked for: n pairs of a text and a word or nothing."
-    pairs = (
-        type(reply) is list
-        and len(reply) == n
-        and all(type(r) in (tuple, list) and len(r) == 2 for r in reply)
-    )
-    return pairs and all(
-        type(text) is str and (kind is None or type(kind) is str) for text, kind in reply
-    )
+    return type(reply) is list and len(reply) == n and all(map(_is_outcome, reply))
 
-
+# %% ../../nbs/engine/monty.ipynb #0eff137f
 @lru_cache(1 << 12)
-def one_function(code: str, name: str) -> bool:
+def one_function(
+    code: str,  # source of a tool
+    name: str,  # of the tool
+) -> bool:
     "Return whether a source is one function that does not name itself: then the authors' scope changes nothing that can be seen."
     top = [line for line in code.splitlines() if line[:1] not in ("", " ", "\t", "#", ")")]
-    return (
-        len(top) == 1
-        and top[0].startswith("def ")
-        and len(re.findall(rf"\b{re.escape(name)}\b", code)) == 1
-    )
+    alone = len(top) == 1 and top[0].startswith("def ")
+    return alone and len(re.findall(rf"\b{re.escape(name)}\b", code)) == 1
 
 
-def fits(job: Job) -> bool:
+def fits(
+    job: Job,
+) -> bool:
     """Return whether Monty can make the call: its arguments are an object in which no half of a surrogate pair stands, and the scope
     that is asked for makes no difference."""
-    lone = "\\ud" in job.wire and "\\ud" in re.sub(r"\\ud[89ab]..\\ud[c-f]..", "", job.wire)
-    return (
-        job.wire.startswith("{")
-        and not lone
-        and (not job.paper or one_function(job.call.code, job.call.name))
-    )
+    if not job.wire.startswith("{"):
+        return False
+    if "\\ud" in job.wire and "\\ud" in re.sub(r"\\ud[89ab]..\\ud[c-f]..", "", job.wire):
+        return False
+    return not job.paper or one_function(job.call.code, job.call.name)
 
-# %% ../../nbs/engine/monty.ipynb #a3a92ca6
+# %% ../../nbs/engine/monty.ipynb #e3840a09
 def monty_binary() -> str | None:
     "Return where the program of Monty was installed, also where another environment's packages are used; None lets Monty search."
     try:
@@ -110,10 +121,48 @@ def monty_binary() -> str | None:
     return next(filter(os.path.exists, places), None)
 
 
-class MontyPool:
-    "Processes that run Monty, and a fresh session for each group of calls. Raises `OSError` if it cannot be started."
+_FAILURES = (  # of a session
+    pydantic_monty.MontyError,
+    ValueError,
+    TypeError,
+    RecursionError,
+    TimeoutError,
+    RuntimeError,
+)
 
-    def __init__(self, workers: int, limits: dict):
+
+def _session_limits(n: int) -> dict:
+    "What a session of n calls may use."
+    return dict(
+        max_feed_duration_secs=MONTY_SECONDS + 0.005 * n,
+        max_memory=MONTY_MB << 20,
+        max_total_sleep_secs=0.0,
+    )
+
+
+def _inputs(jobs: Sequence[Job], limit: int) -> dict:
+    "What the driver reads: each source once, and the calls with the number of their source."
+    numbers: dict[tuple[str, str], int] = {}
+    for j in jobs:
+        numbers.setdefault((j.call.code, j.call.name), len(numbers))
+    sources = [wrapped(code, name) for code, name in numbers]
+    return dict(
+        jobs=[(numbers[j.call.code, j.call.name], j.call.name, j.wire) for j in jobs],
+        secret=SECRET,
+        codes=[source for source, _ in sources],
+        whole=[whole for _, whole in sources],
+        limit=limit,
+    )
+
+# %% ../../nbs/engine/monty.ipynb #b0554ea6
+class MontyPool:
+    "Run processes of Monty, with a fresh session for each group of calls. Raises `OSError` if it cannot be started."
+
+    def __init__(
+        self,
+        workers: int,  # processes
+        limits: dict,  # with `timeout` in seconds and `output_bytes`
+    ):
         self.limits = limits
         try:
             self.pool = pydantic_monty.Monty(
@@ -146,47 +195,19 @@ class MontyPool:
 
     def _replies(self, jobs: Sequence[Job]) -> list | None:
         "(text, kind of error) of each call."
-        numbers: dict[tuple[str, str], int] = {}
-        for j in jobs:
-            numbers.setdefault((j.call.code, j.call.name), len(numbers))
-        sources = [wrapped(code, name) for code, name in numbers]
-        limits = dict(
-            max_feed_duration_secs=MONTY_SECONDS + 0.005 * len(jobs),
-            max_memory=MONTY_MB << 20,
-            max_total_sleep_secs=0.0,
-        )
-        inputs = dict(
-            jobs=[(numbers[j.call.code, j.call.name], j.call.name, j.wire) for j in jobs],
-            secret=SECRET,
-            codes=[s for s, _ in sources],
-            whole=[w for _, w in sources],
-            limit=self.limits["output_bytes"],
-        )
+        inputs, limits = _inputs(jobs, self.limits["output_bytes"]), _session_limits(len(jobs))
         try:
             with self.pool.checkout(limits=limits, assert_message_annotations=False) as session:
                 return session.feed_run(DRIVER, inputs=inputs, print_callback=lambda *_: None)
-        except (
-            pydantic_monty.MontyError,
-            ValueError,
-            TypeError,
-            RecursionError,
-            TimeoutError,
-            RuntimeError,
-        ):
+        except _FAILURES:
             return None
 
     def _result(self, call: Call, text: str, kind: str | None) -> CallResult:
         "What a call gave; a text that is too long becomes an error."
         limit = self.limits["output_bytes"]
-        if (
-            kind == "output"
-            or 4 * len(text) > limit
-            and len(text.encode("utf-8", "replace")) > limit
-        ):
-            text, kind = f"the result exceeds the limit of {limit} bytes", "output"
-        return worded(
-            call,
-            text,
-            kind and ("output" if kind == "output" else "raised"),
-            self.limits["timeout"],
-        )
+        long = 4 * len(text) > limit and len(text.encode("utf-8", "replace")) > limit
+        if kind == "output" or long:
+            text, error = f"the result exceeds the limit of {limit} bytes", "output"
+        else:
+            error = kind and "raised"
+        return worded(call, text, error, self.limits["timeout"])

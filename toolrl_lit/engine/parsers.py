@@ -6,7 +6,8 @@
 __all__ = ['PARSERS', 'MARKUP', 'parse_qwen', 'parse_llama', 'parse_mistral', 'parser_for']
 
 # %% ../../nbs/engine/parsers.ipynb #9084626a
-import json, re
+import json
+import re
 from collections.abc import Iterator
 
 from .calls import storable  # noqa: F401, for others

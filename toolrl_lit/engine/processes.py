@@ -6,7 +6,10 @@
 __all__ = ['BACKENDS', 'WEAKER', 'CROWDED', 'UNSAFE', 'say_once', 'Processes']
 
 # %% ../../nbs/engine/processes.ipynb #d6b18839
-import os, threading, time, warnings
+import os
+import threading
+import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 from . import confined

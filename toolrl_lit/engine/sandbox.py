@@ -6,7 +6,9 @@
 __all__ = ['FORKED', 'ToolSandbox', 'shared']
 
 # %% ../../nbs/engine/sandbox.ipynb #80f80e54
-import marshal, os, weakref
+import marshal
+import os
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import lru_cache, partial
 from hashlib import sha256

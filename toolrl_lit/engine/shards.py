@@ -82,7 +82,8 @@ def _has_records(schema) -> bool:
 @contextmanager
 def _parquet(path: Path) -> Iterator:
     "A Parquet file of models. Raises `UserError` if it cannot be read, or holds something else."
-    import pyarrow as pa, pyarrow.parquet as pq
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:

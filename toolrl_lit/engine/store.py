@@ -7,7 +7,11 @@ __all__ = ['BOM', 'M', 'UserError', 'shortened', 'explain', 'explain_line', 'rep
            'sha256', 'write_jsonl', 'reserve', 'refuse_other', 'holds_work', 'lacks_memory']
 
 # %% ../../nbs/engine/store.ipynb #d58628b2
-import hashlib, json, os, re, tempfile
+import hashlib
+import json
+import os
+import re
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path

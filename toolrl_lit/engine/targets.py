@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Target', 'target_of']
 
-# %% ../../nbs/engine/targets.ipynb #0256d0ee
+# %% ../../nbs/engine/targets.ipynb #e61c1ffc
 import json
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from .ftrl import additions
 from .store import UserError
 from ..schema import Dependencies, Environment, StepRecord, answer_types
 
-# %% ../../nbs/engine/targets.ipynb #d3b580e5
+# %% ../../nbs/engine/targets.ipynb #1efcd4eb
 class Target(NamedTuple):
     "Hold what scoring needs to know of an environment or a step."
 
@@ -25,7 +25,7 @@ class Target(NamedTuple):
     types: dict[str, tuple[str]] = {}  # of golden answers, where they are known
     needs: Dependencies = {}  # what has to be solved before a golden answer counts
 
-# %% ../../nbs/engine/targets.ipynb #bb9e13cf
+# %% ../../nbs/engine/targets.ipynb #5d350224
 def _object(record: dict, field: str) -> dict:
     "A field that holds an object, or JSON of one in a string."
     if field not in record:
@@ -79,6 +79,4 @@ def target_of(
     if isinstance(record, StepRecord):
         done = e.solve_rate == 1.0
         return Target(e.codes, e.unsolved, e.answer, done, e.engines, types, e.depends_on)
-    return Target(
-        e.codes(), e.unsolved(), e.answer, False, e.engines(), types, e.depends_on()
-    )
+    return Target(e.codes(), e.unsolved(), e.answer, False, e.engines(), types, e.depends_on())

@@ -6,7 +6,8 @@
 __all__ = ['folded', 'tokens']
 
 # %% ../../nbs/engine/values.ipynb #9300e052
-import re, unicodedata
+import re
+import unicodedata
 from functools import lru_cache
 
 from .dates import DATE, MONTHS, TIME, dates_of, time_of  # noqa: F401, one for others

@@ -5,17 +5,28 @@
 # %% auto #0
 __all__ = ['BOOT', 'readable_paths', 'Server', 'start_server', 'Gone', 'Late', 'Child', 'Session', 'end_with_parent']
 
-# %% ../../nbs/engine/walls.ipynb #4cbc13d1
-import inspect, json, os, signal, socket, struct, subprocess, sys, sysconfig, threading, time
+# %% ../../nbs/engine/walls.ipynb #4657e94a
+import inspect
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
-from .store import UserError
+
 from . import confined
 from .calls import CallResult, Job, prepare, worded
+from .store import UserError
 
-# %% ../../nbs/engine/walls.ipynb #ce494959
+# %% ../../nbs/engine/walls.ipynb #93479d3f
 BOOT = """
 import os, sys
 where, readable, python, program = sys.argv[1:]
@@ -46,37 +57,33 @@ def readable_paths() -> list[str]:
     ]
     return sorted({p for p in wanted if p and os.path.exists(p)})
 
-# %% ../../nbs/engine/walls.ipynb #1e4d85d2
-class Server:
-    "The process that forks: it has started behind its walls, and never sees a tool."
+# %% ../../nbs/engine/walls.ipynb #049c7d24
+def _command(limits: dict, confined_by: str) -> list[str]:
+    "The command that confines itself, and then becomes the process that forks."
+    where = ""
+    if confined_by == "sandlock":
+        where = os.path.dirname(os.path.dirname(find_spec("sandlock").origin))
+    program = inspect.getsource(confined) + f"\nmain({limits!r})\n"
+    readable = os.pathsep.join(readable_paths())
+    python = os.path.realpath(sys.executable)
+    return [sys.executable, "-P", "-s", "-B", "-c", BOOT, where, readable, python, program]
 
-    def __init__(self, limits: dict, confined_by: str):
-        where = (
-            os.path.dirname(os.path.dirname(find_spec("sandlock").origin))
-            if confined_by == "sandlock"
-            else ""
-        )
-        program = inspect.getsource(confined) + f"\nmain({limits!r})\n"
-        argv = [
-            sys.executable,
-            "-P",
-            "-s",
-            "-B",
-            "-c",
-            BOOT,
-            where,
-            os.pathsep.join(readable_paths()),
-            os.path.realpath(sys.executable),
-            program,
-        ]
-        env = {"PYTHONHASHSEED": "0"} | {
-            k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"
-        }
+
+class Server:
+    "Hold the process that forks: it has started behind its walls, and never sees a tool."
+
+    def __init__(
+        self,
+        limits: dict,  # of a call: seconds, memory, bytes of output
+        confined_by: str,  # "sandlock", "process" or "unsafe"
+    ):
+        env = {"PYTHONHASHSEED": "0"}
+        env |= {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}
         self.lock = threading.Lock()
         self.control, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
-                argv,
+                _command(limits, confined_by),
                 stdin=theirs,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -87,7 +94,7 @@ class Server:
         self.control.settimeout(60)
 
     def answer(self) -> int:
-        "The next number that it says; 0 if it is gone."
+        "Return the next number that the process says; 0 if it is gone."
         try:
             said = self.control.recv(4, socket.MSG_WAITALL)
         except OSError:
@@ -95,7 +102,7 @@ class Server:
         return struct.unpack("I", said)[0] if len(said) == 4 else 0
 
     def fork(self) -> tuple[socket.socket, int]:
-        "A descriptor to talk with a new child, and the child's number; 0 if none could be forked."
+        "Return a socket to talk with a new child, and the child's number; 0 if none could be forked."
         ours, theirs = socket.socketpair()
         with self.lock, theirs:
             try:
@@ -104,7 +111,10 @@ class Server:
             except OSError:
                 return ours, 0
 
-    def kill(self, pid: int):
+    def kill(
+        self,
+        pid: int,  # of a child
+    ):
         "End a child."
         with self.lock:
             try:
@@ -113,7 +123,7 @@ class Server:
                 pass  # gone, and its children with it
 
     def stop(self) -> bool:
-        "End it, and its children with it; return whether somebody had killed it before."
+        "End the process, and its children with it; return whether somebody had killed it before."
         self.control.close()
         try:
             killed = self.process.wait(0.2) == -signal.SIGKILL
@@ -123,12 +133,20 @@ class Server:
         self.process.wait()
         return killed
 
+# %% ../../nbs/engine/walls.ipynb #e00b7cca
+def _may_stand(backend: str) -> bool:
+    "Whether these walls can stand on this system."
+    if not confined.resource:
+        return False
+    return backend != "sandlock" or sys.platform == "linux" and bool(find_spec("sandlock"))
 
-def start_server(limits: dict, backend: str) -> Server | None:
+
+def start_server(
+    limits: dict,  # of a call
+    backend: str,  # "sandlock", "process" or "unsafe"
+) -> Server | None:
     "Return a server that answers; None where these walls do not stand. One that somebody kills is started again."
-    if not confined.resource or (
-        backend == "sandlock" and not (sys.platform == "linux" and find_spec("sandlock"))
-    ):
+    if not _may_stand(backend):
         return None
     for _ in range(5):
         server = Server(limits, backend)
@@ -138,19 +156,24 @@ def start_server(limits: dict, backend: str) -> Server | None:
             return None
     return None
 
-# %% ../../nbs/engine/walls.ipynb #9595b2be
+# %% ../../nbs/engine/walls.ipynb #89347da2
 class Gone(Exception):
-    "A child has ended, or talks nonsense."
+    "Say that a child has ended, or talks nonsense."
 
 
 class Late(Exception):
-    "A child takes longer than a call may take."
+    "Say that a child takes longer than a call may take."
 
 
 class Child:
-    "One forked process as we see it. Nothing that it says is believed."
+    "Hold one forked process as we see it. Nothing that it says is believed."
 
-    def __init__(self, server: Server, limits: dict, data: str | None):
+    def __init__(
+        self,
+        server: Server,  # that forks it
+        limits: dict,  # of a call
+        data: str | None,  # JSON state that its calls share
+    ):
         self.server, self.limits, self.known = server, limits, {}
         self.socket, self.pid = server.fork()
         self.grace = 5.0  # for the start; then 1 second beside the call's own
@@ -158,6 +181,7 @@ class Child:
             self._send(data or "null")
 
     def _send(self, text: str):
+        "Send a message: four bytes of length, and that much JSON."
         body = text.encode()
         self.socket.settimeout(30)
         try:
@@ -165,17 +189,20 @@ class Child:
         except OSError as e:
             raise Gone from e
 
-    def ask(self, jobs: Sequence[Job], state: bool = False):
-        "Send calls; the replies come one by one."
+    def ask(
+        self,
+        jobs: Sequence[Job],  # calls to make
+        state: bool = False,  # whether to ask what `data` holds after them
+    ):
+        "Send calls; the replies come one by one. Each source is sent once."
         new = [c for c in dict.fromkeys(j.call.code for j in jobs) if c not in self.known]
         self.known |= {c: len(self.known) + i for i, c in enumerate(new)}
         calls = ", ".join(
             f"[{self.known[j.call.code]}, {json.dumps(j.call.name)}, {j.wire}, {json.dumps(j.paper)}]"
             for j in jobs
         )
-        self._send(
-            f'{{"codes": {json.dumps(new)}, "calls": [{calls}], "state": {json.dumps(state)}}}'
-        )
+        codes, wanted = json.dumps(new), json.dumps(state)
+        self._send(f'{{"codes": {codes}, "calls": [{calls}], "state": {wanted}}}')
 
     def _exactly(self, n: int, end: float) -> bytes:
         "The next n bytes, before it is too late."
@@ -193,8 +220,11 @@ class Child:
             parts += part
         return bytes(parts)
 
-    def reply(self, most: int) -> list:
-        "The next reply: a text or nothing, and a word or nothing. `most` bounds its bytes."
+    def reply(
+        self,
+        most: int,  # bytes that a reply may have
+    ) -> list:
+        "Return the next reply: a text or nothing, and a word or nothing. Raises `Gone` or `Late`."
         end, self.grace = time.monotonic() + self.limits["timeout"] + self.grace, 1.0
         (size,) = struct.unpack("I", self._exactly(4, end))
         if size > most:
@@ -208,24 +238,22 @@ class Child:
         return reply
 
     def outcome(self) -> tuple[str, str | None]:
-        "Text and error of the next call."
+        "Return text and error of the next call. Raises `Gone` or `Late`."
         text, error = self.reply(6 * self.limits["output_bytes"] + 1000)
-        if (
-            text is None
-            or error not in (None, "raised", "timeout", "output")
-            or len(text) > max(1000, self.limits["output_bytes"])
-        ):
+        if text is None or error not in (None, "raised", "timeout", "output"):
+            raise Gone
+        if len(text) > max(1000, self.limits["output_bytes"]):
             raise Gone
         return text, error
 
     def close(self):
-        "End it, whatever it is doing."
+        "End the process, whatever it is doing."
         self.socket.close()
         self.server.kill(self.pid)
 
-# %% ../../nbs/engine/walls.ipynb #7f1dec50
+# %% ../../nbs/engine/walls.ipynb #bad97dcf
 class Session:
-    """A database that the tools of one rollout share, in one confined process: it stays there from call to call.
+    """Share a database among the tools of one rollout, in one confined process: it stays there from call to call.
 
     Made by `ToolSandbox.session`. Where a call takes the process with it, a new one makes the earlier calls again."""
 
@@ -240,13 +268,9 @@ class Session:
             self.data = None if data is None else json.dumps(data)
         except (RecursionError, TypeError, ValueError) as e:
             raise UserError(f"data: expected what JSON can hold: {e}") from e
-        self.fork, self.limits, self.paper_scope, self.child, self.done = (
-            fork,
-            limits,
-            paper_scope,
-            None,
-            [],
-        )
+        self.fork, self.limits, self.paper_scope = fork, limits, paper_scope
+        self.child: Child | None = None
+        self.done: list[Job] = []  # since the database was asked for
 
     def __enter__(self):
         return self
@@ -260,7 +284,12 @@ class Session:
             self.child.close()
         self.child = None
 
-    def call(self, name: str, arguments: dict, code: str | None) -> CallResult:
+    def call(
+        self,
+        name: str,  # of the tool
+        arguments: dict,
+        code: str | None,  # source of the tool; None if there is no such tool
+    ) -> CallResult:
         "Run one call."
         return self.call_many([(name, arguments, code)])[0]
 
@@ -279,16 +308,10 @@ class Session:
         return json.loads(self.data) if after is None else after
 
     def changed(self) -> Any:
-        "What the database holds now, if that has changed since this was asked the last time; else None."
+        "Return what the database holds now, if that has changed since this was asked the last time; else None."
         for _ in range(3):
             try:
-                child = self._ready()
-                child.ask((), state=True)
-                after, problem = child.reply(max(1 << 26, 8 * len(self.data or "")))
-                if problem:
-                    raise UserError(
-                        f"the tools left something in `data` that is no JSON: {problem}"
-                    )
+                after = self._asked()
                 if after is None:
                     return None
                 state, self.data, self.done = json.loads(after), after, []
@@ -298,6 +321,15 @@ class Session:
         raise UserError(
             "the state of a session is lost: its process ended three times when asked for it"
         )
+
+    def _asked(self) -> str | None:
+        "The database as JSON; None if it has not changed. Raises `UserError` if it is no JSON."
+        child = self._ready()
+        child.ask((), state=True)
+        after, problem = child.reply(max(1 << 26, 8 * len(self.data or "")))
+        if problem:
+            raise UserError(f"the tools left something in `data` that is no JSON: {problem}")
+        return after
 
     def _ready(self) -> Child:
         "The process, with all earlier calls made."
@@ -309,31 +341,37 @@ class Session:
                     self.child.outcome()
         return self.child
 
-    def run(self, jobs: Sequence[Job], results: list | dict[int, CallResult]):
-        "Run jobs, and put what they gave where they belong."
+    def run(
+        self,
+        jobs: Sequence[Job],
+        results: list | dict[int, CallResult],  # gets what each job gave, at its place
+    ):
+        "Run jobs. One that takes the process with it is made again: something else may have killed the process."
         todo, deaths = list(jobs), Counter()
         while todo:
             try:
-                child = self._ready()
-                child.ask(todo)
-                while todo:
-                    results[todo[0].place] = self._worded(todo[0], *child.outcome())
-                    self.done.append(todo.pop(0))
+                self._run_all(todo, results)
             except (Gone, Late) as e:
                 self.close()
                 job, late = todo[0], isinstance(e, Late)
-                deaths[job.place] += (
-                    1  # something else may have killed it, such as a machine short of memory
-                )
+                deaths[job.place] += 1
                 if late or deaths[job.place] == 3:
                     fate = ("", "timeout") if late else ("the tool ended its process", "crashed")
                     results[job.place] = self._worded(todo.pop(0), *fate)
+
+    def _run_all(self, todo: list[Job], results: list | dict[int, CallResult]):
+        "Run jobs until all are done, or the process is gone."
+        child = self._ready()
+        child.ask(todo)
+        while todo:
+            results[todo[0].place] = self._worded(todo[0], *child.outcome())
+            self.done.append(todo.pop(0))
 
     def _worded(self, job: Job, text: str, error: str | None) -> CallResult:
         "What a call gave, in the paper's words."
         return worded(job.call, text, error, self.limits["timeout"])
 
-# %% ../../nbs/engine/walls.ipynb #1c66677c
+# %% ../../nbs/engine/walls.ipynb #94bb6fd9
 def end_with_parent():
     "Let this process end within a second of its parent's end, also where nobody told the parent (`kill -9`)."
     parent = os.getppid()
