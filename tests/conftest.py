@@ -1,15 +1,19 @@
 "What several test files share: eight real environments, and a tiny random model that writes calls often enough to learn."
 
-import os
+import gc, os, sys
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-import sys
 import pytest, torch
 from toolrl_lit.build import build_environments
 from toolrl_lit.collect import CHAT_TEMPLATE, call_text
 from toolrl_lit.engine.tiny import save_tiny
 from toolrl_lit.scenario import KnowledgeGenerator
+
+
+def pytest_collection_finish(session):
+    "Leave what was imported out of garbage collections: each training asks for one, which took a second."
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

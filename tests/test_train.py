@@ -16,6 +16,7 @@ from toolrl_lit.engine import callbacks, checkpoints, sampling, trainer as engin
 from toolrl_lit.collect import OraclePolicy, TransformersPolicy, _own, _prefill, collect
 from toolrl_lit.layers import compare
 from toolrl_lit.reward import score_turn
+from toolrl_lit.engine.config import FIRST, PARTS, listing
 from toolrl_lit.engine.sandbox import ToolSandbox
 from toolrl_lit.schema import Trajectory, UserError, read_jsonl, write_jsonl
 from toolrl_lit.train import (
@@ -165,6 +166,33 @@ def test_the_paper_preset_has_the_values_that_the_paper_names():
     thinking = make_config("paper", reasoning=True)
     assert thinking.model_dump() == paper.model_dump() | dict(reasoning=True, max_new_tokens=8192)
     assert make_config("paper", reasoning=True, max_new_tokens=999).max_new_tokens == 999
+
+
+def test_parts_and_flat_names_make_one_configuration():
+    flat = TrainConfig(group=16, max_turns=5, save_updates=1)
+    parts = dict(learning=dict(group=16), task={"max_turns": 5}, machine={"save_updates": 1})
+    assert flat == TrainConfig(**parts) == make_config(**parts) == TrainConfig(**flat.model_dump())
+    assert flat == TrainConfig(task=flat.task, learning=flat.learning, machine=flat.machine)
+    assert (flat.learning.group, flat.task.max_turns, flat.machine.save_updates) == (16, 5, 1)
+    fields = [name for part in PARTS.values() for name in part.model_fields]
+    assert sorted(fields) == sorted(flat.model_dump()) and len(fields) == len(set(fields))
+    assert make_config(task=dict(credit="turn")).oversample == 1  # what follows from a part
+    assert [name for _, name, _ in listing()][: len(FIRST)] == list(FIRST)
+    assert sorted(name for _, name, _ in listing()) == sorted(fields)
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        (dict(task=dict(group=8)), "^task.group: there are: model"),
+        (dict(group=8, learning=dict(group=16)), "^group: given twice, 8 and 16"),
+        (dict(machine=3), "^machine: expected its parameters by name, got 3"),
+        (dict(learning=dict(group=1)), "^group: .*greater than or equal to 2"),
+    ],
+)
+def test_a_wrong_part_is_named(values, said):
+    with pytest.raises(UserError, match=said):
+        make_config(**values)
 
 
 def test_the_laptop_preset_is_the_defaults():

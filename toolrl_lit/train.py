@@ -355,11 +355,6 @@ def _sampling_policy(kind: type, config: TrainConfig, model, tokenizer) -> Trans
     policy.fingerprint
     return policy
 
-
-def _maker(config: TrainConfig):
-    "Return the function that makes the trainer."
-    return step_trainer if config.credit == "step" else episode_trainer
-
 # %% ../nbs/11_train.ipynb #cea8f1cb
 def unsloth_trainer(
     config: TrainConfig,
@@ -376,7 +371,8 @@ def unsloth_trainer(
     policy.model, policy.memory = adapted(loaded, config), None
     # Unsloth has set up its own checkpointing, which the trainer would replace by torch's
     plain = config.model_copy(update=dict(gradient_checkpointing=False))
-    trainer = _maker(config)(plain, out, policy, policy.model, environments, None)
+    make = step_trainer if config.credit == "step" else episode_trainer
+    trainer = make(plain, out, policy, policy.model, environments, None)
     trainer.whole_rows = True
     # TRL rounds adapters of a 4-bit model to bf16, where small steps are lost
     for p in policy.model.parameters():
@@ -444,7 +440,8 @@ def _train_plain(config, environments, sandbox, out: Path, start, live: bool) ->
     policy = _sampling_policy(kind, config, copy, tokenizer)
     # FSDP moves it to a GPU layer by layer, cut up
     tuned = trainable(base.cpu() if sharded() else base, config.lora_rank)
-    trainer = _maker(config)(config, out, policy, tuned, environments, sandbox)
+    make = step_trainer if config.credit == "step" else episode_trainer
+    trainer = make(config, out, policy, tuned, environments, sandbox)
     if config.vllm_server:
         policy.trainer = trainer
     if live:
