@@ -7,7 +7,7 @@ __all__ = ['CALL_PIECES', 'group_advantages', 'word_tokenizer', 'prompt_text', '
            'token_logprobs', 'clipped_objective', 'k3', 'turn_mean', 'grpo_loss', 'imitate', 'batch_advantages',
            'token_mean', 'sample_turns', 'learn']
 
-# %% ../nbs/10_grpo.ipynb #c2d8c473
+# %% ../nbs/10_grpo.ipynb #b495174d
 from collections.abc import Callable
 from copy import deepcopy
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from .collect import CHAT_TEMPLATE
 from .reward import score_batch
 from .schema import StepRecord
 
-# %% ../nbs/10_grpo.ipynb #e5b24f6c
+# %% ../nbs/10_grpo.ipynb #35d58b1a
 def group_advantages(
     rewards: torch.Tensor,  # (rows,) rewards of turns, group after group
     group: int,  # turns in a group
@@ -28,7 +28,7 @@ def group_advantages(
     centred = groups - groups.mean(1, keepdim=True)
     return (centred / (groups.std(1, keepdim=True) + 1e-4)).flatten()
 
-# %% ../nbs/10_grpo.ipynb #abba8863
+# %% ../nbs/10_grpo.ipynb #e3cfa172
 CALL_PIECES = [
     '<tool_call>\n{"name": "',
     '", "arguments": {"',
@@ -68,7 +68,7 @@ def prompt_text(
     "Return a conversation as the chat template writes it, without the tools' documents, up to where the assistant writes."
     return tokenizer.apply_chat_template(step.messages, tokenize=False, add_generation_prompt=True)
 
-# %% ../nbs/10_grpo.ipynb #3c7e06ea
+# %% ../nbs/10_grpo.ipynb #005ba77f
 def tiny_model(
     tokenizer: PreTrainedTokenizerFast,  # whose tokens it reads and writes
     seed: int = 0,  # of the random weights
@@ -89,7 +89,7 @@ def tiny_model(
     )
     return LlamaForCausalLM(config).eval()
 
-# %% ../nbs/10_grpo.ipynb #793662b1
+# %% ../nbs/10_grpo.ipynb #81cb0d44
 class Turns(NamedTuple):
     "Turns of a batch, a row each: the prompt, padded on its left, then the turn, padded on its right."
 
@@ -126,7 +126,7 @@ def token_logprobs(
     logprobs = (logits / temperature).log_softmax(-1)
     return logprobs.gather(-1, turns.ids[:, -length:, None])[..., 0]
 
-# %% ../nbs/10_grpo.ipynb #1d662985
+# %% ../nbs/10_grpo.ipynb #5496443e
 def clipped_objective(
     ratio: torch.Tensor,  # (rows, T) probability now by probability when sampled
     advantages: torch.Tensor,  # (rows, 1) or (rows, T)
@@ -136,7 +136,7 @@ def clipped_objective(
     clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
     return torch.min(ratio * advantages, clipped * advantages)
 
-# %% ../nbs/10_grpo.ipynb #ba8003bb
+# %% ../nbs/10_grpo.ipynb #75055488
 def k3(
     logprobs: torch.Tensor,  # (rows, T) of the policy
     reference: torch.Tensor,  # (rows, T) of the reference
@@ -145,7 +145,7 @@ def k3(
     difference = reference - logprobs
     return difference.exp() - difference - 1
 
-# %% ../nbs/10_grpo.ipynb #9f09bf9b
+# %% ../nbs/10_grpo.ipynb #68efc940
 def turn_mean(
     values: torch.Tensor,  # (rows, T)
     said: torch.Tensor,  # (rows, T) 1 where a token of the turn stands
@@ -169,7 +169,7 @@ def grpo_loss(
     objective = clipped_objective(ratio, advantages[:, None], epsilon)
     return mean(beta * k3(logprobs, reference) - objective, said)
 
-# %% ../nbs/10_grpo.ipynb #29023fed
+# %% ../nbs/10_grpo.ipynb #10af531d
 def imitate(
     model: PreTrainedModel,  # changed in place
     tokenizer: PreTrainedTokenizerFast,  # of the model
@@ -185,7 +185,7 @@ def imitate(
         loss.backward()
         optimizer.step()
 
-# %% ../nbs/10_grpo.ipynb #db66f61a
+# %% ../nbs/10_grpo.ipynb #cda43b93
 def batch_advantages(
     rewards: torch.Tensor,  # (rows,) rewards of turns
     group: int = 1,  # not used: groups mean nothing here
@@ -201,7 +201,7 @@ def token_mean(
     "Return the mean over all tokens of all turns."
     return (values * said).sum() / said.sum()
 
-# %% ../nbs/10_grpo.ipynb #4acdc9f4
+# %% ../nbs/10_grpo.ipynb #fb70f0ad
 @torch.no_grad()
 def sample_turns(
     model: PreTrainedModel,  # the policy
