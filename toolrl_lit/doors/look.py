@@ -125,24 +125,27 @@ def print_sections(
     console=None,  # a `rich.console.Console`; None: standard output
 ):
     "Print headings, texts and tables, with colours where the terminal has them."
+    from rich.console import Console, Group
+    from rich.text import Text
+
+    parts: list[Any] = []
+    for heading, things in sections:
+        parts.append(Text(heading, style="bold"))
+        parts += [Text(x) if isinstance(x, str) else _table(x) for x in things]
+        parts.append(Text())
+    (console or Console()).print(Group(*parts))
+
+
+def _table(grid: Grid):
+    "Return a table for a terminal, in which long words are folded and not cut."
     from rich import box
-    from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
-    console = console or Console()
-    for heading, things in sections:
-        console.print(Text(heading, style="bold"))
-        for thing in things:
-            if isinstance(thing, str):
-                console.print(Text(thing))
-                continue
-            columns = (Column(name, overflow="fold") for name in thing.columns)
-            table = Table(*columns, box=box.SIMPLE_HEAD)
-            for row in thing.rows:
-                table.add_row(*map(Text, row))
-            console.print(table)
-        console.print()
+    table = Table(*(Column(name, overflow="fold") for name in grid.columns), box=box.SIMPLE_HEAD)
+    for row in grid.rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def write_page(
