@@ -406,11 +406,13 @@ def most_different(
     size = lambda pair: abs(score(pair[0]).solve_f1 - score(pair[1]).solve_f1)
     return sorted([p for p in pairs if size(p) > 0], key=size, reverse=True)[:most]
 
-# %% ../nbs/12_evaluate.ipynb #bcccbe79
+# %% ../nbs/12_evaluate.ipynb #aec29ed1
 def difference_in_words(
     row: pd.Series,  # of `compare`
 ) -> str:
     "Return a difference as a sentence, with what its interval says."
+    if not any(row[["difference", "low", "high"]]):
+        return f"{_words(row['metric'])} stayed at {row['before']:.3f} in every question."
     sure = "which excludes 0" if row["low"] > 0 or row["high"] < 0 else "which does not exclude 0"
     return (
         f"{_words(row['metric'])} went from {row['before']:.3f} to {row['after']:.3f}: a difference of {row['difference']:+.3f} "
@@ -430,11 +432,12 @@ def report_sections(
         [("Scores", [results_table(evaluations), figure(evaluations)])],
     )
     for i, e in enumerate(evaluations[1:], 1):
-        title, table = f"{e.name} against {first.name}", compare(first, e)
+        title, table = f"{e.name} against {first.name}", compare(first, e).drop(columns="group")
         words = [
             difference_in_words(row) for _, row in table[table["metric"].isin(MAIN)].iterrows()
         ]
-        sections.append((title, ["\n".join(f"- {w}" for w in words), table.drop(columns="group")]))
+        table["metric"] = table["metric"].map(_words)
+        sections.append((title, ["\n".join(f"- {w}" for w in words), table]))
         if len(rollouts) > i:
             sections.append(_differing(first.name, e.name, rollouts[0], rollouts[i], environments))
     made = {e.name: {"model": e.model, "date": e.date} | e.settings for e in evaluations}

@@ -98,7 +98,7 @@ def _figure_html(fig: go.Figure, id: str) -> str:
 def _packed_plotly() -> str:
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
-# %% ../../nbs/engine/report.ipynb #d8382ee0
+# %% ../../nbs/engine/report.ipynb #aab71691
 _DRAW = """
 const night = matchMedia('(prefers-color-scheme: dark)'), narrow = matchMedia('(max-width: 40rem)');
 function dressed(layout) {
@@ -112,8 +112,10 @@ function dressed(layout) {
   return out;
 }
 function draw() {
+  const ink = getComputedStyle(document.documentElement).getPropertyValue('--ink').trim();
   for (const place of document.querySelectorAll('.plot')) {
     const figure = JSON.parse(place.nextElementSibling.textContent);
+    for (const bars of figure.data.flatMap(t => [t.error_x, t.error_y])) if (bars) bars.color ??= ink;
     Plotly.newPlot(place, figure.data, dressed(figure.layout), {displayModeBar: false, responsive: true});
   }
 }
