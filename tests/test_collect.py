@@ -17,6 +17,7 @@ from toolrl_lit import collect as module
 from toolrl_lit.collect import OraclePolicy, TransformersPolicy, call_text, collect, wrong_calls
 from toolrl_lit.engine import generate as generation
 from toolrl_lit.engine.attention import Prompts
+from toolrl_lit.engine.demo import demo_environment
 from toolrl_lit.engine.generate import PrefixMemory, generate_tokens, prefill
 from toolrl_lit.engine.messages import plain_history
 from toolrl_lit.engine.models import (
@@ -286,10 +287,10 @@ def test_the_oracle_does_not_know_other_environments(environments):
 def test_the_warm_start_that_comes_with_the_library_calls_tools(environments, tmp_path):
     shown = collect(
         TransformersPolicy("smollm2-warm"),
-        environments[::2],
+        [environments[0], demo_environment(".fr"), demo_environment(".pe")],
         temperature=0,
-        max_turns=2,
-        max_new_tokens=64,
+        max_turns=1,
+        max_new_tokens=48,
     )
     assert all(t.n_calls for t in shown) and any(t.n_solved for t in shown)
     with pytest.raises(UserError, match="adapter_model.safetensors is missing"):

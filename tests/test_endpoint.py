@@ -281,7 +281,9 @@ def test_an_endpoint_that_does_not_work_is_one_sentence(environments, serve, odd
 
 def test_without_a_key_or_with_an_odd_url_nothing_is_asked(monkeypatch):
     with pytest.raises(UserError, match="base_url 'ftp:/x'|fails"):
-        EndpointPolicy("m", "ftp:/x").generate([([{"role": "user", "content": "?"}], [])])
+        EndpointPolicy("m", "ftp:/x", retries=0).generate(
+            [([{"role": "user", "content": "?"}], [])]
+        )
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(UserError, match="OPENAI_API_KEY"):
         EndpointPolicy("m")
