@@ -1,7 +1,8 @@
 "Collect: rollouts that can be resumed, and generation that says what transformers says, only sooner."
 
-import errno, json, random, re, time
+import errno, json, random, re, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from transformers import (
@@ -1255,3 +1256,26 @@ def test_as_soon_as_a_batch_has_ended_it_is_kept(environments, tmp_path):
     assert [t.environment for t in read_jsonl(tmp_path / "t.unfinished.jsonl", Trajectory)] == [
         e.id for e in environments[:2]
     ]
+
+
+OLD_NAMES = (
+    "Prompt ELSEWHERE CHAT_TEMPLATE WARM_ADAPTER PACKAGED Policy call_text wrong_calls OraclePolicy collect Prompts "
+    "grouped_attention grouped_mask grouped PrefixMemory generate_tokens packaged_model packaged_warm_model save_model "
+    "unpacked find_model fast_dtype load_model plain_history TransformersPolicy wire_messages EndpointPolicy"
+).split()
+
+
+def test_names_that_moved_are_found_where_they_were():
+    assert [name for name in OLD_NAMES if not hasattr(module, name)] == []
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        module.nonsense
+
+
+def test_a_chapter_opens_no_door_before_it_is_asked():
+    code = (
+        "import sys, toolrl_lit.collect as c; assert not any('toolrl_lit.doors' in m for m in sys.modules);"
+        "assert 'openai' not in sys.modules; c.EndpointPolicy; assert 'toolrl_lit.doors.endpoint' in sys.modules"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=Path(module.__file__).parent.parent
+    )
