@@ -406,7 +406,7 @@ def most_different(
     size = lambda pair: abs(score(pair[0]).solve_f1 - score(pair[1]).solve_f1)
     return sorted([p for p in pairs if size(p) > 0], key=size, reverse=True)[:most]
 
-# %% ../nbs/12_evaluate.ipynb #aec29ed1
+# %% ../nbs/12_evaluate.ipynb #1fede772
 def difference_in_words(
     row: pd.Series,  # of `compare`
 ) -> str:
@@ -432,17 +432,21 @@ def report_sections(
         [("Scores", [results_table(evaluations), figure(evaluations)])],
     )
     for i, e in enumerate(evaluations[1:], 1):
-        title, table = f"{e.name} against {first.name}", compare(first, e).drop(columns="group")
-        words = [
-            difference_in_words(row) for _, row in table[table["metric"].isin(MAIN)].iterrows()
-        ]
-        table["metric"] = table["metric"].map(_words)
-        sections.append((title, ["\n".join(f"- {w}" for w in words), table]))
+        sections.append(_against(first, e))
         if len(rollouts) > i:
             sections.append(_differing(first.name, e.name, rollouts[0], rollouts[i], environments))
     made = {e.name: {"model": e.model, "date": e.date} | e.settings for e in evaluations}
     sections.append(("Settings", [settings_table(made)]))
     return [s for s in sections if s[1]]
+
+
+def _against(first: Evaluation, other: Evaluation) -> tuple[str, list]:
+    "Return a section that compares two policies, in words and as a table."
+    table = compare(first, other).drop(columns="group")
+    main = table[table["metric"].isin(MAIN)]
+    words = "\n".join(f"- {difference_in_words(row)}" for _, row in main.iterrows())
+    table["metric"] = table["metric"].map(_words)
+    return f"{other.name} against {first.name}", [words, table]
 
 
 def _differing(before: str, after: str, a, b, environments) -> tuple[str, list]:
