@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from transformers import (
-    AutoTokenizer,
     Gemma2Config,
     Gemma2ForCausalLM,
     LlamaConfig,
@@ -22,7 +21,6 @@ from toolrl_lit.engine.demo import demo_environment
 from toolrl_lit.engine.generate import PrefixMemory, generate_tokens, prefill
 from toolrl_lit.engine.messages import plain_history
 from toolrl_lit.engine.models import (
-    CHAT_TEMPLATE,
     fast_dtype,
     find_model,
     load_model,

@@ -10,7 +10,7 @@ from toolrl_lit.collect import OraclePolicy, call_text, collect
 from toolrl_lit.doors.endpoint import EndpointPolicy
 from toolrl_lit.engine.client import Client, hide, redact
 from toolrl_lit.engine.messages import wire_messages
-from toolrl_lit.engine.parsers import Reply, reply_text
+from toolrl_lit.engine.parsers import reply_text
 from toolrl_lit.evaluate import Evaluation
 from toolrl_lit.doors.author import Endpoint, Unanswered, llm_config
 from toolrl_lit.reward import parse_qwen

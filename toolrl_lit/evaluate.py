@@ -385,7 +385,7 @@ def _bars(e: Evaluation, metric: str, place: int) -> go.Bar:
         hovertemplate=f"%{{x}}: %{{y:.3f}} (n = %{{customdata}})<extra>{html.escape(e.name)}</extra>",
     )
 
-# %% ../nbs/12_evaluate.ipynb #c05bf279
+# %% ../nbs/12_evaluate.ipynb #115c242d
 def most_different(
     before: Sequence[Trajectory],  # of the first policy
     after: Sequence[Trajectory],  # of the second, in the same environments
@@ -394,8 +394,12 @@ def most_different(
     "Return pairs of rollouts of one environment whose Solve-F1 differ, the largest difference first."
     others = {(t.environment, t.sample): t for t in after}
     pairs = [(t, others[key]) for t in before if (key := (t.environment, t.sample)) in others]
-    size = lambda pair: abs(score(pair[0]).solve_f1 - score(pair[1]).solve_f1)
-    return sorted([p for p in pairs if size(p) > 0], key=size, reverse=True)[:most]
+
+    def gap(pair: tuple[Trajectory, Trajectory]) -> float:
+        first, second = (score(t).solve_f1 for t in pair)
+        return abs(first - second)
+
+    return sorted([p for p in pairs if gap(p) > 0], key=gap, reverse=True)[:most]
 
 # %% ../nbs/12_evaluate.ipynb #1fede772
 def difference_in_words(

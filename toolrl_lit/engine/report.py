@@ -72,11 +72,14 @@ def _table_html(df: pd.DataFrame) -> str:
     )
 
 
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
 def _parameters_html(parameters: dict) -> str:
     "Return a table of names and values."
-    plain = lambda v: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str)
     rows = "".join(
-        f"<tr><th scope='row'>{html.escape(str(k))}</th><td>{html.escape(plain(v))}</td></tr>"
+        f"<tr><th scope='row'>{html.escape(str(k))}</th><td>{html.escape(_plain(v))}</td></tr>"
         for k, v in parameters.items()
     )
     return _scrolling(f"<table class='parameters'><tbody>{rows}</tbody></table>")
@@ -257,6 +260,10 @@ def distinct_names(
     return [f"{word} {i}" for i in range(1, count + 1)] if count > 1 else [word]
 
 # %% ../../nbs/engine/report.ipynb #cd30d784
+def _setting(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
 def settings_table(
     settings: dict[
         str, dict[str, Any]
@@ -264,8 +271,7 @@ def settings_table(
 ) -> pd.DataFrame:
     "Return settings side by side, one row for each name; blank where there is none."
     names = dict.fromkeys(key for values in settings.values() for key in values)
-    text = lambda x: "" if x is None else str(x)
-    rows = {key: [text(values.get(key)) for values in settings.values()] for key in names}
+    rows = {key: [_setting(values.get(key)) for values in settings.values()] for key in names}
     return pd.DataFrame.from_dict(rows, orient="index", columns=[*settings]).rename_axis("setting")
 
 # %% ../../nbs/engine/report.ipynb #31fb8eee
