@@ -1,11 +1,11 @@
 "Collect: rollouts that can be resumed, and generation that says what transformers says, only sooner."
 
-import errno, json, random, re, time
+import errno, json, random, re, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from transformers import (
-    AutoTokenizer,
     Gemma2Config,
     Gemma2ForCausalLM,
     LlamaConfig,
@@ -17,10 +17,10 @@ from toolrl_lit import collect as module
 from toolrl_lit.collect import OraclePolicy, TransformersPolicy, call_text, collect, wrong_calls
 from toolrl_lit.engine import generate as generation
 from toolrl_lit.engine.attention import Prompts
+from toolrl_lit.engine.demo import demo_environment
 from toolrl_lit.engine.generate import PrefixMemory, generate_tokens, prefill
 from toolrl_lit.engine.conversations import plain_history
 from toolrl_lit.engine.models import (
-    CHAT_TEMPLATE,
     fast_dtype,
     find_model,
     load_model,
@@ -286,10 +286,10 @@ def test_the_oracle_does_not_know_other_environments(environments):
 def test_the_warm_start_that_comes_with_the_library_calls_tools(environments, tmp_path):
     shown = collect(
         TransformersPolicy("smollm2-warm"),
-        environments[::2],
+        [environments[0], demo_environment(".fr"), demo_environment(".pe")],
         temperature=0,
-        max_turns=2,
-        max_new_tokens=64,
+        max_turns=1,
+        max_new_tokens=48,
     )
     assert all(t.n_calls for t in shown) and any(t.n_solved for t in shown)
     with pytest.raises(UserError, match="adapter_model.safetensors is missing"):
@@ -1254,3 +1254,26 @@ def test_as_soon_as_a_batch_has_ended_it_is_kept(environments, tmp_path):
     assert [t.environment for t in read_jsonl(tmp_path / "t.unfinished.jsonl", Trajectory)] == [
         e.id for e in environments[:2]
     ]
+
+
+OLD_NAMES = (
+    "Prompt ELSEWHERE CHAT_TEMPLATE WARM_ADAPTER PACKAGED Policy call_text wrong_calls OraclePolicy collect Prompts "
+    "grouped_attention grouped_mask grouped PrefixMemory generate_tokens packaged_model packaged_warm_model save_model "
+    "unpacked find_model fast_dtype load_model plain_history TransformersPolicy wire_messages EndpointPolicy"
+).split()
+
+
+def test_names_that_moved_are_found_where_they_were():
+    assert [name for name in OLD_NAMES if not hasattr(module, name)] == []
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        module.nonsense
+
+
+def test_a_chapter_opens_no_door_before_it_is_asked():
+    code = (
+        "import sys, toolrl_lit.collect as c; assert not any('toolrl_lit.doors' in m for m in sys.modules);"
+        "assert 'openai' not in sys.modules; c.EndpointPolicy; assert 'toolrl_lit.doors.endpoint' in sys.modules"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=Path(module.__file__).parent.parent
+    )

@@ -10,7 +10,7 @@ from toolrl_lit.collect import OraclePolicy, call_text, collect
 from toolrl_lit.doors.endpoint import EndpointPolicy
 from toolrl_lit.engine.client import Client, hide, redact
 from toolrl_lit.engine.conversations import wire_messages
-from toolrl_lit.engine.parsers import Reply, reply_text
+from toolrl_lit.engine.parsers import reply_text
 from toolrl_lit.evaluate import Evaluation
 from toolrl_lit.doors.author import Endpoint, Unanswered, llm_config
 from toolrl_lit.reward import parse_qwen
@@ -281,7 +281,9 @@ def test_an_endpoint_that_does_not_work_is_one_sentence(environments, serve, odd
 
 def test_without_a_key_or_with_an_odd_url_nothing_is_asked(monkeypatch):
     with pytest.raises(UserError, match="base_url 'ftp:/x'|fails"):
-        EndpointPolicy("m", "ftp:/x").generate([([{"role": "user", "content": "?"}], [])])
+        EndpointPolicy("m", "ftp:/x", retries=0).generate(
+            [([{"role": "user", "content": "?"}], [])]
+        )
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(UserError, match="OPENAI_API_KEY"):
         EndpointPolicy("m")

@@ -13,9 +13,12 @@ from toolrl_lit.evaluate import (
     Score,
     bootstrap,
     compare,
+    distinct,
     ending,
     evaluate,
     figure,
+    most_different,
+    report_sections,
     results_table,
     score,
     score_trajectories,
@@ -575,3 +578,79 @@ def test_a_reward_of_nothing_is_neither_good_nor_bad(reward, tone):
         environment="e0", sub_questions=1, messages=[], turns=[Turn(text="Hm.", reward=reward)]
     )
     assert f"reward {tone}'" in trajectory_html(t, ENVS[0]).data
+
+
+def named(name, model=""):
+    return scores([1, 2]).model_copy(update={"name": name, "model": model})
+
+
+@pytest.mark.parametrize(
+    "evaluations, files, wanted",
+    [
+        ([named("a"), named("b")], [], ["a", "b"]),
+        ([named("policy", "x/one"), named("policy", "x/two")], [], ["one", "two"]),
+        ([named("a", "m"), named("a", "m")], ["d/mon.json", "d/tue.json"], ["mon", "tue"]),
+        ([named("policy", "m"), named("policy", "m")], [], ["policy 1", "policy 2"]),
+        ([named("policy", "smollm2")], [], ["smollm2"]),
+        ([named("policy")], [], ["policy"]),
+    ],
+)
+def test_evaluations_get_names_that_tell_them_apart(evaluations, files, wanted):
+    assert [e.name for e in distinct(evaluations, files)] == wanted
+
+
+def test_an_evaluation_keeps_model_and_date_and_reads_files_without_them(tmp_path):
+    e = evaluate(OraclePolicy(ENVS), ENVS)
+    assert e.model == "OraclePolicy" and re.fullmatch(r"\d{4}-\d\d-\d\d", e.date)
+    older = {k: v for k, v in json.loads(e.model_dump_json()).items() if k not in ("model", "date")}
+    (tmp_path / "older.json").write_text(json.dumps(older))
+    assert Evaluation.load(tmp_path / "older.json").rows == e.rows
+
+
+def test_an_overview_has_a_row_for_each_scenario_and_one_for_all():
+    shown = evaluate(Says("It is Vienna."), ENVS).overview()
+    assert shown.index.tolist() == ["single-hop", "parallel single-hop", "all"]
+    assert shown["n"].tolist() == ["2", "1", "3"] and shown.loc["all", "Answered"].startswith(
+        "0.33"
+    )
+
+
+def test_small_numbers_keep_their_digits(tmp_path):
+    table = pd.DataFrame({"change": [0.00042, 0.0, 0.5], "share": [0.25, 0.5, 1.0]})
+    page = write_report(tmp_path / "r.html", "T", [("A", [table])]).read_text()
+    for text in ("4.20e-04", ">0<", "5.00e-01", "0.250"):
+        assert text in page
+    assert "0.000" not in page
+
+
+def test_a_report_of_two_shows_scores_differences_rollouts_and_settings(tmp_path):
+    policies = [Says("It is Vienna."), OraclePolicy(ENVS)]
+    files = [tmp_path / f"{k}.jsonl" for k in range(2)]
+    known = [evaluate(p, ENVS, out=f, max_turns=4) for p, f in zip(policies, files)]
+    rollouts = [read_jsonl(f, Trajectory) for f in files]
+    sections = report_sections(known, ENVS, rollouts)
+    assert [heading for heading, _ in sections] == [
+        "Scores",
+        "OraclePolicy against Says",
+        "Where Says and OraclePolicy differ most",
+        "Settings",
+    ]
+    page = write_report(tmp_path / "r.html", "T", sections).read_text()
+    assert "policy against policy" not in page and page.count("<h5>Says</h5>") == 3
+    assert "Solve-R went from 0.000 to 1.000" in page and known[0].date in page
+    settings = sections[-1][1][0]
+    assert settings.loc["max_turns"].tolist() == ["4", "4"]
+    assert [heading for heading, _ in report_sections(known[:1])] == ["Scores", "Settings"]
+
+
+def test_rollouts_that_fared_alike_are_not_shown():
+    (same,) = collect(OraclePolicy(ENVS), ENVS[:1], temperature=0)
+    assert most_different([same], [same]) == []
+    silent = same.model_copy(update={"turns": []})
+    assert most_different([same], [silent]) == [(same, silent)]
+
+
+def test_a_report_is_readable_by_night_and_its_tables_say_that_they_go_on(report):
+    _, page = report
+    assert "prefers-color-scheme: dark" in page and "overflow-x: auto" in page
+    assert page.count("class='wide' tabindex='0'") == 4

@@ -284,7 +284,11 @@ def collect(
     if out:
         begun, held = kept(out := Path(out), starts)
         same_settings(out, _settings(policy, samples, rules), held)
-    keep = lambda snapshot: out and write_jsonl(unfinished(out), snapshot)
+
+    def keep(snapshot: list[Trajectory]):
+        if out:
+            write_jsonl(unfinished(out), snapshot)
+
     ended = len(begun) - len(under_way(starts, begun, max_turns))
     with tqdm(total=len(starts), initial=ended, desc=desc, unit="rollout") as progress:
         done = _rollouts(policy, starts, begun, rules, keep, progress)

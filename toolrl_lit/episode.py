@@ -6,19 +6,24 @@
 __all__ = ['python_type', 'tool_method', 'ToolEnvironment', 'trl_environment', 'TurnRewards', 'turn_rewards', 'turn_values',
            'turn_advantages']
 
-# %% ../nbs/09a_episode.ipynb #6c6f0535
-import inspect, json, re, types
+# %% ../nbs/09a_episode.ipynb #0f89d4f7
+import inspect
+import json
+import re
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from keyword import iskeyword
 from typing import Any, Literal
-import datasets, numpy as np
+import datasets
+import numpy as np
 from transformers.utils import get_json_schema
+from .collect import begin
 from .reward import Parsed, score_batch, score_parsed
 from .engine.sandbox import Call, ToolSandbox, shared
-from .schema import Environment, ToolCall, ToolDoc, Trajectory, UserError, check_ids
+from .schema import Environment, ToolCall, ToolDoc, UserError, check_ids
 
-# %% ../nbs/09a_episode.ipynb #700204ca
+# %% ../nbs/09a_episode.ipynb #5f909ec0
 _TYPES = {
     "string": str,
     "integer": int,
@@ -32,7 +37,7 @@ _TYPES = {
 def python_type(
     schema: dict[str, Any] | bool,  # JSON Schema of one parameter
 ) -> Any:
-    "The Python type whose schema comes closest."
+    "Return the Python type whose schema comes closest."
     if not isinstance(schema, dict):
         return Any
     if schema.get("enum") and all(isinstance(x, (str, int, float, bool)) for x in schema["enum"]):
@@ -42,71 +47,62 @@ def python_type(
         return list[python_type(schema["items"])]
     return _TYPES.get(kind, Any) if isinstance(kind, str) else Any
 
-# %% ../nbs/09a_episode.ipynb #59b9ecf5
-_OURS = (
-    "type",
-    "properties",
-    "required",
-    "$defs",
-    "definitions",
-    "$schema",
-)  # what a signature says, and what is put where it is referred to
+# %% ../nbs/09a_episode.ipynb #8a802640
+_OURS = ("type", "properties", "required", "$defs", "definitions", "$schema")  # said by a signature
 
 
 def _parts(doc: ToolDoc) -> tuple[str, dict[str, dict]]:
-    """Description of a tool, and schema of each parameter with all that it refers to. What the document says of its parameters together
-    stands in the description. Raises `UserError` for a document that is none, and for a reference that cannot be shown."""
+    """Return the description of a tool, and the schema of each parameter with all that it refers to.
+
+    What the document says of its parameters together stands in the description. Raises `UserError` for a document that is none, and for a
+    reference that cannot be shown."""
     where, whole = f"tool {doc.name!r}", doc.parameters
-    properties, required, kind = (
-        whole.get("properties", {}),
-        whole.get("required", []),
-        whole.get("type", "object"),
-    )
-    if (
-        not isinstance(properties, dict)
-        or not isinstance(required, list)
-        or not all(isinstance(r, str) for r in required)
-    ):
+    found = {}
+    for name, schema in _properties(whole, where).items():
+        place = f"{where}, parameter {name!r}"
+        if not isinstance(schema, (dict, bool)):
+            raise UserError(f"{place}: expected a JSON Schema, got {schema!r:.60}")
+        if isinstance(schema, bool):  # True allows anything, False nothing
+            schema = {} if schema else {"not": {}}
+        found[name] = _complete(schema, whole, place)
+    rest = _complete({k: v for k, v in whole.items() if k not in _OURS}, whole, where)
+    together = f" JSON Schema of the parameters together: {_spelt(rest)}" if rest else ""
+    return doc.description + together, found
+
+
+def _properties(whole: dict[str, Any], where: str) -> dict[str, Any]:
+    "Return the parameters, required ones without a schema included. Raises `UserError` if the schema is not of an object."
+    properties, required = whole.get("properties", {}), whole.get("required", [])
+    names = isinstance(required, list) and all(isinstance(r, str) for r in required)
+    if not isinstance(properties, dict) or not names:
         raise UserError(
             f"{where}: expected parameters with an object of properties and a list of those required"
         )
+    kind = whole.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
         raise UserError(f"{where}: expected parameters of type object, got {kind!r}")
-    found = {}
-    for name, schema in (
-        properties | {name: True for name in required if name not in properties}
-    ).items():
-        if not isinstance(schema, (dict, bool)):
-            raise UserError(
-                f"{where}, parameter {name!r}: expected a JSON Schema, got {schema!r:.60}"
-            )
-        schema = ({} if schema else {"not": {}}) if isinstance(schema, bool) else schema
-        found[name] = _complete(schema, whole, f"{where}, parameter {name!r}")
-    rest = _complete({k: v for k, v in whole.items() if k not in _OURS}, whole, where)
-    return doc.description + (
-        f" JSON Schema of the parameters together: {_spelt(rest)}" if rest else ""
-    ), found
+    return properties | {name: True for name in required if name not in properties}
+
+
+_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+_VALUES = ("default", "const", "enum", "examples")  # hold values, in which no reference is one
+_NAMED = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 
 
 def _references(schema: Any, named: bool = False) -> Iterator[str]:
-    "What a schema refers to, or schemas by their names."
+    "Yield what a schema refers to; `named` if it holds schemas by their names."
     if isinstance(schema, list):
         for part in schema:
             yield from _references(part)
     for key, part in schema.items() if isinstance(schema, dict) else ():
-        if not named and key in ("$ref", "$dynamicRef", "$recursiveRef") and isinstance(part, str):
+        if not named and key in _REFERENCES and isinstance(part, str):
             yield part
-        elif named or key not in ("default", "const", "enum", "examples"):
-            yield from _references(
-                part,
-                not named
-                and key
-                in ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions"),
-            )
+        elif named or key not in _VALUES:
+            yield from _references(part, not named and key in _NAMED)
 
 
 def _complete(schema: dict, whole: dict, where: str) -> dict:
-    "A schema with the definitions of the whole document that it refers to, directly or by others."
+    "Return a schema with the definitions of the whole document that it refers to, directly or by others."
     todo, seen = [schema], set()
     while todo:
         for ref in _references(todo.pop()):
@@ -123,34 +119,33 @@ def _complete(schema: dict, whole: dict, where: str) -> dict:
             schema = schema | {m[1]: schema.get(m[1], {}) | {m[2]: held[m[2]]}}
     return schema
 
-# %% ../nbs/09a_episode.ipynb #7e428bda
+# %% ../nbs/09a_episode.ipynb #e5c5e747
 _HEADINGS = re.compile("(Args|Returns|Raises):")
 
 
 def _spelt(schema: dict) -> str:
-    "A schema as JSON, in which transformers finds no heading of a docstring."
+    "Return a schema as JSON, in which transformers finds no heading of a docstring."
     return _HEADINGS.sub(r"\1\\u003a", json.dumps(schema, ensure_ascii=False))
 
 
+def _one_line(text: Any) -> str:
+    return _HEADINGS.sub(r"\1 -", " ".join(str(text).split()))
+
+
 def _docstring(description: str, parameters: dict[str, dict], spelled: Iterable[str] = ()) -> str:
-    "A docstring from which transformers reads a document again, the schemas of the parameters `spelled` in full."
-    one_line = lambda text: _HEADINGS.sub(r"\1 -", " ".join(str(text).split()))
-    lines = [one_line(description), "", "Args:"]
+    "Return a docstring from which transformers reads a document again, the schemas of the parameters `spelled` in full."
+    lines = [_one_line(description), "", "Args:"]
     for name, schema in parameters.items():
-        told = one_line(schema.get("description", "")) or name
+        told = _one_line(schema.get("description", "")) or name
         if re.search(r"\(choices:.*\)$", told, re.I):
             told += "."  # at the very end transformers takes it for an enum
-        tail = (
-            f" JSON Schema: {_spelt({k: v for k, v in schema.items() if k != 'description'})}"
-            if name in spelled
-            else ""
-        )
+        tail = f" JSON Schema: {_spelt(_bare(schema))}" if name in spelled else ""
         lines.append(f"    {name}: {told}{tail}")
     return "\n".join(lines if parameters else lines[:1])
 
 
 def _signature(tool: str, parameters: dict[str, dict], required: list[str]) -> inspect.Signature:
-    "Parameters as a Python signature. Raises `UserError` for one that Python cannot name."
+    "Return parameters as a Python signature. Raises `UserError` for one that Python cannot name."
     found = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)]
     for name, schema in parameters.items():
         if not name.isidentifier() or iskeyword(name) or name == "self":
@@ -164,12 +159,12 @@ def _signature(tool: str, parameters: dict[str, dict], required: list[str]) -> i
         found.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, **options))
     return inspect.Signature(found)
 
-# %% ../nbs/09a_episode.ipynb #6b42e643
+# %% ../nbs/09a_episode.ipynb #a9457728
 def tool_method(
     doc: ToolDoc,  # the tool's document
     run: Callable[[str, dict[str, Any]], str],  # runs (name, arguments), gives the result's text
 ) -> Callable[..., str]:
-    "A method that reads like the document and hands its arguments to `run`. Raises `UserError` for a document that TRL cannot show."
+    "Return a method that reads like the document and hands its arguments to `run`. Raises `UserError` for a document that TRL cannot show."
 
     def method(self, /, **arguments):
         return run(doc.name, arguments)
@@ -182,24 +177,24 @@ def tool_method(
         p.name: p.annotation for p in method.__signature__.parameters.values() if p.name != "self"
     }
     read = get_json_schema(method)["function"]["parameters"]["properties"]
-    bare = lambda schema: {k: v for k, v in schema.items() if k != "description"}
-    method.__doc__ = _docstring(
-        description,
-        parameters,
-        [name for name, schema in parameters.items() if bare(read[name]) != bare(schema)],
-    )
+    lost = [name for name, schema in parameters.items() if _bare(read[name]) != _bare(schema)]
+    method.__doc__ = _docstring(description, parameters, lost)
     return method
 
-# %% ../nbs/09a_episode.ipynb #f5c59664
+
+def _bare(schema: dict) -> dict:
+    return {k: v for k, v in schema.items() if k != "description"}
+
+# %% ../nbs/09a_episode.ipynb #a69554ab
 class ToolEnvironment:
-    "One of our environments as TRL wants them: its tools as methods, `reset` before a rollout, `get_reward` after it."
+    "Offer one of our environments as TRL wants it: its tools as methods, `reset` before a rollout, `get_reward` after it."
 
     def __init__(
         self,
         env: Environment,  # what to act in
         match: str = "paper",  # when a result counts as the golden answer
-        sandbox: ToolSandbox | None = None,
-    ):  # where tools run; None takes the shared one
+        sandbox: ToolSandbox | None = None,  # where tools run; None takes the shared one
+    ):
         self._env, self._match, self._sandbox = env, match, sandbox or shared()
         for tool in env.tools:
             if hasattr(self, tool.name) or tool.name.startswith("_"):
@@ -220,30 +215,30 @@ class ToolEnvironment:
         return 2 * self._solved / (self._calls + len(self._env.scenario.sub_questions))
 
     def _run(self, name: str, arguments: dict[str, Any]) -> str:
-        "One call: run it, note what it solved, return its feedback."
+        "Run one call, note what it solved, and return its feedback."
+        step = self._step
         call = ToolCall.model_construct(
             name=name, arguments=arguments
-        )  # whatever TRL has read is a call
+        )  # what TRL has read is a call
+        job = Call(name, arguments, step.codes[name], None, step.engines.get(name))
         try:
-            ran = self._sandbox.call_many(
-                [Call(name, arguments, self._step.codes[name], None, self._step.engines.get(name))]
-            )
-            turn = score_parsed(Parsed("", [call], []), ran, self._step, match=self._match)
+            ran = self._sandbox.call_many([job])
+            turn = score_parsed(Parsed("", [call], []), ran, step, match=self._match)
         except Exception as e:
             self._broken = e
             raise
-        self._step = self._step.model_copy(update={"unsolved": turn.unsolved})
+        self._step = step.model_copy(update={"unsolved": turn.unsolved})
         self._calls += 1
         self._solved += turn.calls[0].solved is not None
         return turn.calls[0].result
 
-# %% ../nbs/09a_episode.ipynb #5d892659
+# %% ../nbs/09a_episode.ipynb #b7b1a3c1
 def trl_environment(
     environments: Sequence[Environment],  # where to train
     match: str = "paper",  # when a result counts as the golden answer: "paper" or "strict"
     sandbox: ToolSandbox | None = None,  # where tools run; None takes the shared one
 ) -> tuple[dict[str, Callable[[], ToolEnvironment]], datasets.Dataset]:
-    """`environment_factory` and `train_dataset` for TRL's `GRPOTrainer`; the environments bring the reward.
+    """Return `environment_factory` and `train_dataset` for TRL's `GRPOTrainer`; the environments bring the reward.
 
     Raises `UserError` if there are no environments or an id appears twice. Making an environment raises it where a tool
     or parameter has a name that TRL cannot use."""
@@ -252,9 +247,9 @@ def trl_environment(
     rows = [dict(prompt=e.start().messages, environment=e.id) for e in environments]
     return factories, datasets.Dataset.from_list(rows)
 
-# %% ../nbs/09a_episode.ipynb #6801bfcf
+# %% ../nbs/09a_episode.ipynb #1d24d70d
 class TurnRewards(list):
-    "The reward of each turn of an episode, and in `histories` what the policy had read before it."
+    "Hold the reward of each turn of an episode, and in `histories` what the policy had read before it."
 
     def __init__(self, rewards: Iterable[float] = (), histories: Iterable[str] = ()):
         super().__init__(rewards)
@@ -267,45 +262,37 @@ def turn_rewards(
     ],  # the policy's turns as it wrote them, and where
     **scoring,  # of `score_batch`: kind, match, parser, sandbox
 ) -> list[TurnRewards]:
-    "The paper's reward of each turn of each episode. Raises `UserError` for unknown options."
+    "Return the paper's reward of each turn of each episode. Raises `UserError` for unknown options."
     steps, rewards = [env.start() for _, env in episodes], [TurnRewards() for _ in episodes]
-    played = [
-        Trajectory(
-            environment=s.environment, messages=list(s.messages), turns=[], sub_questions=s.open()
-        )
-        for s in steps
-    ]
+    played = [begin(s) for s in steps]
     for turn in range(max((len(texts) for texts, _ in episodes), default=0)):
         there = [i for i, (texts, _) in enumerate(episodes) if turn < len(texts)]
-        for i, score in zip(
-            there, score_batch([(episodes[i][0][turn], steps[i]) for i in there], **scoring)
-        ):
-            rewards[i].histories.append(json.dumps([steps[i].environment, steps[i].messages]))
+        turns = [(episodes[i][0][turn], steps[i]) for i in there]
+        for i, (text, step), score in zip(there, turns, score_batch(turns, **scoring)):
+            rewards[i].histories.append(json.dumps([step.environment, step.messages]))
             rewards[i].append(score.reward)
-            steps[i] = played[i].take(steps[i], episodes[i][0][turn], score)
+            steps[i] = played[i].take(step, text, score)
     return rewards
 
-# %% ../nbs/09a_episode.ipynb #cb80dc10
+# %% ../nbs/09a_episode.ipynb #dd7a3fc3
 def turn_values(
     rewards: list[float],  # of the turns of an episode
     discount: float = 1.0,  # weight of a turn's reward in the value of the turn before it
 ) -> list[float]:
-    "Value of each turn: the mean of its reward and those that follow, each weighing `discount` times the one before it."
+    "Return the value of each turn: the mean of its reward and those that follow, each weighing `discount` times the one before it."
     values, total, weight = [], 0.0, 0.0
     for reward in reversed(rewards):
         total, weight = reward + discount * total, 1 + discount * weight
         values.append(total / weight)
     return values[::-1]
 
-
+# %% ../nbs/09a_episode.ipynb #1aa40463
 def turn_advantages(
-    rewards: list[
-        list[float]
-    ],  # of each turn of each episode, group by group, as `turn_rewards` gives them
+    rewards: list[list[float]],  # of each turn of each episode, group by group, by `turn_rewards`
     group: int,  # episodes of a group
     discount: float = 1.0,  # weight of a turn's reward in the value of the turn before it
 ) -> list[list[float]]:
-    """Advantage of each turn among the turns of its group with the same history: its value (`turn_values`) less their mean, in units of their
+    """Return the advantage of each turn among the turns of its group with the same history: its value (`turn_values`) less their mean, in units of their
     standard deviation. 0 where there is no other. Of plain lists only first turns are known to have the same history.
 
     Raises `UserError` for a group of less than one episode and a discount that is not between 0 and 1."""
@@ -329,7 +316,7 @@ def turn_advantages(
 
 
 def _relative(values: list[float]) -> list[float]:
-    "Values less their mean, in units of their standard deviation; 0 for one alone, and for equal ones."
+    "Return values less their mean, in units of their standard deviation; 0 for one alone, and for equal ones."
     if max(values) - min(values) < 1e-9:
         return [0.0] * len(values)
     values = np.array(values)

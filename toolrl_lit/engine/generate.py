@@ -55,9 +55,9 @@ def _read(model, prompts: list[list[int]], memory: PrefixMemory, length: int, pa
     new = max(max(len(p) - n, 1) for p, (n, _) in zip(prompts, found))
     if all(n == 0 for n, _ in found):
         new = length
-    tensor = lambda rows: torch.tensor(rows, device=model.device)
-    ids = tensor([[pad] * (new - len(p)) + p[-new:] for p in prompts])
-    seen = tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
+    tokens = [[pad] * (new - len(p)) + p[-new:] for p in prompts]
+    ids = torch.tensor(tokens, device=model.device)
+    seen = torch.tensor(_seen(prompts, length), device=model.device)
     position = (seen.cumsum(-1) - 1).clamp(min=0)[:, length - new : length]
     cache = StaticCache(config=model.config, max_cache_len=length)
     if new < length:
@@ -66,6 +66,11 @@ def _read(model, prompts: list[list[int]], memory: PrefixMemory, length: int, pa
         ids, attention_mask=seen, position_ids=position, past_key_values=cache, logits_to_keep=1
     ).logits[:, -1]
     return cache, logits
+
+
+def _seen(prompts: list[list[int]], length: int) -> list[list[int]]:
+    "Return 1 for tokens and 0 for the padding before them, for prompts that end at `length`."
+    return [[0] * (length - len(p)) + [1] * len(p) for p in prompts]
 
 
 def _fill(cache: StaticCache, prompts: list[list[int]], known: list, length: int, new: int):
@@ -104,9 +109,9 @@ def prefill(
         values.append(_joined([l.values for l in layers]))
         for l in layers:
             l.keys = l.values = None  # two copies of one layer at a time, and not of all
-    seen = [[0] * (length - len(p)) + [1] * len(p) for p in prompts]
+    seen = torch.tensor(_seen(prompts, length), device=model.device)
     owner = [i for i, n in enumerate(copies) for _ in range(n)]
-    shared = Prompts(keys, values, torch.tensor(seen, device=model.device), owner)
+    shared = Prompts(keys, values, seen, owner)
     return shared, torch.cat([logits for _, logits in parts])[owner]
 
 # %% ../../nbs/engine/generate.ipynb #2009006c
@@ -275,8 +280,8 @@ def _batches(prompts: list[list[int]], most: int) -> Iterator[list[tuple[list[in
 # %% ../../nbs/engine/generate.ipynb #6c66862d
 def _uniforms(seed: int, rows: list[int], n: int) -> torch.Tensor:
     "Return n numbers between 0 and 1 for each row, the same whatever its batch."
-    draw = lambda row: np.random.default_rng((seed, row)).random(n, dtype=np.float32)
-    return torch.tensor(np.stack([draw(row) for row in rows]))
+    streams = [np.random.default_rng((seed, row)) for row in rows]
+    return torch.tensor(np.stack([s.random(n, dtype=np.float32) for s in streams]))
 
 
 def generate_tokens(

@@ -72,11 +72,14 @@ def _table_html(df: pd.DataFrame) -> str:
     )
 
 
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
 def _parameters_html(parameters: dict) -> str:
     "Return a table of names and values."
-    plain = lambda v: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str)
     rows = "".join(
-        f"<tr><th scope='row'>{html.escape(str(k))}</th><td>{html.escape(plain(v))}</td></tr>"
+        f"<tr><th scope='row'>{html.escape(str(k))}</th><td>{html.escape(_plain(v))}</td></tr>"
         for k, v in parameters.items()
     )
     return _scrolling(f"<table class='parameters'><tbody>{rows}</tbody></table>")
@@ -98,7 +101,7 @@ def _figure_html(fig: go.Figure, id: str) -> str:
 def _packed_plotly() -> str:
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
-# %% ../../nbs/engine/report.ipynb #d8382ee0
+# %% ../../nbs/engine/report.ipynb #aab71691
 _DRAW = """
 const night = matchMedia('(prefers-color-scheme: dark)'), narrow = matchMedia('(max-width: 40rem)');
 function dressed(layout) {
@@ -112,8 +115,10 @@ function dressed(layout) {
   return out;
 }
 function draw() {
+  const ink = getComputedStyle(document.documentElement).getPropertyValue('--ink').trim();
   for (const place of document.querySelectorAll('.plot')) {
     const figure = JSON.parse(place.nextElementSibling.textContent);
+    for (const bars of figure.data.flatMap(t => [t.error_x, t.error_y])) if (bars) bars.color ??= ink;
     Plotly.newPlot(place, figure.data, dressed(figure.layout), {displayModeBar: false, responsive: true});
   }
 }
@@ -255,6 +260,10 @@ def distinct_names(
     return [f"{word} {i}" for i in range(1, count + 1)] if count > 1 else [word]
 
 # %% ../../nbs/engine/report.ipynb #cd30d784
+def _setting(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
 def settings_table(
     settings: dict[
         str, dict[str, Any]
@@ -262,8 +271,7 @@ def settings_table(
 ) -> pd.DataFrame:
     "Return settings side by side, one row for each name; blank where there is none."
     names = dict.fromkeys(key for values in settings.values() for key in values)
-    text = lambda x: "" if x is None else str(x)
-    rows = {key: [text(values.get(key)) for values in settings.values()] for key in names}
+    rows = {key: [_setting(values.get(key)) for values in settings.values()] for key in names}
     return pd.DataFrame.from_dict(rows, orient="index", columns=[*settings]).rename_axis("setting")
 
 # %% ../../nbs/engine/report.ipynb #31fb8eee
