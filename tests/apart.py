@@ -1,7 +1,13 @@
 """Tasks in a process of its own, which a test may let die. Importing the library takes ten seconds, so such a process is forked from
 one that has imported it."""
 
-import importlib, multiprocessing, os, resource, signal, sys, traceback
+import importlib
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import traceback
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")

@@ -1,10 +1,14 @@
 "What several test files share: eight real environments, and a tiny random model that writes calls often enough to learn."
 
-import gc, os, sys
+import gc
+import os
+import sys
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-import pytest, torch
+import pytest
+import torch
+
 from toolrl_lit.build import build_environments
 from toolrl_lit.collect import CHAT_TEMPLATE, call_text
 from toolrl_lit.engine.tiny import save_tiny

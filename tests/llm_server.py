@@ -2,13 +2,23 @@
 the stages of this library; its *moods* are the ways in which endpoints and models go wrong. What it does with a prompt depends on
 the prompt, for the endpoint's moods also on how often it came, and on nothing else."""
 
-import hashlib, http.server, io, json, random, re, socket, struct, threading, time
+import hashlib
+import http.server
+import io
+import json
+import random
+import re
+import socket
+import struct
+import threading
+import time
 from collections import Counter
+
 from toolrl_lit import deploy, scale
 from toolrl_lit.document import Draft, document
-from toolrl_lit.integrate import integrate
 from toolrl_lit.doors.author_checks import shortcuts
 from toolrl_lit.engine.workers import PARSING
+from toolrl_lit.integrate import integrate
 from toolrl_lit.scenario import Difficulty, KnowledgeGenerator, decompose
 from toolrl_lit.schema import SCENARIOS, Environment
 

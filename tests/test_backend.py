@@ -1,10 +1,18 @@
 "Backends: what is refused and said, what memory they are told to need, and who samples. What needs a GPU runs where there is one."
 
-import http.server, importlib.util, json, sys, threading, types
+import http.server
+import importlib.util
+import json
+import sys
+import threading
+import types
 from pathlib import Path
-import pytest, torch
+
+import pytest
+import torch
 from safetensors.torch import load_file
 from trl.generation import vllm_client, vllm_generation
+
 from toolrl_lit import train as module
 from toolrl_lit.collect import TransformersPolicy, generate_tokens, load_model
 from toolrl_lit.engine.trainer import grpo_arguments

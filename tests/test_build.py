@@ -1,9 +1,20 @@
 """Stages 1 to 5: environments that are right, separate, repeatable, and resumable."""
 
-import json, os, random, re, signal, subprocess, sys, threading, time
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections import Counter
+
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from toolrl_lit.audit import (
     SIMILAR,
     Asked,
@@ -36,15 +47,14 @@ from toolrl_lit.build import (
     settle,
 )
 from toolrl_lit.collect import OraclePolicy, collect
+from toolrl_lit.deploy import check_many, embedded
 from toolrl_lit.document import document
-from toolrl_lit.integrate import integrate, overlapping
-from toolrl_lit.deploy import check, check_many, deploy, embedded, probes
 from toolrl_lit.engine.facts import load_people
 from toolrl_lit.engine.sandbox import ToolSandbox, shared
 from toolrl_lit.engine.wording import compare_branches
+from toolrl_lit.integrate import integrate, overlapping
 from toolrl_lit.reward import match_paper, match_strict, score_batch
 from toolrl_lit.scenario import (
-    SUBJECTS,
     RELATIONS,
     Difficulty,
     KnowledgeGenerator,
@@ -52,7 +62,6 @@ from toolrl_lit.scenario import (
     decompose,
     extent,
     faults,
-    find_path,
     gives_away,
     plain,
 )
@@ -67,7 +76,6 @@ from toolrl_lit.schema import (
     read_jsonl,
     read_manifest,
     to_ftrl,
-    write_jsonl,
 )
 
 GENERATOR = KnowledgeGenerator()
@@ -539,7 +547,7 @@ def test_ray_is_asked_for_in_one_sentence(monkeypatch):
 
 
 def test_a_cluster_makes_the_same_bytes_though_a_worker_is_killed(tmp_path):
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'toolrl_lit[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'toolrl_lit[ray]'")
     import psutil
     from ray.cluster_utils import Cluster
 

@@ -1,10 +1,18 @@
 "Command line: what a user can mend is one sentence on standard error and exit code 2; no folder is mixed or lost."
 
-import json, subprocess, sys, time
+import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
-import datasets, nbformat, pytest, torch
+
+import datasets
+import nbformat
+import pytest
+import torch
 from transformers import AutoModelForCausalLM
+
 from toolrl_lit import train
 from toolrl_lit.doors import cli, runs
 from toolrl_lit.doors.cli import find_notebook, main, open_run, parse_parameters, timed

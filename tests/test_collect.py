@@ -1,10 +1,19 @@
 "Collect: rollouts that can be resumed, and generation that says what transformers says, only sooner."
 
-import errno, json, random, re, subprocess, sys, time
+import errno
+import json
+import random
+import re
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-import pytest, torch
-from hypothesis import given, settings, strategies as st
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -13,13 +22,15 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
 )
+
 from toolrl_lit import collect as module
 from toolrl_lit.collect import OraclePolicy, TransformersPolicy, call_text, collect, wrong_calls
+from toolrl_lit.doors.export import plain_messages, step_records
 from toolrl_lit.engine import generate as generation
 from toolrl_lit.engine.attention import Prompts
+from toolrl_lit.engine.conversations import plain_history
 from toolrl_lit.engine.demo import demo_environment
 from toolrl_lit.engine.generate import PrefixMemory, generate_tokens, prefill
-from toolrl_lit.engine.conversations import plain_history
 from toolrl_lit.engine.models import (
     fast_dtype,
     find_model,
@@ -30,7 +41,6 @@ from toolrl_lit.engine.models import (
 )
 from toolrl_lit.engine.resume import under_way
 from toolrl_lit.evaluate import evaluate
-from toolrl_lit.doors.export import plain_messages, step_records
 from toolrl_lit.reward import parse_qwen
 from toolrl_lit.schema import (
     Environment,

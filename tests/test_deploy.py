@@ -1,13 +1,14 @@
 """The examination notices what is wrong with an environment."""
 
-import json
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from toolrl_lit.build import build_environments
 from toolrl_lit.deploy import check, check_documents, fill, final_told, probes
 from toolrl_lit.engine.sandbox import shared
 from toolrl_lit.scenario import KnowledgeGenerator
-from toolrl_lit.schema import Environment, SubQuestion, Scenario, Tool, ToolDoc
+from toolrl_lit.schema import Environment, Scenario, SubQuestion, Tool, ToolDoc
 
 
 def small(

@@ -1,18 +1,27 @@
 "A model behind an endpoint acts as one that runs here, whatever the endpoint does on the way."
 
-import gzip, http.server, json, logging, sys, threading, time, traceback
+import gzip
+import http.server
+import json
+import logging
+import sys
+import threading
+import time
+import traceback
 from types import SimpleNamespace
 from urllib.parse import parse_qs, quote, quote_plus, urlsplit
+
 import pytest
 from pydantic import BaseModel
-from toolrl_lit.doors.cli import main
+
 from toolrl_lit.collect import OraclePolicy, call_text, collect
+from toolrl_lit.doors.author import Endpoint, Unanswered, llm_config
+from toolrl_lit.doors.cli import main
 from toolrl_lit.doors.endpoint import EndpointPolicy
 from toolrl_lit.engine.client import Client, hide, redact
 from toolrl_lit.engine.conversations import wire_messages
 from toolrl_lit.engine.parsers import reply_text
 from toolrl_lit.evaluate import Evaluation
-from toolrl_lit.doors.author import Endpoint, Unanswered, llm_config
 from toolrl_lit.reward import parse_qwen
 from toolrl_lit.schema import Trajectory, UserError, read_jsonl, write_jsonl
 

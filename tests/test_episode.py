@@ -1,12 +1,19 @@
 "Whole episodes through TRL: the policy's own tokens and no others are learnt, and each by the advantage that one computes by hand."
 
-import json, re, time
-import pytest, torch
-from hypothesis import given, settings, strategies as st
+import json
+import re
+import time
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers.utils import get_json_schema
+
 from toolrl_lit import train as module
 from toolrl_lit.collect import OraclePolicy, TransformersPolicy, call_text, collect
+from toolrl_lit.engine.sandbox import shared
 from toolrl_lit.episode import (
     ToolEnvironment,
     tool_method,
@@ -15,7 +22,6 @@ from toolrl_lit.episode import (
     turn_values,
 )
 from toolrl_lit.reward import score_turn
-from toolrl_lit.engine.sandbox import shared
 from toolrl_lit.schema import Environment, Scenario, SubQuestion, Tool, ToolCall, ToolDoc, UserError
 from toolrl_lit.train import StepTrainer, make_config, memory_needed, train
 
@@ -341,7 +347,7 @@ def test_only_turns_with_the_same_history_are_compared_and_a_right_answer_is_nev
 
 
 def test_what_follows_is_counted_and_fewer_turns_are_better():
-    both, all_, answer = MENU[4], MENU[5], LAST[0]
+    _both, all_, answer = MENU[4], MENU[5], LAST[0]
 
     def first(*episodes):
         return [

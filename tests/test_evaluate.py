@@ -1,10 +1,20 @@
 "Evaluation: the metrics by definition, intervals that mean what they say, and a report that stands alone."
 
-import base64, gzip, html, json, re
-import numpy as np, pandas as pd, plotly.graph_objects as go, pytest
-from hypothesis import given, settings, strategies as st
+import base64
+import gzip
+import html
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from IPython.display import HTML
 from plotly.offline import get_plotlyjs
+
 from toolrl_lit.collect import OraclePolicy, collect
 from toolrl_lit.evaluate import (
     METRICS,

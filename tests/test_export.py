@@ -1,15 +1,24 @@
 "Export: what was written is read back by the other side's own means."
 
-import importlib.util, inspect, json, os, subprocess
+import importlib.util
+import inspect
+import json
+import os
+import subprocess
 from pathlib import Path
-import datasets, pytest, torch, yaml
-from hypothesis import given, settings, strategies as st
+
+import datasets
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import get_json_schema
 from trl import chat_template_utils
+
 from toolrl_lit.collect import CHAT_TEMPLATE, OraclePolicy, call_text, collect
-from toolrl_lit.episode import ToolEnvironment, tool_method
 from toolrl_lit.doors.export import (
     plain_messages,
     step_records,
@@ -19,8 +28,8 @@ from toolrl_lit.doors.export import (
     to_verl,
     trl_environment,
 )
+from toolrl_lit.episode import ToolEnvironment, tool_method
 from toolrl_lit.reward import score_turn
-from toolrl_lit.train import make_config
 from toolrl_lit.schema import (
     Environment,
     Scenario,
@@ -33,6 +42,7 @@ from toolrl_lit.schema import (
     read_jsonl,
     to_ftrl,
 )
+from toolrl_lit.train import make_config
 
 datasets.disable_progress_bars()
 

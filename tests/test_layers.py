@@ -1,11 +1,18 @@
 "Layers: relative change, adapters without merging, and transplants that load."
 
-import copy, json
-import numpy as np, pandas as pd, pytest, torch
-from hypothesis import given, settings, strategies as st
+import copy
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
+
 from toolrl_lit.layers import (
     MATRICES,
     Weights,

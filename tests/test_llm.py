@@ -1,24 +1,35 @@
 """Environments by a language model, against a real HTTP server that plays one and misbehaves on purpose (llm_server): what is accepted
 is right, nothing is lost, doubled or paid twice, and nothing goes beyond the budget."""
 
-import csv, email.utils, json, os, random, re, shutil, signal, subprocess, sys, time
+import csv
+import email.utils
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-import pytest
-from hypothesis import given, settings, strategies as st
-from pydantic import BaseModel
+
 import llm_server
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from llm_server import CONTENT, FREE, TRANSPORT, ModelServer
-from toolrl_lit.doors import author as llm, author_endpoint
+from pydantic import BaseModel
+
 from toolrl_lit.build import audit, build_environments
-from toolrl_lit.doors.cli import main
 from toolrl_lit.deploy import check
+from toolrl_lit.doors import author as llm
+from toolrl_lit.doors import author_endpoint
 from toolrl_lit.doors.author import (
     Endpoint,
     LLMGenerator,
-    Proposals,
     Question,
+    Sketch,
     Toolset,
     Unanswered,
     ask_decompose,
@@ -26,12 +37,10 @@ from toolrl_lit.doors.author import (
     code_problems,
     judged,
     llm_config,
-    odd_document,
     propose,
     read_questions,
-    revise,
-    Sketch,
 )
+from toolrl_lit.doors.cli import main
 from toolrl_lit.integrate import TWINS, overlapping
 from toolrl_lit.scenario import Difficulty
 from toolrl_lit.schema import (
@@ -40,7 +49,6 @@ from toolrl_lit.schema import (
     Environment,
     Scenario,
     SubQuestion,
-    ToolDoc,
     UserError,
     read_jsonl,
     read_manifest,

@@ -1,8 +1,11 @@
 "What papers/ says can be read, adds up and points at things that exist."
 
-import json, re
+import json
+import re
 from pathlib import Path
+
 import pandas as pd
+
 from toolrl_lit.evaluate import Evaluation
 
 ROOT = Path(__file__).parents[1]

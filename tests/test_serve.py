@@ -1,18 +1,31 @@
 "Serving: a real MCP client, over both transports and both kinds of the protocol, in environments kind and hostile."
 
-import contextlib, json, os, signal, socket, subprocess, sys, time
-import anyio, psutil, pytest
-from hypothesis import given, settings, strategies as st
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import anyio
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("mcp", reason="the package mcp is not installed: pip install 'toolrl_lit[mcp]'")
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.shared.exceptions import MCPError
-from toolrl_lit.doors.cli import main
+
 from toolrl_lit.collect import call_text, collect
+from toolrl_lit.doors.cli import main
+from toolrl_lit.doors.serve import Session, keep, mcp_server
+from toolrl_lit.engine.sandbox import ToolSandbox
 from toolrl_lit.evaluate import score
 from toolrl_lit.reward import score_turn
-from toolrl_lit.engine.sandbox import ToolSandbox
 from toolrl_lit.schema import (
     Environment,
     Scenario,
@@ -25,7 +38,6 @@ from toolrl_lit.schema import (
     read_jsonl,
     write_jsonl,
 )
-from toolrl_lit.doors.serve import Session, keep, mcp_server
 
 SECRET = "Zanzibar-7"
 COMMAND = ["-c", "from toolrl_lit.doors.cli import main; main()", "serve"]

@@ -1,23 +1,42 @@
 "Train: the same numbers as TRL's own, rewards from the environment, and runs that survive being killed."
 
-import contextlib, ctypes, errno, itertools, json, os, re, shutil, signal, subprocess, sys, warnings
+import contextlib
+import ctypes
+import errno
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
-import apart, psutil, pytest, torch
-from hypothesis import given, settings, strategies as st
+
+import apart
+import psutil
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOTrainer
-from toolrl_lit import train as module, warm as warming
-from toolrl_lit.engine import callbacks, checkpoints, sampling, trainer as engine_trainer
+
+from toolrl_lit import train as module
+from toolrl_lit import warm as warming
 from toolrl_lit.collect import OraclePolicy, TransformersPolicy, _own, _prefill, collect
-from toolrl_lit.layers import compare
-from toolrl_lit.reward import score_turn
+from toolrl_lit.engine import callbacks, checkpoints, sampling
+from toolrl_lit.engine import trainer as engine_trainer
 from toolrl_lit.engine.config import FIRST, PARTS, listing
 from toolrl_lit.engine.sandbox import ToolSandbox
+from toolrl_lit.layers import compare
+from toolrl_lit.reward import score_turn
 from toolrl_lit.schema import Trajectory, UserError, read_jsonl, write_jsonl
 from toolrl_lit.train import (
     StepRewards,
@@ -29,11 +48,11 @@ from toolrl_lit.train import (
     group_mask,
     informative,
     lora,
-    situation,
     make_config,
     memory_needed,
     merge_into,
     pack_groups,
+    situation,
     token_scores,
     train,
     warm_start,
@@ -1168,7 +1187,8 @@ train(make_config(**{told}), read_jsonl({file!r}, Environment), live=True);
 
 
 def test_live_curves_grow_in_a_notebook_with_no_network(tiny_folder, environments, tmp_path):
-    import nbclient, nbformat
+    import nbclient
+    import nbformat
 
     file = write_jsonl(tmp_path / "train.jsonl", environments)
     told = config_for(tiny_folder, tmp_path / "out", updates=3, epochs=1).model_dump()

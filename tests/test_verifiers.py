@@ -2,7 +2,13 @@
 
 verifiers needs older versions of openai and mcp than constraints.txt has, so `make test` runs this file in an environment of its own."""
 
-import asyncio, http.server, importlib, json, sys, threading
+import asyncio
+import http.server
+import importlib
+import json
+import sys
+import threading
+
 import pytest
 
 vf = pytest.importorskip(
@@ -12,6 +18,7 @@ vf = pytest.importorskip(
 from verifiers.v1.cli.eval.runner import run_eval
 from verifiers.v1.configs.cli.eval import EvalConfig
 from verifiers.v1.utils.loaders import load_environment
+
 from toolrl_lit.collect import call_text
 from toolrl_lit.doors.export import to_verifiers
 from toolrl_lit.reward import score_turn

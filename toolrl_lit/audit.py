@@ -14,6 +14,18 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from .build import BATCH
+from toolrl_lit.deploy import (
+    check_documents,
+    check_many,
+    embedded,
+    factors,
+    final_told,
+    is_number,
+    mentions,
+    probes,
+)
 from .engine import sandbox as sandboxes
 from toolrl_lit.engine.duplicates import (  # noqa: F401
     SIMILAR,
@@ -33,19 +45,8 @@ from toolrl_lit.engine.findings import (
     found,
 )
 from .engine.records import as_environment, by_split
-from .schema import Environment, StepRecord, SubQuestion, Tool, UserError
 from .scenario import RELATIONS, convert, gives_away, match_paper, plain
-from toolrl_lit.deploy import (
-    check_documents,
-    check_many,
-    embedded,
-    factors,
-    final_told,
-    is_number,
-    mentions,
-    probes,
-)
-from .build import BATCH
+from .schema import Environment, StepRecord, SubQuestion, Tool, UserError
 
 # %% ../nbs/07a_audit.ipynb #e2e20a0d
 def leaves(value: Any) -> list[str]:

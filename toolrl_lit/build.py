@@ -20,12 +20,19 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
+
 from tqdm import tqdm
+
 import toolrl_lit
+from .deploy import check, check_many, deploy
+from .document import Draft, document
 from .engine import sandbox as sandboxes
 from .engine.facts import fact_versions
 from .engine.journal import FORMATS, Journal, Progress, write_shard  # noqa: F401
 from .engine.workers import PARSING, in_processes, on_ray
+from .integrate import integrate, overlapping
+from .scale import RATES, scale
+from .scenario import Difficulty, Generator, decompose
 from toolrl_lit.schema import (
     SCENARIOS,
     STRATEGIES,
@@ -34,11 +41,6 @@ from toolrl_lit.schema import (
     Strategy,
     UserError,
 )
-from .scenario import Difficulty, Generator, decompose
-from .document import Draft, document
-from .integrate import integrate, overlapping
-from .scale import RATES, scale
-from .deploy import check, check_many, deploy
 
 # %% ../nbs/07_build.ipynb #7d61a43b
 def _pairs_alike(draft: Draft) -> int:

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
+
 from tqdm import tqdm
+
+from .engine.parsers import Parser, Reply, storable
 from .engine.policy import Prompt, TransformersPolicy
 from .engine.resume import as_read, kept, same_settings, under_way, unfinished
-from .engine.parsers import Parser, Reply, storable
 from .reward import score_batch
 from toolrl_lit.schema import (
     Environment,

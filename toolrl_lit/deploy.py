@@ -12,14 +12,16 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice, product
 from typing import Any, NamedTuple
+
 import jsonschema
 import referencing.exceptions
-from .schema import Environment, SubQuestion, Tool
+
+from .document import Draft, Option, ToolPlan, tool_doc
 from .engine import sandbox as sandboxes
 from .engine.match import gives_away, plain
 from .engine.sandbox import Call
 from .engine.source import code_problem, embedded, factors, is_number  # noqa: F401
-from .document import Draft, Option, ToolPlan, tool_doc
+from .schema import Environment, SubQuestion, Tool
 
 # %% ../nbs/06_deploy.ipynb #9161aa82
 _TYPES = {

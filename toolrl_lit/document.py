@@ -11,11 +11,13 @@ import random
 from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import Any, Literal
+
 from pydantic import BaseModel, ConfigDict
-from .schema import Scenario, Strategy, SubQuestion, ToolDoc
+
 from .engine.match import gives_away, plain
 from .engine.relations import SUBJECTS, Relation, convert, vocabulary
 from .scenario import Difficulty, Generator
+from .schema import Scenario, Strategy, SubQuestion, ToolDoc
 
 # %% ../nbs/03_document.ipynb #dbe76bec
 Shape = Literal["string", "enum", "integer", "array", "object"]

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from keyword import iskeyword
 from typing import Any, Literal
+
 import datasets
 import numpy as np
 from transformers.utils import get_json_schema
+
 from .collect import begin
-from .reward import Parsed, score_batch, score_parsed
 from .engine.sandbox import Call, ToolSandbox, shared
+from .reward import Parsed, score_batch, score_parsed
 from .schema import Environment, ToolCall, ToolDoc, UserError, check_ids
 
 # %% ../nbs/09a_episode.ipynb #5f909ec0

@@ -13,15 +13,17 @@ from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy import stats
+
 from .collect import Policy, collect
 from .engine.figures import PALETTE
-from .engine.report import distinct_names, markdown_table, settings_table, write_report
-from .engine.rollout_pages import side_by_side_html, trajectory_html
+from .engine.report import distinct_names, markdown_table, settings_table, write_report  # noqa: F401, their old address
+from .engine.rollout_pages import side_by_side_html, trajectory_html  # noqa: F401, their old address
 from .engine.sandbox import ToolSandbox
 from toolrl_lit.schema import (
     SCENARIOS,

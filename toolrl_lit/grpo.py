@@ -11,9 +11,11 @@ __all__ = ['CALL_PIECES', 'group_advantages', 'word_tokenizer', 'prompt_text', '
 from collections.abc import Callable
 from copy import deepcopy
 from typing import NamedTuple
+
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
 from .collect import CHAT_TEMPLATE
 from .reward import score_batch
 from .schema import StepRecord

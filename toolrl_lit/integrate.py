@@ -12,10 +12,12 @@ import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
+
 import numpy as np
-from .schema import ToolDoc, UserError
-from .engine.relations import SUBJECTS, vocabulary
+
 from .document import ATTRIBUTES, GENERAL, Draft, ToolPlan, golden_arguments, tool_name  # noqa: F401
+from .engine.relations import SUBJECTS, vocabulary
+from .schema import ToolDoc, UserError
 
 # %% ../nbs/04_integrate.ipynb #1f8ebfe0
 def _pooled(tools: list[ToolPlan]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:

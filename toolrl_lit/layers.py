@@ -12,12 +12,14 @@ import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+
 import pandas as pd
 import plotly.graph_objects as go
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
 from .schema import UserError, read_text
 
 # %% ../nbs/13_layers.ipynb #6122fc48

@@ -8,10 +8,7 @@ __all__ = ['RATES', 'LAPTOP', 'side_facts', 'generalize_function', 'expand_param
 
 # %% ../nbs/05_scale.ipynb #b9e62956
 import random
-from .schema import STRATEGIES, Strategy, UserError
-from .engine.match import gives_away
-from .engine.relations import vocabulary
-from .scenario import Difficulty, Generator
+
 from toolrl_lit.document import (
     OPTIONS,
     Draft,
@@ -22,7 +19,11 @@ from toolrl_lit.document import (
     plan_tool,
     tool_doc,
 )
+from .engine.match import gives_away
+from .engine.relations import vocabulary
 from .integrate import merge
+from .scenario import Difficulty, Generator
+from .schema import STRATEGIES, Strategy, UserError
 
 # %% ../nbs/05_scale.ipynb #1c36451b
 def _noted(draft: Draft, strategy: Strategy) -> list[Strategy]:

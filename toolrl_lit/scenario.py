@@ -10,8 +10,9 @@ __all__ = ['follow', 'compose', 'faults', 'Difficulty', 'extent', 'Generator', '
 import random
 from functools import lru_cache
 from typing import Protocol
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from .schema import Scenario, ScenarioKind, SubQuestion, UserError
+
 from .engine.facts import load_facts, load_people, specific
 from .engine.match import gives_away, match_paper, plain
 from toolrl_lit.engine.relations import (  # noqa: F401, for chapters that find them here
@@ -23,6 +24,7 @@ from toolrl_lit.engine.relations import (  # noqa: F401, for chapters that find 
     vocabulary,
 )
 from .engine.wording import ask, join_branches, noun_phrase
+from .schema import Scenario, ScenarioKind, SubQuestion, UserError
 
 # %% ../nbs/02_scenario.ipynb #d1518e18
 def follow(

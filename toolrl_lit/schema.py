@@ -226,6 +226,14 @@ def golden_calls(self: Environment) -> list[list[ToolCall]]:
     waves = self.scenario.waves()
     return [[ToolCall(name=q.tool, arguments=q.arguments) for q in wave] for wave in waves]
 
+
+@patch(cls_method=True)
+def from_functions(cls: Environment, *arguments, **settings) -> Environment:
+    "Make an environment whose tools are Python functions; see `engine.functions`."
+    from toolrl_lit.engine.functions import environment_from_functions
+
+    return environment_from_functions(*arguments, **settings)
+
 # %% ../nbs/01_schema.ipynb #cebab3ce
 def check_distinct(
     what: str,  # where the environments are wanted

@@ -352,7 +352,7 @@ def _sampling_policy(kind: type, config: TrainConfig, model, tokenizer) -> Trans
         batch=config.collect_rows if own_prompts else config.rollout_rows,
         reasoning=config.reasoning,
     )
-    policy.fingerprint
+    policy.fingerprint  # noqa: B018, computed before the weights change
     return policy
 
 # %% ../nbs/11_train.ipynb #cea8f1cb

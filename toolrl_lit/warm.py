@@ -12,16 +12,16 @@ from pathlib import Path
 
 from datasets import Dataset
 from transformers import set_seed
+from trl import SFTConfig, SFTTrainer
 
 from .collect import OraclePolicy, TransformersPolicy, collect, load_model
 from .engine.adapters import trainable
 from .engine.callbacks import use_tracker
 from .engine.checkpoints import begin, explained, finish, run
 from .engine.config import LearningConfig, TrainConfig
-from .engine.sharding import Sharded, check_sharding, share, sharded
+from .engine.sharding import Sharded, check_sharding, sharded, share
 from .engine.trainer import trainer_arguments
 from .schema import Environment, Trajectory, UserError
-from trl import SFTConfig, SFTTrainer
 
 # %% ../nbs/10a_warm.ipynb #6d57fc49
 def _turn_ids(

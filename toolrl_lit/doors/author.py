@@ -15,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import Any
+
 from fastcore.basics import patch
+
 from toolrl_lit.doors.author_checks import (  # noqa: F401
     PLAIN_KEYS,
     TYPES,
@@ -68,6 +70,8 @@ from toolrl_lit.doors.author_prompts import (  # noqa: F401
     read_questions,
 )
 from ..engine.workers import PARSING  # noqa: F401
+from ..integrate import Embed, overlapping, sentence_embedder
+from ..scenario import Difficulty
 from toolrl_lit.schema import (
     SCENARIOS,
     STRATEGIES,
@@ -78,8 +82,6 @@ from toolrl_lit.schema import (
     SubQuestion,
     UserError,
 )
-from ..scenario import Difficulty
-from ..integrate import Embed, overlapping, sentence_embedder
 
 # %% ../../nbs/doors/author.ipynb #6c5286ec
 def ask_decompose(

@@ -13,10 +13,15 @@ import keyword
 import math
 from collections.abc import Iterator
 from typing import Any
+
 from pydantic import BaseModel
+
+from ..deploy import check, check_documents, embedded, mentions
 from .author_prompts import GoldenCall, Program, Question, Toolset
 from ..engine.calls import repeats
 from ..engine.sandbox import shared
+from ..integrate import TWINS, overlapping
+from ..scenario import faults, plain, specific
 from toolrl_lit.schema import (
     Environment,
     Scenario,
@@ -26,9 +31,6 @@ from toolrl_lit.schema import (
     Tool,
     ToolDoc,
 )
-from ..scenario import faults, plain, specific
-from ..integrate import TWINS, overlapping
-from ..deploy import check, check_documents, embedded, mentions
 
 # %% ../../nbs/doors/author_checks.ipynb #09a98360
 def kind_of(scenario: Scenario) -> ScenarioKind:

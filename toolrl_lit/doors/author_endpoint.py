@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+
 from fastcore.basics import patch
 from pydantic import BaseModel
+
 from .author_ledger import LOST, Answer, Ledger, LLMConfig, Spent, worst
 from ..engine.client import Client, hide
 from ..engine.parsers import storable

@@ -8,7 +8,9 @@ __all__ = ['LOST', 'LLMConfig', 'llm_config', 'Answer', 'Spent', 'Ledger', 'wors
 # %% ../../nbs/doors/author_ledger.ipynb #2f1d10d1
 import json
 from typing import Any, NamedTuple
+
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from ..schema import UserError, explain
 
 # %% ../../nbs/doors/author_ledger.ipynb #f7e0de45

@@ -15,7 +15,9 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
+
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from .author_endpoint import Dropped, Endpoint
 from ..engine.match import AnswerType
 from ..engine.workers import PARSING

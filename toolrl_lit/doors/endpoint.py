@@ -10,7 +10,9 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
 from pydantic import BaseModel
+
 from ..collect import part_seed
 from ..engine.client import MOST_BYTES, Client, hide
 from ..engine.conversations import wire_messages

@@ -8,10 +8,12 @@ __all__ = ['ELSEWHERE', 'GROUPED', 'Prompts', 'grouped_attention', 'grouped_mask
 # %% ../../nbs/engine/attention.ipynb #2645ec74
 import contextlib
 from collections import Counter
+
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
+
 from ..schema import UserError
 
 # %% ../../nbs/engine/attention.ipynb #2bb4d027

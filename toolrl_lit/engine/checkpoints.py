@@ -19,10 +19,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import PrinterCallback
 
-from .models import find_model, save_model
 from .adapters import without_adapters
 from .callbacks import Finite, ProgressBar
 from .config import CHANGEABLE
+from .models import find_model, save_model
 from .sharding import merge_into, sharded, whole
 from toolrl_lit.schema import (
     Environment,

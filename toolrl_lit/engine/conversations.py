@@ -7,6 +7,7 @@ __all__ = ['plain_history', 'wire_messages', 'conversation', 'lost_tool', 'can_r
 
 # %% ../../nbs/engine/conversations.ipynb #af8404c2
 import json
+
 from .parsers import content_text, parse_qwen, plain_arguments
 from ..schema import UserError
 

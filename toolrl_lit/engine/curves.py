@@ -84,7 +84,7 @@ def curves(
     logs: dict[
         str, str | Path | list
     ],  # name of a run, and the log.json that `train` wrote, or its rows; a list of several seeds
-    keys: list[str] = list(CURVES),  # which quantities, names in `CURVES`
+    keys: tuple[str, ...] = tuple(CURVES),  # which quantities, names in `CURVES`
 ):
     "Return a figure of training curves, one panel for each quantity; of several seeds the mean and its 95 % interval."
     fig = _panels(keys)

@@ -21,12 +21,12 @@ def lookup(
         f"def {name}({key}: str) -> str:\n"
         f"    table = {table!r}\n"
         f"    if {key} not in table:\n"
-        f"        raise ValueError(f'unknown {key}: {{{key}!r}}')\n"
+        f"        raise ValueError('this {key} is not in the table')\n"
         f"    return table[{key}]\n"
     )
     parameters = {
         "type": "object",
-        "properties": {key: {"type": "string", "description": f"such as {next(iter(table))}"}},
+        "properties": {key: {"type": "string", "description": f"the {key} to look up"}},
         "required": [key],
     }
     doc = ToolDoc(name=name, description=description, parameters=parameters)

@@ -23,7 +23,7 @@ def rarity(
 ) -> Callable[[str], int]:
     "Return the weight of a word: 1 for one that is everywhere, more the fewer questions have it."
     seen, n = Counter(), 0
-    for n, question in enumerate(questions, 1):
+    for n, question in enumerate(questions, 1):  # noqa: B007
         seen.update(words(question))
     return lambda word: 1 + round(log((n + 1) / (seen[word] + 1)))
 

@@ -6,8 +6,13 @@
 __all__ = ['COLUMNS', 'fact_rows', 'load_facts', 'load_people', 'fact_sources', 'fact_versions', 'specific', 'country_names']
 
 # %% ../../nbs/engine/facts.ipynb #b9728516
-import csv, gzip, io, json, re
+import csv
+import gzip
+import io
+import json
+import re
 from functools import lru_cache
+
 from .relations import FACTS, RELATIONS
 
 # %% ../../nbs/engine/facts.ipynb #386698be

@@ -9,14 +9,23 @@ __all__ = ['CONTINENTS', 'MOMENTS', 'SOURCES', 'OTHERS', 'EDITION', 'LICENCES', 
            'make_facts']
 
 # %% ../../nbs/engine/gather.ipynb #b57f9574
-import csv, gzip, hashlib, importlib.metadata, importlib.resources, io, json, re, zlib
+import csv
+import gzip
+import hashlib
+import importlib.metadata
+import importlib.resources
+import io
+import json
+import re
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
+
 from .facts import COLUMNS, specific
 from toolrl_lit.engine.places import (
     CONTESTED,
@@ -186,9 +195,9 @@ def time_zone(name: str) -> ZoneInfo:
 
 
 MOMENTS = {
-    "city_local_time": datetime(2024, 7, 1, 18, tzinfo=timezone.utc),
-    "city_winter_time": datetime(2025, 1, 15, 6, tzinfo=timezone.utc),
-    "airport_local_time": datetime(2024, 10, 1, 12, tzinfo=timezone.utc),
+    "city_local_time": datetime(2024, 7, 1, 18, tzinfo=UTC),
+    "city_winter_time": datetime(2025, 1, 15, 6, tzinfo=UTC),
+    "airport_local_time": datetime(2024, 10, 1, 12, tzinfo=UTC),
 }
 
 
@@ -210,7 +219,7 @@ def date_facts() -> Iterator[Fact]:
     for city, (zone, iso) in zones["city"].items():
         if zone:
             began = datetime(2025, 1, 1, tzinfo=time_zone(zone))
-            yield Fact("city_new_year", city, _minute(began.astimezone(timezone.utc)), iso)
+            yield Fact("city_new_year", city, _minute(began.astimezone(UTC)), iso)
 
 # %% ../../nbs/engine/gather.ipynb #d6383ea6
 def currency_facts() -> Iterator[Fact]:

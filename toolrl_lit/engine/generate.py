@@ -8,9 +8,11 @@ __all__ = ['PrefixMemory', 'prefill', 'own_cache', 'generate_tokens']
 # %% ../../nbs/engine/generate.ipynb #eb182aa8
 import bisect
 from collections.abc import Iterator
+
 import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, StaticCache
+
 from .attention import ELSEWHERE, Prompts, grouped
 from ..schema import UserError
 
@@ -105,10 +107,10 @@ def prefill(
     parts = [_read(model, piece, memory, length, pad) for piece in pieces]
     keys, values = [], []
     for layers in zip(*(cache.layers for cache, _ in parts)):
-        keys.append(_joined([l.keys for l in layers]))
-        values.append(_joined([l.values for l in layers]))
-        for l in layers:
-            l.keys = l.values = None  # two copies of one layer at a time, and not of all
+        keys.append(_joined([layer.keys for layer in layers]))
+        values.append(_joined([layer.values for layer in layers]))
+        for layer in layers:
+            layer.keys = layer.values = None  # two copies of one layer at a time, and not of all
     seen = torch.tensor(_seen(prompts, length), device=model.device)
     owner = [i for i, n in enumerate(copies) for _ in range(n)]
     shared = Prompts(keys, values, seen, owner)
@@ -177,7 +179,7 @@ class _Rows:
             row = int(self.number[i])
             prompt, said = self.prompts[self.owner[row]], self.said[row][:-1]
 
-            def whole(of_prompt, own, i=i, start=-len(prompt), n=len(said)):
+            def whole(of_prompt, own, i=i, start=-len(prompt), n=len(said)):  # noqa: B008
                 return torch.cat([of_prompt[far.owner[i], :, start:], own[i, :, :n]], 1)
 
             keys = torch.stack([whole(k, layer.keys) for k, layer in zip(far.keys, near)])

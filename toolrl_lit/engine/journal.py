@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
 from fastcore.basics import patch
+
 from toolrl_lit.schema import (
     GROUP,
     Environment,

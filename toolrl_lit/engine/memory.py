@@ -15,9 +15,9 @@ import torch
 from torch._subclasses import FakeTensorMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from .models import fast_dtype, find_model
 from .adapters import trainable, without_adapters
 from .config import TrainConfig
+from .models import fast_dtype, find_model
 from .sharding import processes, sharded
 from .unsloth import choose_backend
 from ..schema import UserError

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
 import torch
 from peft import PeftModel
 from transformers import (
@@ -25,6 +26,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.utils import logging as hf_logging
+
 from .attention import GROUPED
 from ..schema import UserError, reserve
 

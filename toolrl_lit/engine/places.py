@@ -8,7 +8,8 @@ __all__ = ['CONTESTED', 'CITIES_OF_TWO', 'EARTH', 'MARGIN', 'SUBURB', 'LARGE', '
            'city_steps', 'airports', 'airport_zone']
 
 # %% ../../nbs/engine/places.ipynb #725d9a76
-import math, re, unicodedata
+import math
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import lru_cache

@@ -9,10 +9,12 @@ __all__ = ['Prompt', 'TransformersPolicy']
 import warnings
 from functools import cached_property
 from pathlib import Path
+
 from fastcore.basics import patch
 from transformers import PreTrainedModel
-from .generate import PrefixMemory, generate_tokens
+
 from .conversations import can_reason, conversation, lost_tool
+from .generate import PrefixMemory, generate_tokens
 from .models import load_model, weights_digest
 from .parsers import Parser, parser_for
 from ..schema import UserError

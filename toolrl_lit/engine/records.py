@@ -8,6 +8,7 @@ __all__ = ['as_environment', 'by_split']
 # %% ../../nbs/engine/records.ipynb #988b9bfa
 from collections.abc import Iterator, Sequence
 from typing import Any
+
 from ..schema import Environment, Scenario, StepRecord, SubQuestion, Tool, ToolDoc
 
 # %% ../../nbs/engine/records.ipynb #07e67542

@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from IPython.display import HTML
 from markdown_it import MarkdownIt
 from plotly.offline import get_plotlyjs
+
 from .rollout_pages import ROLLOUT_CSS
 from ..schema import UserError, write_text
 

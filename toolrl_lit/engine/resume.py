@@ -9,6 +9,7 @@ __all__ = ['under_way', 'as_read', 'unfinished', 'kept', 'same_settings']
 import json
 from pathlib import Path
 from typing import Any
+
 from toolrl_lit.schema import (
     StepRecord,
     Trajectory,

@@ -9,7 +9,9 @@ __all__ = ['ROLLOUT_CSS', 'trajectory_html', 'side_by_side_html']
 import html
 import json
 from typing import Any
+
 from IPython.display import HTML
+
 from ..schema import Environment, Trajectory, Turn, UserError
 
 # %% ../../nbs/engine/rollout_pages.ipynb #98a2beb3

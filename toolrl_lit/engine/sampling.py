@@ -13,8 +13,8 @@ from copy import deepcopy
 
 from trl.chat_template_utils import qwen3_template
 
-from .generate import generate_tokens
 from .config import TrainConfig
+from .generate import generate_tokens
 from .parsers import PARSERS
 from .sharding import merge_into
 from ..schema import UserError

@@ -6,10 +6,9 @@
 __all__ = ['SMALL_RELATIONS', 'SMALL_FACTS', 'SmallGenerator']
 
 # %% ../../nbs/engine/small.ipynb #6a8f3cb7
-import random
-from ..schema import Scenario
 from .demo import DEMO_TABLES, demo_environment
 from .relations import Relation
+from ..schema import Scenario
 
 # %% ../../nbs/engine/small.ipynb #f61345a1
 _RELATIONS = (

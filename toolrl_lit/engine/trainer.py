@@ -15,12 +15,12 @@ import torch
 from fastcore.basics import patch
 from torch.distributed.fsdp import FSDPModule
 
-from .models import fast_dtype
 from .adapters import without_adapters
 from .callbacks import memory_gb
 from .config import ALGORITHMS, TrainConfig
+from .models import fast_dtype
 from .packing import group_mask, pack_groups, token_scores
-from .sharding import Sharded, share, sharded
+from .sharding import Sharded, sharded, share
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402

@@ -19,8 +19,8 @@ from typing import Literal
 
 import torch
 
-from .models import fast_dtype, find_model
 from .config import LESS_MEMORY, TrainConfig
+from .models import fast_dtype, find_model
 from .sharding import processes
 from .walls import end_with_parent
 from ..schema import UserError

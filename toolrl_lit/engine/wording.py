@@ -6,7 +6,9 @@
 __all__ = ['FRAMES', 'LISTS', 'name_subject', 'noun_phrase', 'ask', 'compare_branches', 'join_branches']
 
 # %% ../../nbs/engine/wording.ipynb #cb44b1f7
-import random, re
+import random
+import re
+
 from .facts import specific
 from .relations import SUBJECTS, Chain, Relation, number_text
 
