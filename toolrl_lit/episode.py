@@ -211,7 +211,7 @@ class ToolEnvironment:
         self._step, self._calls, self._solved, self._broken = self._env.start(), 0, 0, None
 
     def get_reward(self) -> float:
-        "Solve-F1 of the rollout. Raises what kept a call from running: TRL shows that to the policy, but nobody earned a 0."
+        "Return Solve-F1 of the rollout. Raise what kept a call from running: TRL shows that to the policy, but nobody earned a 0."
         if self._broken:
             raise self._broken
         return 2 * self._solved / (self._calls + len(self._env.scenario.sub_questions))

@@ -74,7 +74,7 @@ def show(
     environments: Annotated[
         Path | None,
         typer.Option(
-            "--environments", "-e", help="Of a rollout: show golden calls from this file too."
+            "--environments", "-e", help="Show the golden calls of a rollout too, from this file."
         ),
     ] = None,
     code: Annotated[

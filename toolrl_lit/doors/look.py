@@ -172,17 +172,17 @@ def what_is_in(
     "Return what a file holds. Raises `UserError` if that is neither environments nor rollouts."
     if path.is_dir():
         return Environment
+    scores = path.with_suffix(".trajectories.jsonl")
+    hint = f"; the rollouts are in {scores}" if scores != path and scores.exists() else ""
     try:
         first = json.loads(next(rows_of(path))[2])
     except StopIteration:
         raise UserError(f"{path}: holds nothing to show") from None
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{path}: is not JSON Lines: {e}") from e
+        raise UserError(f"{path}: is not JSON Lines: {e}{hint}") from e
     for kind, field in ((Environment, "scenario"), (Trajectory, "turns")):
         if isinstance(first, dict) and field in first:
             return kind
-    scores = path.suffix == ".json" and path.with_suffix(".trajectories.jsonl")
-    hint = f"; the rollouts are in {scores}" if scores and scores.exists() else ""
     raise UserError(
         f"{path}: expected environments of `toolrl build`, or rollouts of `toolrl collect` or `toolrl evaluate`{hint}"
     )

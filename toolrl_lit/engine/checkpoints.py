@@ -120,7 +120,7 @@ def _trim():
 def tidy(
     model,  # plain, or with adapters
 ):
-    "On a CPU, let the allocator give free memory back to the system at every fifth layer."
+    "Let the allocator give free memory back to the system at every fifth layer, on a CPU."
     trim = _trim()
 
     def give_back(*_):

@@ -147,7 +147,7 @@ def lost_tool(
 
 # %% ../../nbs/engine/conversations.ipynb #e2da67da
 def can_reason(tokenizer) -> bool:
-    "Whether the chat template can switch thinking on and off, or always opens a thought."
+    "Tell whether the chat template can switch thinking on and off, or always opens a thought."
     asked = [{"role": "user", "content": "?"}]
     on, off = (
         conversation(tokenizer, asked, add_generation_prompt=True, enable_thinking=x)
