@@ -642,7 +642,7 @@ def test_collect_and_evaluate_leave_what_they_promise(toolrl, envs, tmp_path, ti
 
 
 def test_rows_and_length_of_rollouts_can_be_set(toolrl, envs, tmp_path, tiny_folder, monkeypatch):
-    from toolrl_lit import collect as module
+    from toolrl_lit.engine import generate as module
 
     plain, sizes = module._decode, []
 

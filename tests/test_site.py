@@ -416,9 +416,5 @@ UNFINISHED_CHAPTERS: list[str] = []
 SITE_FAILS: list[str] = []
 IMPORTS_THAT_GO_UP: list[str] = []
 PRIVATE_NAMES: list[str] = []
-LONG_MODULES: list[str] = [
-    "evaluate",
-    "schema",
-    "train",
-]
+LONG_MODULES: list[str] = []
 DOCSTRINGS: list[str] = []

@@ -30,13 +30,15 @@ from trl import GRPOTrainer
 
 from toolrl_lit import train as module
 from toolrl_lit import warm as warming
-from toolrl_lit.collect import OraclePolicy, TransformersPolicy, _own, _prefill, collect
+from toolrl_lit.collect import OraclePolicy, TransformersPolicy, call_text, collect
 from toolrl_lit.engine import callbacks, checkpoints, sampling
 from toolrl_lit.engine import trainer as engine_trainer
 from toolrl_lit.engine.config import FIRST, PARTS, listing
+from toolrl_lit.engine.demo import demo_environment
+from toolrl_lit.engine.generate import own_cache, prefill
 from toolrl_lit.engine.sandbox import ToolSandbox
 from toolrl_lit.layers import compare
-from toolrl_lit.reward import score_turn
+from toolrl_lit.reward import parse_qwen, score_turn
 from toolrl_lit.schema import Trajectory, UserError, read_jsonl, write_jsonl
 from toolrl_lit.train import (
     StepRewards,
@@ -978,8 +980,8 @@ def test_keys_and_values_are_as_large_as_told(tiny_folder, environments, tmp_pat
         rollout_rows=9,
     )
     policy = TransformersPolicy(tiny_folder)
-    prompts = _prefill(policy.model, [[5] * 40], [5], policy.memory, 0)[0]
-    own = _own(prompts, policy.model, config.max_new_tokens)
+    prompts = prefill(policy.model, [[5] * 40], [5], policy.memory, 0)[0]
+    own = own_cache(prompts, policy.model, config.max_new_tokens)
     held = sum(x.nbytes for x in prompts.keys + prompts.values) + sum(
         l.keys.nbytes + l.values.nbytes for l in own.layers
     )
@@ -2091,3 +2093,35 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path, tiny_folder, environ
             make_config(model=str(tiny_folder), out=str(tmp_path), report_to="trackio"),
             environments,
         )
+
+
+def test_a_rule_of_ones_own_rewards_turns(tmp_path, monkeypatch):
+    (tmp_path / "my_rules.py").write_text(
+        "def thrifty(score):\n    return score.reward - 0.25 * len(score.calls)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    env = demo_environment()
+    step = env.start()
+    right = call_text(env.golden_calls()[0])
+    policy = SimpleNamespace(decode=lambda text: text, parser=parse_qwen)
+    paper = StepRewards(make_config(), policy)
+    own = StepRewards(make_config(reward="my_rules:thrifty"), policy)
+    paper.steps = own.steps = [step]
+    (before,), (after,) = paper.score([right], [0]), own.score([right], [0])
+    assert after.reward == before.reward - 0.25
+    assert own([None], [None], [right], [0]) == [after.reward]
+
+
+@pytest.mark.parametrize(
+    "rule, said",
+    [
+        ("thrifty", "reward"),
+        ("no_such_module:thrifty", "cannot be imported"),
+        ("json:no_such_function", "no function 'no_such_function'"),
+    ],
+)
+def test_a_rule_that_is_not_there_is_refused_before_anything_is_loaded(rule, said):
+    with pytest.raises(UserError, match=said):
+        make_config(reward=rule)
+    with pytest.raises(UserError, match="credit=step"):
+        make_config(credit="episode", reward="json:dumps")

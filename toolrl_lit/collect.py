@@ -313,7 +313,6 @@ _MOVED = {  # what this module held before, by where it is now
 
 def __getattr__(name: str):
     "Find a name in the module it has moved to."
-    name = {"_own": "own_cache", "_prefill": "prefill"}.get(name, name)
     for module, names in _MOVED.items():
         if name in names:
             return getattr(import_module(f"toolrl_lit.{module}"), name)

@@ -13,7 +13,6 @@ from functools import lru_cache
 from itertools import islice, product
 from typing import Any, NamedTuple
 
-import jsonschema
 import referencing.exceptions
 
 from .document import Draft, Option, ToolPlan, tool_doc
@@ -278,8 +277,10 @@ def final_told(env: Environment) -> list[str]:
 
 # %% ../nbs/06_deploy.ipynb #78c5b4b4
 @lru_cache(maxsize=4096)
-def _validator(schema: str) -> jsonschema.Draft202012Validator | str:
+def _validator(schema: str) -> Any:
     "Return a validator for a JSON Schema, or what is wrong with the schema."
+    import jsonschema  # takes a second, and few commands examine documents
+
     try:
         jsonschema.Draft202012Validator.check_schema(json.loads(schema))
     except jsonschema.SchemaError as e:

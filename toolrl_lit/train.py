@@ -29,6 +29,7 @@ from toolrl_lit.engine.config import (  # noqa: F401, some for others
     LESS_MEMORY,
     PRESETS,
     TrainConfig,
+    find_rule,
     make_config,
 )
 from .engine.curves import CURVES, curves  # noqa: F401, for others
@@ -110,13 +111,17 @@ class StepRewards:
     def score(self, completion_ids: list[list[int]], slot: list[int]) -> list:
         "Return a `TurnScore` for each turn, given as token ids and the place of its step record."
         turns = [(self.policy.decode(ids), self.steps[i]) for ids, i in zip(completion_ids, slot)]
-        return score_batch(
+        scores = score_batch(
             turns,
             kind=self.config.kind,
             match=self.config.match,
             parser=self.policy.parser,
             sandbox=self.sandbox,
         )
+        if not self.config.reward:
+            return scores
+        rule = find_rule(self.config.reward)
+        return [s._replace(reward=float(rule(s))) for s in scores]
 
     def told(self, scores: list, slot: list[int]) -> list[tuple]:
         "Return what is logged of each turn: reward, calls, those that solved something, sub-questions that were open, malformed or not, empty or not."

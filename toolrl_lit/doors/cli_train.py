@@ -228,11 +228,13 @@ def train(
 
     `toolrl parameters` explains what -p sets. The same command goes on after a stop."""
     envs = _begin_training(environments, param or [], out)
-    from toolrl_lit import train as training
+    from toolrl_lit.engine.config import TrainConfig, make_config
 
     given = ({"out": str(out)} if out else {}) | ({"reasoning": True} if reasoning else {})
-    values = parse_parameters(param or [], list(training.TrainConfig.model_fields))
-    config = training.make_config(preset, **given | values)
+    values = parse_parameters(param or [], list(TrainConfig.model_fields))
+    config = make_config(preset, **given | values)
+    from toolrl_lit import train as training  # after the configuration: it takes seconds
+
     if leads():
         open_run(
             config.out,
@@ -270,7 +272,7 @@ def _begin_training(environments: Path, pairs: list[str], out: Path | None) -> l
 def _config(of: str):
     "Return the class whose fields are explained."
     if of == "train":
-        from toolrl_lit.train import TrainConfig as config
+        from toolrl_lit.engine.config import TrainConfig as config
     elif of == "build":
         from toolrl_lit.scenario import Difficulty as config
     else:

@@ -32,6 +32,11 @@ class TaskConfig(BaseModel):
     kind: Literal["f1", "p", "r", "pr"] = Field(
         "f1", description="reward kind of a turn (paper, ablation); with credit=turn of each turn"
     )
+    reward: str | None = Field(
+        None,
+        pattern=r"^[\w.]+:\w+$",
+        description="your own rule, module:function, which takes a scored turn (reward.TurnScore) and returns its reward; null: the paper's",
+    )
     match: Literal["paper", "strict"] = Field(
         "paper", description="how results are compared with golden answers"
     )

@@ -86,6 +86,7 @@ def grpo_arguments(
         max_completion_length=config.completion_tokens,
         temperature=config.temperature,
         beta=config.kl,
+        use_bias_correction_kl=False,  # k3 as in GRPO's equation 4; TRL would multiply it by the ratio
         entropy_coef=config.entropy,
         save_steps=config.save_updates * config.mini_batches,
         shuffle_dataset=False,
