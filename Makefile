@@ -14,6 +14,8 @@ CODE = nbs runs tests setup.py
 FAST = $(addprefix tests/test_,$(addsuffix .py,site papers readme functions schema integrate match parsers deploy))
 export TOKENIZERS_PARALLELISM = false
 export OMP_NUM_THREADS = 1
+# tests need no pictures beside figures; what is stored in the notebooks has them, which tests/test_site.py checks
+test check: export TOOLRL_PICTURES = 0
 
 .PHONY: help install hooks quickstart check exported lint test gpu-check docs readme clean
 .DEFAULT_GOAL := help
@@ -31,7 +33,7 @@ check: exported lint  ## the inner loop: export, lint, site, fast tests
 
 test: exported lint $(VERIFIERS)  ## everything: export, lint, every notebook, every test
 	$(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup tests
 	.venv/verifiers/bin/python -m pytest -q tests/test_verifiers.py
 
 # the committed library must be what the notebooks export

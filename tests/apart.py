@@ -25,6 +25,10 @@ def run(task, *args, log: Path, **environ: str) -> int:
 
 def _begin(task, args, log: Path, environ: dict[str, str]):
     os.environ.update(environ)
+    if "TRACKIO_DIR" in environ:  # trackio has read it when it was imported, before the fork
+        for module in [m for name, m in sys.modules.items() if name.startswith("trackio")]:
+            if hasattr(module, "TRACKIO_DIR"):
+                module.TRACKIO_DIR = Path(environ["TRACKIO_DIR"])
     with Path(log).open("w") as said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)

@@ -1786,6 +1786,7 @@ def together(tmp_path_factory, tiny_folder, environments):
     return folder, told
 
 
+@pytest.mark.xdist_group("two_processes_train_as_one_does")
 @pytest.mark.parametrize("name, stage", [("warm", "warm"), ("grpo", "rl"), ("reinforce++", "rl")])
 def test_two_processes_train_as_one_does(together, name, stage, tmp_path, environments):
     folder, told = together
@@ -1857,6 +1858,7 @@ def sharded(tmp_path_factory, tiny_folder, environments):
     return folder, told
 
 
+@pytest.mark.xdist_group("two_processes_that_cut_up_the_weights_train_as_one_does")
 @pytest.mark.parametrize("name, stage", [("warm", "warm"), ("lora", "rl"), ("all", "rl")])
 def test_two_processes_that_cut_up_the_weights_train_as_one_does(
     sharded, name, stage, tmp_path, environments
