@@ -237,7 +237,7 @@ def from_functions(cls: Environment, *arguments, **settings) -> Environment:
 # %% ../nbs/01_schema.ipynb #cebab3ce
 def check_distinct(
     what: str,  # where the environments are wanted
-    environments: "Iterable[Environment | StepRecord]",  # many step records may be of one environment
+    environments: Iterable,  # `Environment`s and step records, of which many may be of one environment
 ):
     "Raise `UserError` if two environments have one id: their rollouts could not be told apart."
     times = Counter(e.id for e in environments if isinstance(e, Environment))
