@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, partial
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -29,6 +28,7 @@ from .document import Draft, document
 from .engine import sandbox as sandboxes
 from .engine.facts import fact_versions
 from .engine.journal import FORMATS, Journal, Progress, write_shard  # noqa: F401
+from .engine.moved import old_names
 from .engine.workers import PARSING, in_processes, on_ray
 from .integrate import integrate, overlapping
 from .scale import RATES, scale
@@ -407,14 +407,12 @@ def build_environments(
         return _collected(stream, journal, bar)
 
 # %% ../nbs/07_build.ipynb #19d5ea84
-_AUDIT = set(
-    """EXPLOITS FINAL LATE SIMILAR Asked Finding audit audit_figure audit_records audit_sections audit_table domain entities
-    examples_table exploits findings_figure found leaves match_any near_duplicates overlaps phrasing rarity similarity words""".split()
+__getattr__ = old_names(
+    __name__,
+    {
+        "audit": "EXPLOITS FINAL LATE SIMILAR Asked Finding audit audit_figure audit_records "
+        "audit_sections audit_table domain entities examples_table exploits "
+        "findings_figure found leaves match_any near_duplicates overlaps phrasing "
+        "rarity similarity words"
+    },
 )
-
-
-def __getattr__(name: str):
-    "Return what belongs to `toolrl_lit.audit`, and was imported from here before that chapter was one of its own."
-    if name in _AUDIT:
-        return getattr(import_module("toolrl_lit.audit"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

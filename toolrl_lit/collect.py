@@ -11,12 +11,12 @@ import json
 import random
 import time
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from .engine.moved import old_names
 from .engine.parsers import Parser, Reply, storable
 from .engine.policy import Prompt, TransformersPolicy
 from .engine.resume import as_read, kept, same_settings, under_way, unfinished
@@ -301,19 +301,15 @@ def collect(
     return done
 
 # %% ../nbs/09_collect.ipynb #96f2ef7f
-_MOVED = {  # what this module held before, by where it is now
-    "doors.endpoint": ["EndpointPolicy"],
-    "engine.attention": "ELSEWHERE Prompts grouped grouped_attention grouped_mask".split(),
-    "engine.generate": ["PrefixMemory", "generate_tokens", "own_cache", "prefill"],
-    "engine.conversations": ["plain_history", "wire_messages"],
-    "engine.models": "CHAT_TEMPLATE PACKAGED WARM_ADAPTER fast_dtype find_model load_model packaged_model packaged_warm_model save_model unpacked".split(),
-    "engine.parsers": ["reply_text"],
-}
-
-
-def __getattr__(name: str):
-    "Find a name in the module it has moved to."
-    for module, names in _MOVED.items():
-        if name in names:
-            return getattr(import_module(f"toolrl_lit.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = old_names(
+    __name__,
+    {
+        "doors.endpoint": "EndpointPolicy",
+        "engine.attention": "ELSEWHERE Prompts grouped grouped_attention grouped_mask",
+        "engine.generate": "PrefixMemory generate_tokens own_cache prefill",
+        "engine.conversations": "plain_history wire_messages",
+        "engine.models": "CHAT_TEMPLATE PACKAGED WARM_ADAPTER fast_dtype find_model load_model packaged_model "
+        "packaged_warm_model save_model unpacked",
+        "engine.parsers": "reply_text",
+    },
+)

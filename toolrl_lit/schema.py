@@ -9,7 +9,6 @@ __all__ = ['ScenarioKind', 'SCENARIOS', 'Strategy', 'STRATEGIES', 'Dependencies'
 # %% ../nbs/01_schema.ipynb #9a31c841
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import import_module
 from typing import Any, Literal, get_args
 
 from fastcore.basics import patch
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .engine.answers import AnswerType, fit_type, infer_type
 from .engine.calls import Engine
+from .engine.moved import old_names
 from .engine.store import UserError
 
 # %% ../nbs/01_schema.ipynb #562dfcc1
@@ -442,17 +442,12 @@ def step_records(
         yield step
 
 # %% ../nbs/01_schema.ipynb #c8af40f9
-_MOVED = {
-    "store": "M explain holds_work lacks_memory read_text refuse_other replacing reserve sha256 write_jsonl write_text",
-    "shards": "GROUP Manifest OnDisk Shard read_jsonl read_manifest rows_of verified",
-    "ftrl": "additions from_ftrl is_ftrl read_ftrl to_ftrl",
-    "figures": "show",
-}  # by module of `engine`
-_HOME = {name: module for module, names in _MOVED.items() for name in names.split()}
-
-
-def __getattr__(name: str):
-    "Return what has moved under the hood, from its new module."
-    if name in _HOME:
-        return getattr(import_module(f"toolrl_lit.engine.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = old_names(
+    __name__,
+    {
+        "engine.store": "M explain holds_work lacks_memory read_text refuse_other replacing reserve sha256 write_jsonl write_text",
+        "engine.shards": "GROUP Manifest OnDisk Shard read_jsonl read_manifest rows_of verified",
+        "engine.ftrl": "additions from_ftrl is_ftrl read_ftrl to_ftrl",
+        "engine.figures": "show",
+    },
+)

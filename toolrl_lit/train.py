@@ -102,6 +102,7 @@ class StepRewards:
 
     def __init__(self, config: TrainConfig, policy: TransformersPolicy, sandbox=None):
         self.config, self.policy, self.sandbox = config, policy, sandbox
+        self.rule = find_rule(config.reward) if config.reward else None
         # the epoch's training prompts; a dataset row is an index into it
         self.steps: list[StepRecord] = []
         self.speed = 0.0  # tokens sampled in a second, in this process
@@ -118,10 +119,9 @@ class StepRewards:
             parser=self.policy.parser,
             sandbox=self.sandbox,
         )
-        if not self.config.reward:
-            return scores
-        rule = find_rule(self.config.reward)
-        return [s._replace(reward=float(rule(s))) for s in scores]
+        if self.rule:
+            return [s._replace(reward=float(self.rule(s))) for s in scores]
+        return scores
 
     def told(self, scores: list, slot: list[int]) -> list[tuple]:
         "Return what is logged of each turn: reward, calls, those that solved something, sub-questions that were open, malformed or not, empty or not."

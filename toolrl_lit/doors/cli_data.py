@@ -56,7 +56,7 @@ def tell_findings(
 ):
     "Print and write what was found; end with exit code 1 if there are defects."
     from toolrl_lit.build import audit_sections
-    from toolrl_lit.evaluate import write_report
+    from toolrl_lit.engine.report import write_report
 
     for f in findings:
         print(f"{'DEFECT' if f.failed else '':>7} {f.check}: {f.count} of {f.of}")

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..engine.store import names_a_folder
 from ..schema import Environment, OnDisk, UserError
 
 # %% ../../nbs/doors/cli_options.ipynb #934c3327
@@ -74,9 +75,7 @@ def check_model(
     model: str,  # as `-m` takes it
 ):
     "Raise `UserError` if a model is a folder by its looks and holds none; a hub name is looked up later."
-    path = Path(model).expanduser()
-    local = model.startswith((".", "/", "~")) or model.count("/") > 1 or path.exists()
-    if local and not (path / "config.json").exists():
+    if names_a_folder(model) and not (Path(model).expanduser() / "config.json").exists():
         raise UserError(f"{model}: no model here (config.json is missing)")
 
 # %% ../../nbs/doors/cli_options.ipynb #c9deaa1b

@@ -111,7 +111,7 @@ def layers(
         if place not in ("smollm2", "smollm2-warm") and not Path(place).exists():
             raise UserError(f"{place}: no model here: expected a folder, smollm2 or smollm2-warm")
     from toolrl_lit.collect import unpacked
-    from toolrl_lit.evaluate import write_report
+    from toolrl_lit.engine.report import write_report
     from toolrl_lit.layers import by_depth, compare, heatmap
 
     table = compare(unpacked(base), adapter_or_folder(tuned, base))

@@ -153,12 +153,10 @@ def _settings(model: str, environments: Path, longest: int | None) -> dict[str, 
 
 def overall_and_by_kind(result) -> str:
     "Return the table of an `Evaluation`: one row for each scenario and metric, and one for all together."
-    table = result.summary(by="kind")
-    if not (table["kind"] == "all").any():
-        import pandas as pd
+    import pandas as pd
 
-        table = pd.concat([table, result.summary().rename(columns={"group": "kind"})])
-    return table.to_string(index=False)
+    overall = result.summary().rename(columns={"group": "kind"})
+    return pd.concat([result.summary(by="kind"), overall]).to_string(index=False)
 
 
 def evaluate(

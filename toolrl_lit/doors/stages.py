@@ -153,7 +153,7 @@ class StagedReport:
         metrics: dict[str, Any] | None = None,  # numbers for machines, for metrics.json
     ) -> Path:
         "Write the page, whole or not at all, and say where it is."
-        from toolrl_lit.evaluate import write_report
+        from toolrl_lit.engine.report import write_report
 
         place = {heading: i for i, heading in enumerate(self.order)}
         headings = sorted(self.sections, key=lambda heading: place.get(heading, len(place)))

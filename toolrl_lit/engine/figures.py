@@ -42,9 +42,8 @@ def picture(
         return None
     try:
         return fig.to_image("png", width=width, height=height or fig.layout.height or 380)
-    except (
-        Exception
-    ) as e:  # kaleido's errors have no common type, and a missing picture must not stop a run
+    # kaleido's errors have no common type, and a missing picture must not stop a run
+    except Exception as e:
         reason = str(e).strip().splitlines()
         warnings.warn(
             "no picture beside the figure: it needs Chrome or Chromium and `pip install kaleido` "

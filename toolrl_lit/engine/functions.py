@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from types import FunctionType, ModuleType, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from fastcore.basics import patch
 from fastcore.docments import docments
 from pydantic import TypeAdapter
 
@@ -313,16 +312,3 @@ def environment_from_functions(
         split=split,
     )
     return Environment(scenario=scenario, tools=tools)
-
-
-@patch(cls_method=True)
-def from_functions(
-    cls: Environment,
-    question: str,  # what the model is asked
-    answer: str,  # the golden final answer
-    functions: Sequence[Callable],  # the tools; those that no step needs are distractors
-    sub_questions: Sequence[Step],  # golden calls, in an order in which they can be made
-    **more,  # id, split
-) -> Environment:
-    "Return an environment whose tools are Python functions; see `environment_from_functions`."
-    return environment_from_functions(question, answer, functions, sub_questions, **more)

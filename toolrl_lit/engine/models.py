@@ -28,6 +28,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from .attention import GROUPED
+from .store import names_a_folder
 from ..schema import UserError, reserve
 
 # %% ../../nbs/engine/models.ipynb #a0043c85
@@ -186,19 +187,12 @@ def _no_model(path: str | Path, e: Exception) -> UserError:
     )
 
 
-def _is_folder(path: str | Path) -> bool:
-    "Whether a path can only mean a folder on this machine: names on the hub have one slash, and begin with a letter."
-    text = str(path)
-    spelt = text.startswith((".", "/", "~")) or text.count("/") > 1
-    return isinstance(path, Path) or spelt or Path(path).exists()
-
-
 def find_model(
     path: str | Path = "smollm2",  # "smollm2", "smollm2-warm", a folder, or a hub name
 ) -> tuple[str | Path, PretrainedConfig, "AutoTokenizer"]:
     "Return where a model is, its configuration and its tokenizer, which can pad; no weights. Raises `UserError` if there is no such model."
     path = unpacked(path)
-    if _is_folder(path) and not (Path(path) / "config.json").exists():
+    if names_a_folder(path) and not (Path(path) / "config.json").exists():
         raise UserError(f"{path}: no model here (config.json is missing)")
     try:
         config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
