@@ -307,7 +307,9 @@ def collect(
             write_jsonl(unfinished(out), snapshot)
 
     ended = len(begun) - len(under_way(starts, begun, max_turns))
-    with tqdm(total=len(starts), initial=ended, desc=desc, bar_format=_BAR, miniters=0) as progress:
+    with tqdm(
+        total=len(starts), initial=ended, desc=desc, bar_format=_BAR, miniters=0, smoothing=0
+    ) as progress:
         done = _rollouts(policy, starts, begun, rules, keep, progress)
     if out and ended < len(starts):
         write_jsonl(out, done)
