@@ -4,18 +4,22 @@ python runs/keep.py difficulty        from runs/out/difficulty/difficulty.ipynb 
 """
 
 import argparse
+import json
 import os
 import shlex
+import sys
 from datetime import datetime
 from pathlib import Path
 
 import nbformat
+from nbdev.clean import nbdev_clean
 
 from toolrl_lit.doors.doctor import computes_in_16_bits, graphics_check
 from toolrl_lit.doors.runs import find_notebook
 from toolrl_lit.engine.store import UserError, write_text
 
 HEADING = "## This execution"
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def machine() -> str:
@@ -32,12 +36,11 @@ def machine() -> str:
     )
 
 
-def command(name: str, cells: list) -> str:
-    "Return the command of a run, with the parameters that papermill put in."
-    given = [c.source for c in cells if "injected-parameters" in c.metadata.get("tags", [])]
-    lines = [line.partition(" = ") for line in "\n".join(given).splitlines() if " = " in line]
-    options = [f"-p {shlex.quote(f'{key}={value}')}" for key, _, value in lines if key != "out"]
-    return " ".join([f"toolrl run {name}", *options])
+def command(name: str, parameters: dict) -> str:
+    "Return the command of a run, as it is typed in the repository's folder."
+    given = {k: v if isinstance(v, str) else json.dumps(v) for k, v in parameters.items()}
+    options = [f"-p {shlex.quote(f'{k}={v}')}" for k, v in given.items() if k != "out"]
+    return " ".join([f"toolrl run {name}", *options]).replace(str(ROOT), "$PWD")
 
 
 def kept(outputs: list, folder: Path, name: str) -> list:
@@ -63,7 +66,7 @@ def keep(name: str, folder: Path) -> Path:
         raise UserError(f"{executed}: there is no executed notebook; run `toolrl run {name}` first")
     ran, notebook = nbformat.read(executed, 4), nbformat.read(source, 4)
     told = ran.metadata.papermill
-    if told.exception is not False or not told.duration:
+    if told.exception or any(c.metadata.papermill.status != "completed" for c in ran.cells):
         raise UserError(f"{executed}: the run has not ended well; the same command goes on")
     outputs = {c.id: c for c in ran.cells if c.cell_type == "code"}
     notebook.cells = [c for c in notebook.cells if not c.source.startswith(HEADING)]
@@ -71,14 +74,11 @@ def keep(name: str, folder: Path) -> Path:
         if cell.id not in outputs or outputs[cell.id].source != cell.source:
             raise UserError(f"{source}: cell {cell.id} is not what was executed; run it again")
         cell.outputs = kept(outputs[cell.id].outputs, folder, name)
-        for output in cell.outputs:
-            output.pop("execution_count", None)
-            if output.output_type == "execute_result":
-                output.execution_count = None
     day = datetime.fromisoformat(told.end_time).date()
-    note = f"{HEADING}\n\n`{command(name, ran.cells)}` on {day}, {told.duration / 60:.1f} minutes on {machine()}."
-    notebook.cells.append(nbformat.v4.new_markdown_cell(note))
+    note = f"`{command(name, told.parameters)}` on {day}, {told.duration / 60:.1f} minutes on {machine()}."
+    notebook.cells.append(nbformat.v4.new_markdown_cell(f"{HEADING}\n\n{note}"))
     write_text(source, nbformat.writes(notebook) + "\n")
+    nbdev_clean(str(source))
     return source
 
 
@@ -88,4 +88,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/out/NAME)")
     given = parser.parse_args()
     folder = given.out or Path("runs/out") / find_notebook(given.name).stem
-    print(f"kept: {keep(given.name, folder.resolve())}")
+    try:
+        print(f"kept: {keep(given.name, folder.resolve())}")
+    except UserError as e:
+        sys.exit(f"error: {e}")
