@@ -40,10 +40,10 @@ from toolrl_lit.build import (
     BATCH,
     Made,
     Plan,
-    attempt,
     build_environments,
     fact_versions,
     make_elsewhere,
+    run_stages,
     settle,
 )
 from toolrl_lit.collect import OraclePolicy, collect
@@ -913,7 +913,7 @@ def test_pairs_of_documents_that_overlap_are_counted_before_and_after_merging():
     told, seen = Counter(), Counter()
     for i in range(60):
         kind, rng = SCENARIOS[i % 4], random.Random(i)
-        told += attempt(GENERATOR, str(i), kind, "train", Difficulty(), {}, random.Random(i))[1]
+        told += run_stages(GENERATOR, str(i), kind, "train", Difficulty(), {}, random.Random(i))[1]
         scenario, _ = decompose(GENERATOR, str(i), kind, "train", Difficulty(), rng)
         if not scenario:
             continue
