@@ -131,7 +131,8 @@ def to_verifiers(
 ) -> Path:
     """Write a package for verifiers 0.4: `pip install FOLDER`, then `vf-eval NAME` or its trainer.
 
-    verifiers pins older versions of openai and mcp than this library's constraints.txt, so install it into an environment
+    verifiers pins older versions of openai and mcp than this library's constraints.txt, so install
+    it into an environment
     of its own, without those constraints. Raises `UserError` if there are no environments, an id appears twice, the
     folder's name cannot be a Python package's, or the disk refuses."""
     folder = Path(folder)

@@ -40,7 +40,9 @@ from toolrl_lit.schema import (
 
 # %% ../../nbs/doors/serve.ipynb #9d36241d
 class Session:
-    "One client in an environment: its calls, what they solved, and the state of the tools. Safe to call from several threads."
+    """One client in an environment: its calls, what they solved, and the state of the tools.
+
+    Safe to call from several threads."""
 
     def __init__(
         self,
@@ -106,7 +108,9 @@ class Session:
 
 # %% ../../nbs/doors/serve.ipynb #67cd1ac4
 def _input_schema(doc: ToolDoc) -> dict[str, Any]:
-    "Return a tool's parameters as MCP wants them, which needs their type to be told. Raises `UserError` for another type than object."
+    """Return a tool's parameters as MCP wants them, which needs their type to be told.
+
+    Raises `UserError` for another type than object."""
     if (kind := doc.parameters.get("type", "object")) != "object":
         raise UserError(f"tool {doc.name!r}: MCP needs parameters of type object, got {kind!r}")
     return {"type": "object"} | doc.parameters
@@ -123,7 +127,7 @@ def _sdk():
         ) from e
     return mcp_types, Server
 
-
+# %% ../../nbs/doors/serve.ipynb #8a942b6e
 def _tool_handlers(env: Environment, session: Callable[[Any], Session], types) -> dict[str, Any]:
     "Return what answers requests for tools and calls."
     import anyio
@@ -281,7 +285,7 @@ class Sessions:
             self.ended(trajectory)
         return []
 
-
+# %% ../../nbs/doors/serve.ipynb #85924ca6
 @contextmanager
 def _stoppable() -> Iterator[None]:
     "Let Ctrl-C and SIGTERM end what is served, also where a client that starts us has them ignored."
@@ -309,7 +313,7 @@ def _listen(port: int) -> socket.socket:
     print(f"serving at {where}", file=sys.stderr, flush=True)
     return listener
 
-
+# %% ../../nbs/doors/serve.ipynb #98e9602e
 def serve(
     env: Environment,  # what to offer
     http: int
@@ -320,7 +324,8 @@ def serve(
     sandbox: ToolSandbox | None = None,  # where tools run; None takes the shared one
     ended: Callable[[Trajectory], Any] | None = None,  # is handed each session as soon as it closes
 ) -> list[Trajectory]:
-    """Serve an environment until the client leaves (standard input ends), Ctrl-C or SIGTERM; return what each session did.
+    """Serve an environment until the client leaves (standard input ends), Ctrl-C or SIGTERM;
+    return what each session did.
 
     With `ended` nothing is returned. Raises `UserError` if the package mcp is missing or the port is taken."""
     sessions = Sessions(partial(Session, env, data, match, sandbox), ended)

@@ -86,7 +86,7 @@ def part_ends(
     ends = [end for end in range(first, total, step) if end > kept]
     return [*ends, total]
 
-
+# %% ../../nbs/doors/stages.ipynb #094a549c
 def evaluate_in_parts(
     policy,  # what to measure
     environments: Sequence[Environment],  # where to measure it
@@ -113,7 +113,8 @@ def evaluate_in_parts(
 
 # %% ../../nbs/doors/stages.ipynb #76733f3b
 class StagedReport:
-    "The report of a run that has several stages: the same file is rewritten after each, and says which are still to come."
+    """The report of a run that has several stages: the same file is rewritten after each, and says
+    which are still to come."""
 
     def __init__(
         self,
