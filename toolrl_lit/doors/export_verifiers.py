@@ -20,7 +20,7 @@ from pathlib import Path
 import openai
 import verifiers.v1 as vf
 from toolrl_lit.schema import Environment, ToolCall, read_jsonl
-from toolrl_lit.doors.serve import Session
+from toolrl_lit.doors.serve import ClientSession
 
 __all__ = ["ToolTaskset", "ToolHarness", "ToolEnv"]
 
@@ -50,7 +50,7 @@ class ToolTaskConfig(vf.TaskConfig):
 class ToolTask(vf.Task[ToolData, vf.State, ToolTaskConfig]):
     def played(self, trace):
         "The trajectory of a rollout: its turns, in a session of their own."
-        session = Session(self.data.environment, match=self.config.match)
+        session = ClientSession(self.data.environment, match=self.config.match)
         for m in trace.assistant_messages:
             wrote = m.tool_calls or []
             calls = parse((c.id, c.name, c.arguments) for c in wrote)
@@ -85,7 +85,7 @@ class ToolHarness(vf.Harness[vf.HarnessConfig]):
     async def launch(self, ctx, trace, runtime, endpoint, secret, mcp_urls, data):
         system, question = self.resolve_prompt(data)
         messages = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": question}]
-        session, tools = Session(data.environment), data.environment.documents()
+        session, tools = ClientSession(data.environment), data.environment.documents()
         try:
             async with openai.AsyncOpenAI(base_url=endpoint, api_key=secret, max_retries=0, timeout=None) as client:
                 while True:

@@ -46,9 +46,9 @@ if not any(type(finder).__name__ == "OldPaths" for finder in sys.meta_path):
 # %% ../../nbs/engine/moved.ipynb #ffedaefa
 def old_names(
     module: str,  # the old module, its `__name__`
-    homes: dict[str, str],  # names, or `old=new` pairs, by the module that holds them now
+    homes: dict[str, str],  # names (apart by blanks) by the module that holds them now
 ) -> Callable[[str], object]:
-    "Return a `__getattr__` for a module: it finds each old name in the module that holds it now, under its new name."
+    "Return a `__getattr__` for a module: it finds each old name where it is now; `old=new` says its new name."
     home = {}
     for place, names in homes.items():
         for old, _, new in (name.partition("=") for name in names.split()):

@@ -38,7 +38,7 @@ from toolrl_lit.engine.processes import (  # noqa: F401, their old address
     say_once,
 )
 from .store import UserError
-from .walls import ToolSession
+from .walls import Session
 
 # %% ../../nbs/engine/sandbox.ipynb #c7af84da
 def _check_choice(field: str, value: str, known: Sequence[str]):
@@ -141,10 +141,10 @@ def session(
     self: ToolSandbox,
     data: Any,  # JSON state that all calls take as `data` and may change; a copy is kept
     paper_scope: bool = False,  # the authors' scoping
-) -> ToolSession:
+) -> Session:
     "Return a session: calls that share a database, such as those of one rollout. Use it with `with`, or close it."
     paper = paper_scope if self.paper_scope is None else self.paper_scope
-    return ToolSession(self._parts.child, self.limits, data, paper)
+    return Session(self._parts.child, self.limits, data, paper)
 
 
 @patch
@@ -245,7 +245,7 @@ def _in_monty(self: ToolSandbox, jobs: list[Job], results: list):
 @patch
 def _in_cpython(self: ToolSandbox, jobs: list[Job], results: list | dict[int, CallResult]):
     "Run a group of calls in one confined process of CPython."
-    with ToolSession(self._parts.child, self.limits) as session:
+    with Session(self._parts.child, self.limits) as session:
         session.run(jobs, results)
 
 # %% ../../nbs/engine/sandbox.ipynb #b9661bf1
@@ -267,14 +267,14 @@ def _replace(data: Any, new: Any):
 
 
 @patch
-def _session_of(self: ToolSandbox, data: Any, paper: bool) -> ToolSession:
+def _session_of(self: ToolSandbox, data: Any, paper: bool) -> Session:
     "The session that holds a database as it is now: the one of the last call, or a new one."
     owner, mark, session = self.__dict__.pop("_held", (None, None, None))
     if owner is data and mark and mark == _state_mark(data) and session.paper_scope == paper:
         return session
     if session:
         session.close()
-    return ToolSession(self._parts.child, self.limits, data, paper)
+    return Session(self._parts.child, self.limits, data, paper)
 
 
 @patch
