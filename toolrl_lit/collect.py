@@ -36,7 +36,7 @@ class Policy(Protocol):
     """Write the next assistant turn of conversations.
 
     A policy that remembers earlier calls drops them in a method `forget()`. A policy that counts its tokens in an attribute `generated` has
-    its speed shown."""
+    its speed shown. A policy with an attribute `tell` finds a function there, to be called with the share of its turns that it has written."""
 
     # the tool-call format it writes: a name in `reward.PARSERS`, or a function
     parser: str | Parser
@@ -167,6 +167,10 @@ def part_seed(
     return int.from_bytes(digest[:8], "big") >> 1  # torch takes 63 bits
 
 # %% ../nbs/09_collect.ipynb #78899aa5
+# rollouts that have ended and parts of others; the rest of the line is tqdm's
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} rollouts [{elapsed}<{remaining}{postfix}]"
+
+
 class _Run:
     "Rollouts under way: those that have begun, in the order of `starts`, and the next step of each that has not ended."
 
@@ -175,6 +179,8 @@ class _Run:
         self.begun, self.batch = begun, rules.batch
         self.taken = sum(len(t.turns) + (t.stop == "too_long") for t in begun)  # turns so far
         self.since, self.tokens = time.perf_counter(), getattr(policy, "generated", 0)
+        if hasattr(policy, "tell"):
+            policy.tell = self.moved
         self.go_on()
 
     def go_on(self):
@@ -202,7 +208,12 @@ class _Run:
         seed = part_seed(self.rules.seed, self.taken)
         self.taken += len(self.active)
         self.active = _wave(self.policy, self.active, self.rules, seed)
-        self.progress.update(self.ended() - self.progress.n)
+        self.moved()
+
+    def moved(self, share: float = 0):
+        "Move the bar to where rollouts are when `share` of the wave is done: a turn counts half of what is left of its rollout."
+        begun = sum(1 - 0.5 ** (len(t.turns) + share) for _, t in self.active)
+        self.progress.update(max(0, self.ended() + begun - self.progress.n))
 
     def snapshot(self, keep):
         "Hand all that has begun to `keep` once another `batch` rollouts have ended, and go on as if from the file."
@@ -224,10 +235,14 @@ class _Run:
 def _rollouts(policy, starts, begun, rules: _Rules, keep, progress) -> list[Trajectory]:
     "Roll out `starts`, pairs of a step record and a sample number; `begun` are the first of them, `keep` is handed each snapshot."
     run = _Run(policy, starts, begun, rules, progress)
-    while run.unfinished():
-        run.fill()
-        run.wave()
-        run.snapshot(keep)
+    try:
+        while run.unfinished():
+            run.fill()
+            run.wave()
+            run.snapshot(keep)
+    finally:
+        if hasattr(policy, "tell"):
+            policy.tell = None
     run.show()
     return run.begun
 
@@ -292,7 +307,9 @@ def collect(
             write_jsonl(unfinished(out), snapshot)
 
     ended = len(begun) - len(under_way(starts, begun, max_turns))
-    with tqdm(total=len(starts), initial=ended, desc=desc, unit="rollout") as progress:
+    with tqdm(
+        total=len(starts), initial=ended, desc=desc, bar_format=_BAR, miniters=0, smoothing=0
+    ) as progress:
         done = _rollouts(policy, starts, begun, rules, keep, progress)
     if out and ended < len(starts):
         write_jsonl(out, done)

@@ -270,6 +270,7 @@ def evaluate(
     out: str | Path | None = None,  # keep the trajectories in this JSONL, and go on from it
     seed: int = 0,  # seed of whatever in the policy is random at temperature 0
     paper_scope: bool = False,  # the authors' scoping of tool code, see the chapter on the reward
+    batch: int = 128,  # rollouts under way at once
 ) -> Evaluation:
     """Return the scores of a policy's greedy rollouts (paper, evaluation).
 
@@ -279,9 +280,8 @@ def evaluate(
         temperature=0.0, match=match, max_turns=max_turns, max_new_tokens=max_new_tokens, seed=seed
     )
     settings |= {"paper_scope": True} if paper_scope else {}
-    trajectories = collect(
-        policy, environments, sandbox=sandbox, out=out, desc=f"evaluate {name}", **settings
-    )
+    how = dict(sandbox=sandbox, batch=batch, out=out, desc=f"evaluate {name}")
+    trajectories = collect(policy, environments, **how, **settings)
     settings |= {"reasoning": True} if getattr(policy, "reasoning", False) else {}
     model = getattr(policy, "name", type(policy).__name__)
     return score_trajectories(trajectories, name, settings, model)

@@ -61,6 +61,7 @@ class EndpointPolicy:
         self.model, self.concurrency, self.settings = model, concurrency, settings
         self.name = model  # what reports call it
         self.generated = 0  # tokens so far
+        self.tell = None  # called with the share of a `generate` that is done
         self._client = Client(base_url, None, timeout, retries, most_bytes)
         self.fingerprint = json.dumps([self._client.where, model, hide(settings)], sort_keys=True)
 
@@ -82,7 +83,11 @@ class EndpointPolicy:
 
         with ThreadPoolExecutor(self.concurrency) as pool:
             try:
-                turns = list(pool.map(turn, range(len(prompts))))
+                turns = []
+                for said in pool.map(turn, range(len(prompts))):
+                    turns.append(said)
+                    if self.tell:
+                        self.tell(len(turns) / len(prompts))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
