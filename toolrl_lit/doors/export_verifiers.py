@@ -26,7 +26,7 @@ __all__ = ["ToolTaskset", "ToolHarness", "ToolEnv"]
 
 
 def parse(calls):
-    "Calls as (id, call) pairs from (id, name, arguments as JSON); those that do not parse are left out, as the paper does."
+    "Calls as (id, call) pairs; those whose arguments are no JSON are left out, as the paper does."
     found = []
     for id, name, arguments in calls:
         try: found.append((id, ToolCall(name=name, arguments=json.loads(arguments or "{}"))))
