@@ -627,6 +627,28 @@ def test_an_overview_has_a_row_for_each_scenario_and_one_for_all():
     )
 
 
+def test_names_that_changed_are_still_found():
+    import toolrl_lit.build
+    import toolrl_lit.doors.serve
+    import toolrl_lit.evaluate
+
+    assert toolrl_lit.evaluate.compare is paired_difference
+    assert toolrl_lit.build.attempt is toolrl_lit.build.run_stages
+    assert toolrl_lit.doors.serve.Session is toolrl_lit.doors.serve.ClientSession
+    with pytest.raises(AttributeError, match="no attribute 'compared'"):
+        toolrl_lit.evaluate.compared  # noqa: B018
+
+
+def test_each_scenario_and_all_together_come_from_one_table():
+    e = evaluate(Says("It is Vienna."), ENVS)
+    table = e.by_scenario(["solve_r"]).set_index("kind")
+    assert table.index.tolist() == ["single-hop", "parallel single-hop", "all"]
+    assert table.loc["all", "mean"] == e.summary(metrics=["solve_r"])["mean"].item()
+    assert (
+        e.overview(["solve_r"]).loc["all", "Solve-R"].startswith(f"{table.loc['all', 'mean']:.3f}")
+    )
+
+
 def test_small_numbers_keep_their_digits(tmp_path):
     table = pd.DataFrame({"change": [0.00042, 0.0, 0.5], "share": [0.25, 0.5, 1.0]})
     page = write_report(tmp_path / "r.html", "T", [("A", [table])]).read_text()
@@ -666,25 +688,3 @@ def test_a_report_is_readable_by_night_and_its_tables_say_that_they_go_on(report
     _, page = report
     assert "prefers-color-scheme: dark" in page and "overflow-x: auto" in page
     assert page.count("class='wide' tabindex='0'") == 4
-
-
-def test_names_that_changed_are_still_found():
-    import toolrl_lit.build
-    import toolrl_lit.doors.serve
-    import toolrl_lit.evaluate
-
-    assert toolrl_lit.evaluate.compare is paired_difference
-    assert toolrl_lit.build.attempt is toolrl_lit.build.run_stages
-    assert toolrl_lit.doors.serve.Session is toolrl_lit.doors.serve.ClientSession
-    with pytest.raises(AttributeError, match="no attribute 'compared'"):
-        toolrl_lit.evaluate.compared  # noqa: B018
-
-
-def test_each_scenario_and_all_together_come_from_one_table():
-    e = evaluate(Says("It is Vienna."), ENVS)
-    table = e.by_scenario(["solve_r"]).set_index("kind")
-    assert table.index.tolist() == ["single-hop", "parallel single-hop", "all"]
-    assert table.loc["all", "mean"] == e.summary(metrics=["solve_r"])["mean"].item()
-    assert (
-        e.overview(["solve_r"]).loc["all", "Solve-R"].startswith(f"{table.loc['all', 'mean']:.3f}")
-    )
