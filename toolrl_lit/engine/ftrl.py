@@ -18,16 +18,7 @@ from .store import UserError, explain_line, shortened
 from ..schema import Dependencies, Environment, StepRecord, answer_types
 
 # %% ../../nbs/engine/ftrl.ipynb #fa200cdc
-FIELDS = (
-    "messages",
-    "tools",
-    "codes",
-    "unsolved_set",
-    "answer",
-    "solve_rate",
-    "data_source",
-    "split",
-)
+FIELDS = tuple("messages tools codes unsolved_set answer solve_rate data_source split".split())
 _INNER = ("tools", "codes", "unsolved_set")  # kept as JSON in a string
 
 

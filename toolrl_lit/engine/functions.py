@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'Step', 'refuse', 'check_source', 'check_function', 'is_plain', 'untitled', 'parameters_of', 'names_in',
-           'imported', 'written', 'source_of', 'tool_from_function', 'leaves', 'sub_question', 'kind_of_steps',
+           'imported', 'literal_source', 'source_of', 'tool_from_function', 'leaves', 'sub_question', 'kind_of_steps',
            'environment_from_functions']
 
 # %% ../../nbs/engine/functions.ipynb #b9ad7936
@@ -43,7 +43,9 @@ def refuse(function, why: str) -> None:
 def check_source(
     function: Any,  # what was given as a tool, or a helper of one
 ) -> None:
-    "Raise `UserError` for what has no source that means the same elsewhere: lambdas, closures, methods, classes, builtins."
+    """Raise `UserError` for what has no source that means the same elsewhere.
+
+    These are lambdas, closures, methods, classes and builtins."""
     if not isinstance(function, FunctionType):
         refuse(function, f"expected a plain function (def), got a {type(function).__name__}")
     if function.__name__ == "<lambda>":
@@ -164,10 +166,14 @@ def imported(
     if isinstance(value, ModuleType):
         return f"import {module}" if module == name else f"import {module} as {name}"
     known = getattr(value, "__name__", None) or getattr(value, "_name", name)
+    if (
+        getattr(sys.modules.get(module), known, None) is not value
+    ):  # made by the module, not its own
+        return None
     return f"from {module} import {known}" + ("" if known == name else f" as {name}")
 
 
-def written(value: Any) -> str | None:
+def literal_source(value: Any) -> str | None:
     "Return plain data as source; None if the text would not give it back."
     try:
         return repr(value) if ast.literal_eval(repr(value)) == value else None
@@ -195,7 +201,7 @@ def source_of(
             done[name] = line
         elif isinstance(value, FunctionType):
             source_of(value, done)
-        elif (text := written(value)) is not None:
+        elif (text := literal_source(value)) is not None:
             done[name] = f"{name} = {text}"
         else:
             refuse(
@@ -210,7 +216,9 @@ def tool_from_function(
     function: Callable,  # a plain function with types and a docstring
     distractor: bool = False,  # True if no golden call needs it
 ) -> Tool:
-    "Return a tool with the document and the source of a function. Raises `UserError` that says what the function lacks."
+    """Return a tool with the document and the source of a function.
+
+    Raises `UserError` that says what the function lacks."""
     check_function(function)
     code = source_of(function)
     description = " ".join(inspect.getdoc(function).split("\n\n")[0].split())
@@ -285,8 +293,9 @@ def environment_from_functions(
     id: str | None = None,  # name of the environment; None makes one from the question
     split: Literal["train", "test"] = "train",  # what it is for
 ) -> Environment:
-    """Return an environment whose tools are Python functions, with golden answers that the functions gave. Raises `UserError` that
-    says what is wrong, and warns if no step says the final answer."""
+    """Return an environment whose tools are Python functions, with golden answers that the functions gave.
+
+    Raises `UserError` that says what is wrong, and warns if no step says the final answer."""
     plain = {f.__name__: tool_from_function(f) for f in functions}
     codes = {name: tool.code for name, tool in plain.items()}
     steps: list[SubQuestion] = []
