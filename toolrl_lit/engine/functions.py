@@ -134,23 +134,27 @@ def parameters_of(
     return {"type": "object", "properties": properties, "required": required}
 
 # %% ../../nbs/engine/functions.ipynb #48b30e44
+def _given_inside(tree: ast.AST) -> set[str]:
+    "Names that a source gives a value itself: parameters, variables, functions, imports."
+    found = set()
+    for n in ast.walk(tree):
+        if isinstance(n, ast.arg):
+            found.add(n.arg)
+        elif isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store):
+            found.add(n.id)
+        elif isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler)):
+            found.add(n.name)
+        elif isinstance(n, ast.alias):
+            found.add((n.asname or n.name).split(".")[0])
+    return found
+
+
 def names_in(
     source: str,  # of one function
 ) -> list[str]:
     "Return the names that a function takes from outside, in order of appearance."
     tree = ast.parse(source)
-    inside = {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
-    inside |= {
-        n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-    }
-    inside |= {
-        n.name
-        for n in ast.walk(tree)
-        if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler))
-    }
-    inside |= {
-        (n.asname or n.name).split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.alias)
-    }
+    inside = _given_inside(tree)
     used = (n.id for n in ast.walk(tree) if isinstance(n, ast.Name))
     return [n for n in dict.fromkeys(used) if n not in inside and not hasattr(builtins, n)]
 
@@ -240,33 +244,43 @@ def leaves(value: Any) -> set[str]:
     return {str(value)}
 
 
+def _call_of(step: Step) -> tuple[str, dict[str, Any]]:
+    "The tool and the arguments of a step."
+    if isinstance(step, SubQuestion):
+        return step.tool, step.arguments
+    function, arguments = step
+    return getattr(function, "__name__", function), arguments
+
+
+def _golden_result(tool: str, arguments: dict[str, Any], codes: dict[str, str]) -> str:
+    "What a golden call gives. Raises `UserError` if there is no such tool, or the call fails."
+    if tool not in codes:
+        raise UserError(f"sub_questions: {tool!r} is not among the functions: {', '.join(codes)}")
+    result = shared().call(tool, arguments, codes[tool])
+    if not result.ok:
+        raise UserError(f"sub_questions: the golden call {tool}({arguments}) fails: {result.text}")
+    return result.text
+
+
 def sub_question(
     step: Step,  # a call, as (function, arguments), or a sub-question that is written out
     earlier: list[SubQuestion],  # those before it
     codes: dict[str, str],  # source by tool name
 ) -> SubQuestion:
     "Return the sub-question that a golden call answers. Raises `UserError` if the call fails or gives another answer."
+    tool, arguments = _call_of(step)
+    result = _golden_result(tool, arguments, codes)
     if isinstance(step, SubQuestion):
-        tool, arguments, wanted = step.tool, step.arguments, step
-    else:
-        tool, arguments = getattr(step[0], "__name__", step[0]), step[1]
-        wanted = None
-    if tool not in codes:
-        raise UserError(f"sub_questions: {tool!r} is not among the functions: {', '.join(codes)}")
-    result = shared().call(tool, arguments, codes[tool])
-    if not result.ok:
-        raise UserError(f"sub_questions: the golden call {tool}({arguments}) fails: {result.text}")
-    if wanted:
-        if not match_paper(result.text, wanted.answer):
+        if not match_paper(result, step.answer):
             raise UserError(
-                f"sub_questions: {tool}({arguments}) gives {result.text!r}, not {wanted.answer!r}"
+                f"sub_questions: {tool}({arguments}) gives {result!r}, not {step.answer!r}"
             )
-        return wanted
+        return step
     words = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
     return SubQuestion(
         id=f"q{len(earlier) + 1}",
         question=f"{tool}({words})",
-        answer=result.text,
+        answer=result,
         depends_on=[q.id for q in earlier if q.answer in leaves(arguments)],
         tool=tool,
         arguments=arguments,
@@ -285,6 +299,23 @@ def kind_of_steps(
     return "multi-hop" if chain else "parallel multi-hop"
 
 # %% ../../nbs/engine/functions.ipynb #1c622c8e
+def _golden_steps(steps: Sequence[Step], codes: dict[str, str], answer: str) -> list[SubQuestion]:
+    "Sub-questions for golden calls. Raises `UserError` if there are none; warns if none says the final answer."
+    asked: list[SubQuestion] = []
+    for step in steps:
+        asked.append(sub_question(step, asked, codes))
+    if not asked:
+        raise UserError(
+            "sub_questions: expected at least one golden call, such as (function, {'name': value})"
+        )
+    if not any(match_paper(q.answer, answer) for q in asked):
+        warnings.warn(
+            f"no step says the final answer {answer!r}; the last one says {asked[-1].answer!r}",
+            stacklevel=3,
+        )
+    return asked
+
+
 def environment_from_functions(
     question: str,  # what the model is asked
     answer: str,  # the golden final answer
@@ -298,18 +329,7 @@ def environment_from_functions(
     Raises `UserError` that says what is wrong, and warns if no step says the final answer."""
     plain = {f.__name__: tool_from_function(f) for f in functions}
     codes = {name: tool.code for name, tool in plain.items()}
-    steps: list[SubQuestion] = []
-    for step in sub_questions:
-        steps.append(sub_question(step, steps, codes))
-    if not steps:
-        raise UserError(
-            "sub_questions: expected at least one golden call, such as (function, {'name': value})"
-        )
-    if not any(match_paper(q.answer, answer) for q in steps):
-        warnings.warn(
-            f"no step says the final answer {answer!r}; the last one says {steps[-1].answer!r}",
-            stacklevel=2,
-        )
+    steps = _golden_steps(sub_questions, codes, answer)
     needed = {q.tool for q in steps}
     tools = [t.model_copy(update={"distractor": name not in needed}) for name, t in plain.items()]
     scenario = Scenario(
