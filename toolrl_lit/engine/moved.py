@@ -46,9 +46,7 @@ if not any(type(finder).__name__ == "OldPaths" for finder in sys.meta_path):
 # %% ../../nbs/engine/moved.ipynb #ffedaefa
 def old_names(
     module: str,  # the old module, its `__name__`
-    homes: dict[
-        str, str
-    ],  # names apart by blanks, by the module of this library that holds them now
+    homes: dict[str, str],  # names (apart by blanks) by the module that holds them now
 ) -> Callable[[str], object]:
     "Return a `__getattr__` for a module: it finds each name that has moved in the module that holds it now."
     home = {name: place for place, names in homes.items() for name in names.split()}
