@@ -1236,7 +1236,7 @@ def test_the_oracle_is_measured_like_a_model(toolrl, envs, tmp_path):
     lines = [line.split() for line in done.out.splitlines()]
     assert any(line[:2] == ["all", "solve_f1"] and "1.0" in line for line in lines)
     kept = Evaluation.load(tmp_path / "s.json")
-    assert kept.name == "oracle" and kept.settings["model"] == "oracle" and kept.settings["date"]
+    assert kept.name == "oracle" and kept.model == "oracle" and kept.date
     assert refused(
         toolrl("collect", "-e", envs, "-o", tmp_path / "r.jsonl", "-m", "oracle", "--reasoning"),
         "oracle",

@@ -24,12 +24,12 @@ from toolrl_lit.evaluate import (
     Evaluation,
     Score,
     bootstrap,
-    compare,
     distinct,
     ending,
     evaluate,
     figure,
     most_different,
+    paired_difference,
     report_sections,
     results_table,
     score,
@@ -299,7 +299,7 @@ def test_rollouts_of_one_question_are_averaged_first():
 def test_compare_is_paired():
     rng = np.random.default_rng(0)
     before = rng.integers(0, 9, 80)
-    result = compare(scores(before), scores(before + 1), metrics=["solve_r"]).iloc[0]
+    result = paired_difference(scores(before), scores(before + 1), metrics=["solve_r"]).iloc[0]
     assert (
         result["difference"] == pytest.approx(0.1)
         and result["low"] == pytest.approx(0.1) == result["high"]
@@ -312,10 +312,12 @@ def test_compare_is_paired():
 def test_compare_does_not_depend_on_the_order_of_rows():
     a, b = scores([1, 5, 9, 3]), scores([2, 5, 10, 9])
     shuffled = b.model_copy(update={"rows": b.rows[::-1]})
-    pd.testing.assert_frame_equal(compare(a, b, by="kind"), compare(a, shuffled, by="kind"))
+    pd.testing.assert_frame_equal(
+        paired_difference(a, b, by="kind"), paired_difference(a, shuffled, by="kind")
+    )
     assert (
-        compare(a, b, metrics=["solve_r"])["difference"].item()
-        == -compare(b, a, metrics=["solve_r"])["difference"].item()
+        paired_difference(a, b, metrics=["solve_r"])["difference"].item()
+        == -paired_difference(b, a, metrics=["solve_r"])["difference"].item()
     )
 
 
@@ -328,7 +330,7 @@ def test_compare_by_kind_keeps_the_groups_apart():
             for r in a.rows
         ]
     )
-    result = compare(a, b, by="kind", metrics=["solve_r"])
+    result = paired_difference(a, b, by="kind", metrics=["solve_r"])
     assert result["kind"].tolist() == ["single-hop", "multi-hop"] and result["n"].tolist() == [2, 1]
     assert result["difference"].tolist() == pytest.approx([0.1, 0.3]) and result[
         "before"
@@ -338,12 +340,12 @@ def test_compare_by_kind_keeps_the_groups_apart():
 def test_compare_refuses_different_items():
     a, b = scores([1, 2, 3]), scores([1, 2])
     with pytest.raises(UserError, match="only in 'policy': e2; only in 'policy': none"):
-        compare(a, b)
+        paired_difference(a, b)
     with pytest.raises(UserError, match="same environments"):
-        compare(b, a)
+        paired_difference(b, a)
     other = Evaluation(rows=[r.model_copy(update={"sub_questions": 11}) for r in a.rows])
     with pytest.raises(UserError, match="'e0' has 10 sub-questions.*11"):
-        compare(a, other)
+        paired_difference(a, other)
 
 
 def test_save_and_load(tmp_path):
@@ -541,7 +543,7 @@ def test_rollouts_of_one_environment_are_averaged_before_environments_are():
     }
     mixed = Evaluation(rows=[row("a", 0, 10), row("a", 1, 0), row("b", 0, 10)])
     assert mixed.items()["solve_r"].to_dict() == {"a": 0.5, "b": 1.0}
-    difference = compare(e, mixed, metrics=["solve_r"])
+    difference = paired_difference(e, mixed, metrics=["solve_r"])
     assert (
         difference["n"][0],
         difference["before"][0],
@@ -625,6 +627,28 @@ def test_an_overview_has_a_row_for_each_scenario_and_one_for_all():
     assert shown.index.tolist() == ["single-hop", "parallel single-hop", "all"]
     assert shown["n"].tolist() == ["2", "1", "3"] and shown.loc["all", "Answered"].startswith(
         "0.33"
+    )
+
+
+def test_names_that_changed_are_still_found():
+    import toolrl_lit.build
+    import toolrl_lit.doors.serve
+    import toolrl_lit.evaluate
+
+    assert toolrl_lit.evaluate.compare is paired_difference
+    assert toolrl_lit.build.attempt is toolrl_lit.build.run_stages
+    assert toolrl_lit.doors.serve.Session is toolrl_lit.doors.serve.ClientSession
+    with pytest.raises(AttributeError, match="no attribute 'compared'"):
+        toolrl_lit.evaluate.compared  # noqa: B018
+
+
+def test_each_scenario_and_all_together_come_from_one_table():
+    e = evaluate(Says("It is Vienna."), ENVS)
+    table = e.by_scenario(["solve_r"]).set_index("kind")
+    assert table.index.tolist() == ["single-hop", "parallel single-hop", "all"]
+    assert table.loc["all", "mean"] == e.summary(metrics=["solve_r"])["mean"].item()
+    assert (
+        e.overview(["solve_r"]).loc["all", "Solve-R"].startswith(f"{table.loc['all', 'mean']:.3f}")
     )
 
 

@@ -5,12 +5,9 @@ import ctypes
 import errno
 import itertools
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -1927,37 +1924,17 @@ def test_a_killed_warm_start_goes_on_to_the_same_weights(
 # -- several processes
 
 
-def launched(script: Path, *arguments: str, fsdp: bool = False) -> str:
-    "What a script prints that `accelerate launch` starts in two processes."
+def launched(log: Path, task, *args, fsdp: bool = False) -> str:
+    "What a task of `apart` prints that `accelerate launch` starts in two processes."
     cut_up = ["--use_fsdp", "--fsdp_version", "2"]
     cut_up += ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
     plain = dict(num_processes=2, num_machines=1, mixed_precision="no", dynamo_backend="no")
     how = [*(cut_up if fsdp else ["--multi_gpu"]), "--main_process_port", "0"]
     how += [a for k, v in plain.items() for a in (f"--{k}", str(v))]
-    root = str(Path(module.__file__).parent.parent)
-    done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *how, script, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root},
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
-    return done.stdout
+    code = apart.run(apart.launch, how, task, *args, log=log, OMP_NUM_THREADS="1")
+    assert code == 0, log.read_text()[-5000:]
+    return log.read_text()
 
-
-# `toolrl train` as a user starts it, several times in one start of the processes
-COMMANDS = """
-import json, sys
-from toolrl_lit.doors.cli import main
-
-if __name__ == "__main__":
-    for arguments in json.loads(sys.argv[1]):
-        sys.argv = ["toolrl", "train", *arguments]
-        try: main()
-        except SystemExit as e:
-            if e.code: raise
-"""
 
 SHARED = dict(
     warm_steps=0,
@@ -1982,7 +1959,6 @@ def together(tmp_path_factory, tiny_folder, environments):
     "A folder of those trainings by two processes, and what each was told."
     folder = tmp_path_factory.mktemp("together")
     file = write_jsonl(folder / "train.jsonl", environments)
-    (folder / "commands.py").write_text(COMMANDS)
     told = {
         name: SHARED | dict(model=str(tiny_folder), out=str(folder / name), updates=1) | values
         for name, values in TOGETHER.items()
@@ -1991,7 +1967,7 @@ def together(tmp_path_factory, tiny_folder, environments):
         ["-e", str(file), *(a for k, v in values.items() for a in ("-p", f"{k}={v}"))]
         for values in told.values()
     ]
-    said = launched(folder / "commands.py", json.dumps(commands))
+    said = launched(folder / "said.txt", apart.commands, commands)
     assert said.count("the trained policy is in") == len(told)  # one of the processes says it
     return folder, told
 
@@ -2018,32 +1994,6 @@ def test_two_processes_train_as_one_does(together, name, stage, tmp_path, enviro
         assert kept[0] == kept[1]
 
 
-# Several trainings by two processes that cut up the weights: all of them after one start.
-TRAININGS = """
-import json, sys
-from functools import partial
-from toolrl_lit import train as module
-from toolrl_lit.engine import sampling, trainer
-from toolrl_lit.schema import Environment, read_jsonl
-
-def stopped(*args, **kwargs):
-    if next(calls) == 2: raise KeyboardInterrupt              # in the second batch of rollouts
-    return plain(*args, **kwargs)
-
-if __name__ == "__main__":
-    trainer.token_scores = partial(trainer.token_scores, chunk=16)
-    environments, plain = read_jsonl(sys.argv[1], Environment), sampling.generate_tokens
-    for values in json.loads(sys.argv[2]):
-        config = module.make_config(**values)
-        if config.warm_steps: module.warm_start(config, environments)
-        elif not config.out.endswith("interrupted"): module.train(config, environments)
-        else:
-            sampling.generate_tokens, calls = stopped, iter(range(1, 100))
-            try: module.train(config, environments)
-            except KeyboardInterrupt: sampling.generate_tokens = plain
-            module.train(config, environments)
-"""
-
 SHARDED = {
     "warm": dict(warm_steps=3),
     "lora": dict(kl=0.1),
@@ -2056,7 +2006,6 @@ def sharded(tmp_path_factory, tiny_folder, environments):
     "A folder of those trainings, and what each was told."
     folder = tmp_path_factory.mktemp("sharded")
     write_jsonl(folder / "train.jsonl", environments)
-    (folder / "trainings.py").write_text(TRAININGS)
     told = {
         name: SHARED
         | dict(model=str(tiny_folder), out=str(folder / name), updates=2, save_updates=1)
@@ -2064,7 +2013,7 @@ def sharded(tmp_path_factory, tiny_folder, environments):
         for name in ("warm", "lora", "lora-interrupted", "all", "all-interrupted")
     }
     rows = folder / "train.jsonl"
-    launched(folder / "trainings.py", rows, json.dumps(list(told.values())), fsdp=True)
+    launched(folder / "said.txt", apart.trainings, rows, list(told.values()), fsdp=True)
     return folder, told
 
 
@@ -2220,22 +2169,27 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(
     )
 
 
+SMALL = dict(
+    warm_steps=0,
+    prompts=2,
+    group=2,
+    oversample=1,
+    updates=2,
+    epochs=1,
+    environments=4,
+    max_new_tokens=16,
+    max_prompt_tokens=2000,
+)
+
+
 def test_a_tracker_gets_the_curves(tmp_path, tiny_folder, environments):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = make_config(
         model=str(tiny_folder),
         out=str(tmp_path),
-        warm_steps=0,
-        prompts=2,
-        group=2,
-        oversample=1,
-        updates=2,
-        epochs=1,
-        environments=4,
-        max_new_tokens=16,
-        max_prompt_tokens=2000,
         report_to="tensorboard",
+        **SMALL,
     )
     train(config, environments)
     events = EventAccumulator(str(tmp_path / "rl" / "tensorboard")).Reload()
@@ -2262,16 +2216,8 @@ def test_trackio_gets_the_curves_of_a_run_in_the_project_of_the_library(
     values = dict(
         model=tiny_folder,
         out=tmp_path / "first",
-        warm_steps=0,
-        prompts=2,
-        group=2,
-        oversample=1,
-        updates=2,
-        epochs=1,
-        environments=4,
-        max_new_tokens=16,
-        max_prompt_tokens=2000,
         report_to="trackio",
+        **SMALL,
     )
     params = [str(x) for k, v in values.items() for x in ("-p", f"{k}={v}")]
     log, kept = tmp_path / "said.txt", tmp_path / "kept.json"

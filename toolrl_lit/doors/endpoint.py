@@ -42,7 +42,9 @@ def _tokens_of(reply: Any) -> int:
 
 # %% ../../nbs/doors/endpoint.ipynb #119d194e
 class EndpointPolicy:
-    "Use a model behind an OpenAI-compatible endpoint as a policy. Raises `UserError` if there is no API key or the URL is none."
+    """Use a model behind an OpenAI-compatible endpoint as a policy.
+
+    Raises `UserError` if there is no API key or the URL is none."""
 
     parser = "qwen"
 

@@ -68,7 +68,8 @@ def timed(
 
 # %% ../../nbs/doors/stages.ipynb #76733f3b
 class StagedReport:
-    "The report of a run that has several stages: the same file is rewritten after each, and says which are still to come."
+    """The report of a run that has several stages: the same file is rewritten after each, and says
+    which are still to come."""
 
     def __init__(
         self,

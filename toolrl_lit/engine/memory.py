@@ -122,12 +122,23 @@ def _copy(c: _Counted, shards: int) -> float:
     return (0 if apart and shards == 1 else c.base * c.size) + (4 * c.trained if apart else 0)
 
 
+_known: dict[tuple, int] = {}  # runs of one process are often alike
+
+
+def _kept(c: _Counted, row: int, layers: int) -> int:
+    "Return the bytes that so many layers keep of a row; each shape is counted once."
+    key = (c.model.to_json_string(), c.config.lora_rank, c.gpu, c.dtype, row, layers)
+    if key not in _known:
+        _known[key] = kept_bytes(c.skeleton(layers), row, c.dtype)
+    return _known[key]
+
+
 def _update(c: _Counted) -> tuple[float, float]:
     "Bytes of activations and of logits in an update."
     rows = c.config.group // c.config.split_group
     copies = 1 if c.fast else rows  # Unsloth reads the prompt in each row
     row = c.config.max_prompt_tokens + copies * c.config.completion_tokens
-    one, two = (kept_bytes(c.skeleton(n), row, c.dtype) for n in (1, 2))
+    one, two = (_kept(c, row, n) for n in (1, 2))
     layers, layer = c.text.num_hidden_layers, two - one
     at_once = c.config.micro_prompts * (rows if c.fast else 1)
     if c.config.gradient_checkpointing:

@@ -40,7 +40,9 @@ def explain(
     model: type[BaseModel],  # what was to be made
     whole: str = "",  # what to call the input, where it is wrong as a whole
 ) -> str:
-    "Return the first problem in one sentence: field, what was expected, and what was there. What a model itself says stays as it is."
+    """Return the first problem in one sentence: field, what was expected, and what was there.
+
+    What a model itself says stays as it is."""
     first = e.errors()[0]
     kind, field = first["type"], ".".join(map(str, first["loc"]))
     if kind == "value_error":
@@ -76,7 +78,9 @@ def _reason(e: Exception) -> str:
 
 
 def _draft(path: Path) -> tuple[int, str]:
-    "Open a file beside `path`: its descriptor and its name. Raises `UserError` if none can be made, or `path` is no file."
+    """Open a file beside `path`: its descriptor and its name.
+
+    Raises `UserError` if none can be made, or `path` is no file."""
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: cannot be written: expected a file, and it is something else")
@@ -185,7 +189,8 @@ def write_jsonl(
 ) -> Path:
     """Write models as JSON Lines, whole or not at all. The same models give the same bytes.
 
-    Raises `UserError` if the disk refuses, or if a model holds what JSON cannot: half a surrogate pair, or values nested hundreds deep."""
+    Raises `UserError` if the disk refuses, or if a model holds what JSON cannot: half a surrogate pair, or values
+    nested hundreds deep."""
     with replacing(path) as f:
         for n, m in enumerate(items, 1):
             try:
@@ -237,7 +242,9 @@ _NOTES = ("parameters.json", "settings.json")  # what a run writes before it mak
 def holds_work(
     folder: str | Path,  # of a run
 ) -> bool:
-    "Return whether something was made in a folder. A start that was refused leaves no more than notes of what was to be made."
+    """Return whether something was made in a folder.
+
+    A start that was refused leaves no more than notes of what was to be made."""
     files = (p for p in Path(folder).rglob("*") if p.is_file())
     return any(p.name not in _NOTES and not p.name.startswith(".") for p in files)
 
