@@ -742,7 +742,11 @@ def test_the_same_arguments_in_another_order_are_a_repeated_call():
 def test_truncation_controls_are_compared_with_a_policy_and_an_unknown_rule_is_refused():
     kept = collect(Says("no call"), ENVS, temperature=0)
     assert truncated(kept, "one turn", "warm").name == "warm, one turn"
-    assert compare(truncated(kept, "one turn"), score_trajectories(kept)).difference.eq(0).all()
+    assert (
+        paired_difference(truncated(kept, "one turn"), score_trajectories(kept))
+        .difference.eq(0)
+        .all()
+    )
     with pytest.raises(UserError, match="rule: expected one of 'one turn', .*got 'two turns'"):
         truncated(kept, "two turns")
 
