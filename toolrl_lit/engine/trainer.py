@@ -337,7 +337,11 @@ def logps_of(self: StepTrainer, inputs: dict) -> torch.Tensor:
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
     seen = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
     columns = inputs["completion_ids"].shape[1]
-    return self._get_per_token_logps_and_entropies(self.model, ids, seen, columns)[0]
+    logps = self._get_per_token_logps_and_entropies(self.model, ids, seen, columns)[0]
+    for part in self.model.modules():
+        if isinstance(part, FSDPModule):  # it awaits a backward pass, which does not come
+            part.reshard()
+    return logps
 
 
 @patch
