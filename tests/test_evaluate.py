@@ -16,7 +16,9 @@ from IPython.display import HTML
 from plotly.offline import get_plotlyjs
 
 from toolrl_lit.collect import OraclePolicy, collect
+from toolrl_lit.engine.curves import seed_interval
 from toolrl_lit.evaluate import (
+    CUTS,
     METRICS,
     RESAMPLES,
     Evaluation,
@@ -33,6 +35,7 @@ from toolrl_lit.evaluate import (
     score,
     score_trajectories,
     trajectory_html,
+    truncated,
     write_report,
 )
 from toolrl_lit.reward import reward_table
@@ -688,3 +691,72 @@ def test_a_report_is_readable_by_night_and_its_tables_say_that_they_go_on(report
     _, page = report
     assert "prefers-color-scheme: dark" in page and "overflow-x: auto" in page
     assert page.count("class='wide' tabindex='0'") == 4
+
+
+# -- controls in which nothing is learnt
+
+
+def turn(*calls, solved=(), text=""):
+    "A turn with calls by one letter each, of which those named solve something."
+    return Turn(
+        text=text,
+        calls=[ToolCall(name=c, arguments={"a": 1, "b": 2}) for c in calls],
+        results=["x"] * len(calls),
+        solved=[(c, "x") if c in solved else None for c in calls],
+        reward=0.0,
+        case="calls" if calls else "answer",
+    )
+
+
+@pytest.mark.parametrize(
+    "turns, kept",
+    [
+        ([turn("a", solved="a"), turn("b", solved="b"), turn("a"), turn(text="x")], (1, 2, 2)),
+        ([turn("a", solved="a"), turn("a", "b", solved="b"), turn("c")], (1, 3, 2)),
+        ([turn("a", "a"), turn("a"), turn("b", solved="b")], (1, 1, 1)),
+        ([turn("a"), turn(text="I do not know."), turn("a")], (1, 2, 2)),
+        ([turn("a", "b", solved="ab"), turn("c")], (1, 2, 1)),
+        ([turn(text="Paris")], (1, 1, 1)),
+        ([], (0, 0, 0)),
+    ],
+)
+def test_a_rule_ends_a_rollout_where_it_says(turns, kept):
+    whole = Trajectory(environment="e0", messages=[], turns=turns, sub_questions=2)
+    assert tuple(truncated([whole], rule).rows[0].turns for rule in CUTS) == kept
+    for rule, n in zip(CUTS, kept):
+        (row,) = truncated([whole], rule, "warm").rows
+        assert row.calls == sum(len(t.calls) for t in turns[:n])
+        assert row.solved == sum(s is not None for t in turns[:n] for s in t.solved)
+    assert len(whole.turns) == len(turns)  # the rollout itself stays as it was
+
+
+def test_the_same_arguments_in_another_order_are_a_repeated_call():
+    first, again = turn("a"), turn("a")
+    again.calls[0].arguments = {"b": 2, "a": 1}
+    rollout = Trajectory(environment="e0", messages=[], turns=[first, again], sub_questions=1)
+    assert truncated([rollout], "no repeats").rows[0].turns == 1
+    again.calls[0].arguments = {"b": 1, "a": 1}
+    assert truncated([rollout], "no repeats").rows[0].turns == 2
+
+
+def test_truncation_controls_are_compared_with_a_policy_and_an_unknown_rule_is_refused():
+    kept = collect(Says("no call"), ENVS, temperature=0)
+    assert truncated(kept, "one turn", "warm").name == "warm, one turn"
+    assert (
+        paired_difference(truncated(kept, "one turn"), score_trajectories(kept))
+        .difference.eq(0)
+        .all()
+    )
+    with pytest.raises(UserError, match="rule: expected one of 'one turn', .*got 'two turns'"):
+        truncated(kept, "two turns")
+
+
+def test_the_interval_over_seeds_is_students_and_covers_as_often_as_it_says():
+    low, high = seed_interval([0.12, 0.06, 0.10])
+    x = np.array([0.12, 0.06, 0.10])
+    half = 4.302653 * x.std(ddof=1) / 3**0.5
+    assert (low, high) == pytest.approx((x.mean() - half, x.mean() + half))
+    assert seed_interval([0.3]) == (0.3, 0.3)
+    drawn = np.random.default_rng(0).normal(size=(3, 4000))
+    low, high = seed_interval(drawn)
+    assert np.mean((low < 0) & (0 < high)) == pytest.approx(0.95, abs=0.015)

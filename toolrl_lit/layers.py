@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .engine.store import first_few
 from .schema import UserError, read_text
 
 # %% ../nbs/13_layers.ipynb #6122fc48
@@ -175,15 +176,9 @@ def _check_names(base: Collection[str], tuned: "Mapping[str, Tensor] | Adapter")
     raw = any(".lora_" in n or ".base_layer." in n for n in extra)
     raise UserError(
         "the two models do not have the same weights; "
-        f"only in base: {_some(missing)}; only in tuned: {_some(extra)}."
+        f"only in base: {first_few(missing)}; only in tuned: {first_few(extra)}."
         + (" Save the adapter and give its folder." if raw else "")
     )
-
-
-def _some(names: list[str]) -> str:
-    "Return the first few of a list of names."
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more or "none"
 
 
 def _tuned(source: Source) -> "Mapping[str, Tensor] | Adapter":

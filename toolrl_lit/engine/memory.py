@@ -125,6 +125,14 @@ def _kept(c: _Counted, row: int, layers: int) -> int:
     return _known[key]
 
 
+def _copy(c: _Counted, shards: int) -> float:
+    "Bytes of the copy that samples: none where another engine does; beside weights of 16 bits it has adapters and, unless they are cut up, no weights."
+    if c.fast or c.config.vllm_server:
+        return 0
+    apart = not c.full and c.dtype != torch.float32
+    return (0 if apart and shards == 1 else c.base * c.size) + (4 * c.trained if apart else 0)
+
+
 def _update(c: _Counted) -> tuple[float, float]:
     "Bytes of activations and of logits in an update."
     rows = c.config.group // c.config.split_group
@@ -184,7 +192,7 @@ def memory_needed(
     c = _Counted(config, model, gpu, dtype or (torch.bfloat16 if gpu else fast_dtype()))
     parts = {
         "weights": _weights(c),
-        "copy for rollouts": 0 if c.fast or config.vllm_server else c.base * c.size,
+        "copy for rollouts": _copy(c, shards),
         "reference": c.base * 4 if c.full and config.kl else 0,
         "gradients and optimizer": c.trained * (12 if c.full else 16),
     }
