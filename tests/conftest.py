@@ -11,7 +11,7 @@ import torch
 
 from toolrl_lit.build import build_environments
 from toolrl_lit.collect import CHAT_TEMPLATE, call_text
-from toolrl_lit.engine.tiny import tiny_model, tiny_tokenizer
+from toolrl_lit.engine.tiny import stand_in_model, stand_in_tokenizer
 from toolrl_lit.scenario import KnowledgeGenerator
 
 
@@ -32,13 +32,13 @@ def golden_calls(environments):
 
 def save(environments, folder, template, calls):
     "Write a tiny model; its tokenizer is made from the prompts themselves, which makes them half as long."
-    render = tiny_tokenizer([], calls, template).apply_chat_template
+    render = stand_in_tokenizer([], calls, template).apply_chat_template
     prompts = [
         render(s.messages, tools=s.tools, add_generation_prompt=True, tokenize=False)
         for s in (e.start() for e in environments)
     ]
-    tokenizer = tiny_tokenizer(prompts, calls, template)
-    tiny_model(tokenizer, len(calls)).save_pretrained(folder)
+    tokenizer = stand_in_tokenizer(prompts, calls, template)
+    stand_in_model(tokenizer, len(calls)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -188,6 +188,7 @@ class _Run:
         self.begun, self.batch = begun, rules.batch
         self.taken = sum(len(t.turns) + (t.stop == "too_long") for t in begun)  # turns so far
         self.since, self.tokens = time.perf_counter(), getattr(policy, "generated", 0)
+        self.tell = getattr(policy, "tell", None)  # who else listens
         if hasattr(policy, "tell"):
             policy.tell = self.moved
         self.go_on()
@@ -253,7 +254,7 @@ def _rollouts(policy, starts, begun, rules: _Rules, keep, progress) -> list[Traj
             run.snapshot(keep)
     finally:
         if hasattr(policy, "tell"):
-            policy.tell = None
+            policy.tell = run.tell
     run.show()
     return run.begun
 

@@ -22,6 +22,10 @@ from .curves import curves
 from ..schema import UserError
 
 # %% ../../nbs/engine/callbacks.ipynb #41f34e72
+# updates that are done; the rest of the line is tqdm's
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} updates [{elapsed}<{remaining}{postfix}]"
+
+
 class ProgressBar(ProgressCallback):
     "transformers' progress bar, named, with the numbers that matter beside it."
 
@@ -33,6 +37,7 @@ class ProgressBar(ProgressCallback):
     ):
         super().__init__()
         self.what = what
+        self.within = 0.0  # share of the present update that is done
 
     def on_train_begin(self, args, state, control, **kwargs):
         "Open the bar, at the update at which an interrupted run goes on."
@@ -40,8 +45,31 @@ class ProgressBar(ProgressCallback):
         self.current_step = state.global_step
         if self.training_bar is not None:
             self.training_bar.initial = self.training_bar.n = state.global_step
-            self.training_bar.unit = "update"
+            self.training_bar.bar_format = _BAR
+            self.training_bar.smoothing = self.training_bar.miniters = 0
             self.training_bar.set_description(self.what)
+
+    def _stand(self, updates: float):
+        "Let the bar stand at so many updates, if that is further than where it is."
+        if self.training_bar is not None:
+            self.training_bar.update(max(0, updates - self.training_bar.n))
+
+    def sampled(self, share: float):
+        "Move the bar while turns are being written: each turn takes half of what is left of the first half of an update."
+        before = self.within
+        self._stand(self.current_step + before + share * (0.5 - before) / 2)
+        if share == 1:
+            self.within += (0.5 - before) / 2
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        "Move the bar after each part of an update: they share its second half."
+        self.within = max(0.5, self.within) + 0.5 / args.gradient_accumulation_steps
+        self._stand(state.global_step + self.within)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        "Move the bar to the end of an update."
+        self.current_step, self.within = state.global_step, 0.0
+        self._stand(state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         "Write the numbers beside the bar."

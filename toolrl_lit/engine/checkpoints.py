@@ -160,8 +160,10 @@ def run(
 ):
     "Train, from the newest checkpoint on if there is one."
     trainer.remove_callback(PrinterCallback)
-    for callback in (ProgressBar(what), Finite()):
+    for callback in (bar := ProgressBar(what), Finite()):
         trainer.add_callback(callback)
+    if hasattr(policy := getattr(trainer, "policy", None), "tell"):
+        policy.tell = bar.sampled
     with tidy(trainer.model):
         return trainer.train(resume_from_checkpoint=resume(folder))
 

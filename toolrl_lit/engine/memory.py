@@ -114,14 +114,6 @@ def _weights(c: _Counted) -> float:
     return 2 * embedded + 0.5625 * (c.base - embedded)
 
 
-def _copy(c: _Counted, shards: int) -> float:
-    "Bytes of the copy that samples: none where another engine does; beside weights of 16 bits it has adapters and, unless they are cut up, no weights."
-    if c.fast or c.config.vllm_server:
-        return 0
-    apart = not c.full and c.dtype != torch.float32
-    return (0 if apart and shards == 1 else c.base * c.size) + (4 * c.trained if apart else 0)
-
-
 _known: dict[tuple, int] = {}  # runs of one process are often alike
 
 
@@ -131,6 +123,14 @@ def _kept(c: _Counted, row: int, layers: int) -> int:
     if key not in _known:
         _known[key] = kept_bytes(c.skeleton(layers), row, c.dtype)
     return _known[key]
+
+
+def _copy(c: _Counted, shards: int) -> float:
+    "Bytes of the copy that samples: none where another engine does; beside weights of 16 bits it has adapters and, unless they are cut up, no weights."
+    if c.fast or c.config.vllm_server:
+        return 0
+    apart = not c.full and c.dtype != torch.float32
+    return (0 if apart and shards == 1 else c.base * c.size) + (4 * c.trained if apart else 0)
 
 
 def _update(c: _Counted) -> tuple[float, float]:

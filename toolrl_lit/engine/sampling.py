@@ -80,6 +80,7 @@ def turns_after(
         batch=policy.batch,
         memory=memory,
         first=first,
+        tell=getattr(policy, "tell", None),
     )
     return turns, None
 

@@ -23,7 +23,7 @@ from .callbacks import memory_gb
 from .config import ALGORITHMS, TrainConfig
 from .models import fast_dtype
 from .packing import check_logits, group_mask, logits_of, pack_groups, token_scores
-from .sharding import Sharded, sharded, share
+from .sharding import Sharded, cut_again, sharded, share
 from .shares import shares
 from .watch import CollapseWatch, Leash
 
@@ -338,9 +338,7 @@ def logps_of(self: StepTrainer, inputs: dict) -> torch.Tensor:
     seen = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
     columns = inputs["completion_ids"].shape[1]
     logps = self._get_per_token_logps_and_entropies(self.model, ids, seen, columns)[0]
-    for part in self.model.modules():
-        if isinstance(part, FSDPModule):  # it awaits a backward pass, which does not come
-            part.reshard()
+    cut_again(self.model)
     return logps
 
 
@@ -400,6 +398,7 @@ def make_trainer(
         check_logits(without_adapters(tuned))
     what = {"processing_class": policy.tokenizer} | what
     trainer = StepTrainer(model=tuned, args=grpo_arguments(config, out), **what)
+    trainer.policy = policy
     for callback in (Leash(trainer, config.max_update_kl), CollapseWatch()):
         trainer.add_callback(callback)
     trainer.over_batch = {"reinforce++": "batch", "reinforce++-baseline": "group"}.get(
