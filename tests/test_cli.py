@@ -1,6 +1,8 @@
 "Command line: what a user can mend is one sentence on standard error and exit code 2; no folder is mixed or lost."
 
+import csv
 import json
+import re
 import subprocess
 import sys
 import time
@@ -544,16 +546,94 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(toolrl, notebook, tmp_path
     )
 
 
-def test_finished_runs_of_a_sweep_are_not_run_again(toolrl, notebook, tmp_path):
-    for size in (1, 2):
+def test_finished_runs_of_a_sweep_are_not_run_again_and_stopped_ones_are(
+    toolrl, notebook, tmp_path
+):
+    for size in (1, 2, 3):
         (tmp_path / "out" / f"size-{size}").mkdir(parents=True)
-        (tmp_path / "out" / f"size-{size}" / "metrics.json").write_text("{}")
-    done = toolrl("sweep", notebook, "-p", "size=[1, 2]", "--out", tmp_path / "out")
-    assert (
-        done.code == 0
-        and done.out.count("finished before") == 2
-        and len(list((tmp_path / "out").iterdir())) == 2
-    )
+        (tmp_path / "out" / f"size-{size}" / "metrics.json").write_text('{"size": 0}')
+    for size in (1, 2):
+        (tmp_path / "out" / f"size-{size}" / "finished.json").write_text("{}")
+    done = toolrl("sweep", notebook, "-p", "size=[1, 2, 3]", "--out", tmp_path / "out")
+    assert done.code == 0 and done.out.count("finished before") == 2
+    assert "3 of 3 done" in done.out and done.out.count("\nsize ") == done.out.count("size 3") == 1
+    note = json.loads((tmp_path / "out" / "size-3" / "finished.json").read_text())
+    assert note["parameters"] == {"size": 3} and note["seconds"] >= 0
+
+
+@pytest.fixture()
+def picky(tmp_path):
+    "A run that fails for some sizes, after it has written its metrics."
+    cells = [
+        nbformat.v4.new_code_cell(
+            'out = "x"\nsize = 1  # of it\nname = "a"  # whose\nkinds = ["f1"]  # of reward',
+            metadata={"tags": ["parameters"]},
+        ),
+        nbformat.v4.new_code_cell(
+            "import json, pathlib\n"
+            "pathlib.Path(out, 'metrics.json').write_text(json.dumps(dict(score=dict(f1=size / 4))))\n"
+            "assert size != 2, 'no room for two'\nprint(size, name, kinds)"
+        ),
+    ]
+    meta = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    path = tmp_path / "picky.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=meta), path)
+    return path
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_sweep_goes_on_after_a_failure_and_sums_up(toolrl, picky, tmp_path, jobs):
+    out = tmp_path / "out"
+    done = toolrl("sweep", picky, "-p", "size=[1, 2, 3]", "-o", out, "--jobs", jobs)
+    assert done.code == 1 and "2 of 3 runs finished" in done.out
+    assert "FAILED" in done.out and "no room for two" in done.out and "3 of 3" in done.out
+    assert (out / "size-2" / "metrics.json").exists()
+    assert not (out / "size-2" / "finished.json").exists()
+    with (out / "summary.csv").open() as f:
+        rows = list(csv.DictReader(f))
+    assert [(r["folder"], r["size"], r["score.f1"]) for r in rows] == [
+        ("size-1", "1", "0.25"),
+        ("size-3", "3", "0.75"),
+    ]
+
+
+def test_values_of_a_sweep_may_be_lists_and_paths(toolrl, picky, tmp_path):
+    out = tmp_path / "out"
+    lists = ["-p", 'kinds=[["f1", "p"], ["r"]]', "-p", "name=a/b"]
+    done = toolrl("sweep", picky, *lists, "-o", out)
+    assert done.code == 0 and "1 a/b ['f1', 'p']" in done.out and "1 a/b ['r']" in done.out
+    folders = [p for p in out.iterdir() if p.is_dir()]
+    assert len(folders) == 2 and all((p / "finished.json").exists() for p in folders)
+
+
+@pytest.mark.parametrize("command", ["run", "sweep"])
+@pytest.mark.parametrize(
+    "name, pair, said",
+    [
+        ("picky", "size=half", "parameter size: expected a whole number, a value like 1"),
+        ("picky", "name=[[1]]", "parameter name: expected text"),
+        ("picky", "kinds=f1", "parameter kinds: expected a list"),
+        ("quickstart", "algorithm=gropo", "algorithm: .*'grpo', 'dapo'"),
+        ("quickstart", "prompts=0", "prompts: .*greater than or equal to 1"),
+        ("quickstart", "control_warm_steps=many", "parameter control_warm_steps: expected a whole"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_before_a_kernel_starts(
+    toolrl, picky, tmp_path, monkeypatch, command, name, pair, said
+):
+    import papermill
+
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *a, **k: pytest.fail("started"))
+    done = toolrl(command, picky if name == "picky" else name, "-p", pair, "-o", tmp_path / "out")
+    assert refused(done) and re.search(said, done.err) and not list((tmp_path / "out").glob("*"))
+
+
+def test_the_help_of_a_run_says_what_it_takes(toolrl, picky):
+    plain, ours = toolrl("run", "--help"), toolrl("run", picky, "--help")
+    assert "Parameters of" not in plain.out and "--fresh" in plain.out
+    assert re.search(r"-p size=1 +a whole number +of it", ours.out) and "--fresh" in ours.out
+    assert re.search(r"-p kinds=\[\"f1\"\] +a list +of reward", ours.out)
+    assert "control_warm_steps=60" in toolrl("sweep", "quickstart", "-h").out
 
 
 def test_a_stopped_run_says_that_it_can_go_on(toolrl, notebook, monkeypatch):

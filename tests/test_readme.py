@@ -68,6 +68,8 @@ def test_its_numbers_are_those_of_the_run_that_is_kept():
         assert f"| {policy} | {' | '.join(numbers)} | {row['solve_f1']['n']} |\n" in said
     for what, row in kept["gains"].items():
         assert f"- {what}: {told(row['solve_f1'], 'difference', '+')} points\n" in said
+    for what, row in kept.get("rules", {}).get("gains", {}).items():
+        assert f"- {what}: {told(row['solve_f1'], 'difference', '+')} points\n" in said
     recall = kept["gains"]["trained against warm start"]["solve_r"]
     assert f"Solve-R: {told(recall, 'difference', '+')} points" in said
 

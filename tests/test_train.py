@@ -31,6 +31,7 @@ from toolrl_lit.collect import OraclePolicy, TransformersPolicy, call_text, coll
 from toolrl_lit.engine import callbacks, checkpoints, sampling
 from toolrl_lit.engine import trainer as engine_trainer
 from toolrl_lit.engine.config import FIRST, PARTS, listing
+from toolrl_lit.engine.curves import MAIN_CURVES
 from toolrl_lit.engine.demo import demo_environment
 from toolrl_lit.engine.generate import own_cache, prefill
 from toolrl_lit.engine.packing import check_logits
@@ -1373,7 +1374,7 @@ def test_a_run_trains_and_keeps_what_it_did(run, tiny_folder, environments):
         "empty_share",
     } <= row.keys()
     drawn = curves({"a": run / "log.json"})
-    assert len(drawn.data) == len(module.CURVES) and all(
+    assert len(drawn.data) == len(MAIN_CURVES) and all(
         len(d.y) == 4 and all(y == y for y in d.y) for d in drawn.data
     )  # no panel is empty
     assert {
@@ -1384,7 +1385,7 @@ def test_a_run_trains_and_keeps_what_it_did(run, tiny_folder, environments):
     } <= module.CURVES.keys()
     axes = [a for a in drawn.layout if a.startswith("xaxis")]
     assert (
-        len(axes) == len(module.CURVES) and sum(bool(drawn.layout[a].title.text) for a in axes) == 3
+        len(axes) == len(MAIN_CURVES) and sum(bool(drawn.layout[a].title.text) for a in axes) == 3
     )  # no blank panel; each column is labelled
 
 
@@ -1449,7 +1450,7 @@ def test_a_log_without_the_mean_over_all_turns_is_drawn_by_the_mean_that_it_has(
         {"old": [{"step": 1, "reward": 0.2}, {"step": 2, "loss": 0.1}, {"step": 3, "reward": 0.4}]}
     ).data
     assert (
-        len(drawn) == len(module.CURVES)
+        len(drawn) == len(MAIN_CURVES)
         and list(drawn[0].x) == [1, 3]
         and list(drawn[0].y) == [0.2, 0.4]
     )

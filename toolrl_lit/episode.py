@@ -325,17 +325,22 @@ def turn_advantages(
         )
     out: list[list[float]] = [[0.0] * len(turns) for turns in rewards]
     for first in range(0, len(rewards), group):
-        alike: dict[Any, list[tuple[int, int, float]]] = {}
-        for i, turns in enumerate(rewards[first : first + group], first):
-            histories = getattr(turns, "histories", None) or [
-                (i, k) if k else "" for k in range(len(turns))
-            ]
-            for k, (history, value) in enumerate(zip(histories, turn_values(turns, discount))):
-                alike.setdefault(history, []).append((i, k, value))
-        for there in alike.values():
+        for there in _alike(rewards, range(first, min(first + group, len(rewards))), discount):
             for (i, k, _), advantage in zip(there, _relative([value for *_, value in there])):
                 out[i][k] = advantage
     return out
+
+
+def _alike(rewards: list, episodes: range, discount: float) -> list[list[tuple[int, int, float]]]:
+    "Return the turns of some episodes, each as episode, turn and value, those with one history together."
+    found: dict[Any, list[tuple[int, int, float]]] = {}
+    for i in episodes:
+        turns = rewards[i]
+        alone = [(i, k) if k else "" for k in range(len(turns))]
+        histories = getattr(turns, "histories", None) or alone
+        for k, (history, value) in enumerate(zip(histories, turn_values(turns, discount))):
+            found.setdefault(history, []).append((i, k, value))
+    return list(found.values())
 
 
 def _relative(values: list[float]) -> list[float]:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['HELD', 'parse_value', 'nearest', 'parse_parameters', 'read_json', 'release_runs', 'open_run', 'run_folders',
-           'known_runs', 'find_notebook', 'notebook_parameters', 'like_default', 'run_notebook']
+           'known_runs', 'find_notebook', 'notebook_parameters', 'default_of', 'like_default', 'check_training',
+           'checked_parameters', 'finished', 'run_notebook', 'parameters_help']
 
 # %% ../../nbs/doors/runs.ipynb #6528a647
 import ast
@@ -14,6 +15,8 @@ import os
 import re
 import shutil
 import sys
+import time
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 import toolrl_lit
+from .. import __version__
 from toolrl_lit.schema import (
     UserError,
     holds_work,
@@ -204,22 +208,41 @@ def notebook_parameters(
         raise UserError(f"{notebook}: cannot be read as a notebook with a kernel: {why}") from e
 
 # %% ../../nbs/doors/runs.ipynb #491712bf
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+}
+
+
+def default_of(
+    text: str,  # as the notebook's source writes it
+) -> Any:
+    "Return a default as a value; None where it is no plain value."
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return None
+
+
 def like_default(
     name: str,  # of the parameter
     value: Any,  # as typed
     default: str,  # as the notebook's source writes it
 ) -> Any:
     "Return a parameter as the kind of thing that its default is. Raises `UserError` if it cannot be."
-    try:
-        kind = type(ast.literal_eval(default))
-    except (ValueError, SyntaxError):
+    kind = type(default_of(default))
+    if kind not in _KINDS or value is None:
         return value
-    if not isinstance(value, str) or kind not in (bool, int, float):
-        return value
+    bare = value.strip() if isinstance(value, str) and kind is not str else value
     try:
-        return TypeAdapter(kind).validate_python(value.strip())
+        return TypeAdapter(kind).validate_python(bare)
     except ValidationError as e:
-        raise UserError(f"parameter {name}: expected a value like {default}, got {value!r}") from e
+        raise UserError(
+            f"parameter {name}: expected {_KINDS[kind]}, a value like {default}, got {value!r}"
+        ) from e
 
 # %% ../../nbs/doors/runs.ipynb #775d13ac
 def _prepare(notebook: Path, out: Path, fresh: bool):
@@ -262,20 +285,74 @@ def _execute(notebook: Path, out: Path, values: dict[str, Any]):
         raise
 
 # %% ../../nbs/doors/runs.ipynb #8d24f3da
+def check_training(
+    values: dict[str, Any],  # as typed
+    takes: dict[str, dict],  # parameters of the notebook
+) -> None:
+    "Raise `UserError` for a value that no training takes, where the notebook's parameters are those of a training."
+    from toolrl_lit.engine.config import TrainConfig, make_config
+
+    mine = {k: default_of(p["default"]) for k, p in takes.items() if k in TrainConfig.model_fields}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            make_config(**mine)
+        except UserError:
+            return  # its names mean something else
+        make_config(**mine | {k: v for k, v in values.items() if k in mine})
+
+
+def checked_parameters(
+    notebook: Path,  # a run
+    parameters: list[str],  # "name=value", as typed
+) -> dict[str, Any]:
+    "Return parameters as the notebook takes them. Raises `UserError` for a wrong one, before anything is started."
+    takes = notebook_parameters(notebook)
+    typed = parse_parameters(parameters, [k for k in takes if k != "out"])
+    values = {k: like_default(k, v, takes[k]["default"]) for k, v in typed.items()}
+    check_training(values, takes)
+    return values
+
+
+def finished(
+    out: Path,  # a run's folder
+) -> bool:
+    "Return whether the run in a folder came to its end: the note that says so is written last."
+    return (out / "finished.json").exists()
+
+
 def run_notebook(
     name: str,  # a run's name, or a notebook's path
     parameters: list[str],  # "name=value"
     out: str | Path | None = None,  # the run's folder; None is runs/out/NAME
     fresh: bool = False,  # throw away what the folder holds
 ) -> Path:
-    """Execute a run with papermill, its output on the terminal, and return its folder.
+    """Execute a run with papermill, its output on the terminal, and return its folder, in which `finished.json` is written last.
 
-    Raises `UserError` where the user can help."""
+    Raises `UserError` where the user can help; a wrong parameter is refused before a kernel starts."""
     notebook = find_notebook(name)
-    takes = notebook_parameters(notebook)
-    typed = parse_parameters(parameters, [k for k in takes if k != "out"])
-    values = {k: like_default(k, v, takes[k]["default"]) for k, v in typed.items()}
+    values = checked_parameters(notebook, parameters)
     out = Path(out or Path("runs/out") / notebook.stem).resolve()
     _prepare(notebook, out, fresh)
-    _execute(notebook, out, values | ({"out": str(out)} if "out" in takes else {}))
+    begun = time.time()
+    _execute(
+        notebook,
+        out,
+        values | ({"out": str(out)} if "out" in notebook_parameters(notebook) else {}),
+    )
+    note = {"parameters": values, "seconds": round(time.time() - begun), "version": __version__}
+    write_text(out / "finished.json", json.dumps(note, indent=1, default=str) + "\n")
     return out
+
+# %% ../../nbs/doors/runs.ipynb #a6930700
+def parameters_help(
+    notebook: Path,  # a run
+) -> str:
+    "Return what a run takes, a line for each parameter: default, kind, and the comment beside it."
+    takes = [p for name, p in notebook_parameters(notebook).items() if name != "out"]
+    rows = []
+    for p in takes:
+        kind = _KINDS.get(type(default_of(p["default"])), "a value")
+        rows.append((f"-p {p['name']}={p['default']}", kind, p["help"]))
+    wide = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
+    return "\n".join(f"  {a:{wide[0]}}  {b:{wide[1]}}  {c}".rstrip() for a, b, c in rows)

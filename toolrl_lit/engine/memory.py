@@ -178,6 +178,22 @@ def _caches(c: _Counted) -> tuple[float, float]:
     return conversations * longest * token, sampled * token
 
 # %% ../../nbs/engine/memory.ipynb #37ae46ab
+def _standing(c: _Counted, shards: int) -> dict[str, float]:
+    "Return the bytes of what is there all the time, by part."
+    parts = {
+        "weights": _weights(c),
+        "copy for rollouts": _copy(c, shards),
+        "reference": c.base * 4 if c.full and c.config.kl else 0,
+        "gradients and optimizer": c.trained * (12 if c.full else 16),
+    }
+    if shards > 1:  # whole for a moment: embeddings and head, a layer and the one after it
+        parts["weights"] /= shards
+        parts["gradients and optimizer"] /= shards
+        gathered = sum(p.numel() for p in c.skeleton(2).parameters())
+        parts["gathered"] = gathered * (8 if c.full else c.size)
+    return parts
+
+
 def memory_needed(
     config: TrainConfig,  # of the run
     model: PretrainedConfig,  # configuration of its model
@@ -190,20 +206,10 @@ def memory_needed(
     be. Collecting (`conversations`), sampling (`rollouts`) and updates (`activations` with `logits`) take turns, so the largest counts."""
     gpu = torch.cuda.is_available() if gpu is None else gpu
     c = _Counted(config, model, gpu, dtype or (torch.bfloat16 if gpu else fast_dtype()))
-    parts = {
-        "weights": _weights(c),
-        "copy for rollouts": _copy(c, shards),
-        "reference": c.base * 4 if c.full and config.kl else 0,
-        "gradients and optimizer": c.trained * (12 if c.full else 16),
-    }
+    parts = _standing(c, shards)
     moving = dict(
         zip(("activations", "logits", "conversations", "rollouts"), _update(c) + _caches(c))
     )
-    if shards > 1:  # whole for a moment: embeddings and head, a layer and the one after it
-        parts["weights"] /= shards
-        parts["gradients and optimizer"] /= shards
-        gathered = sum(p.numel() for p in c.skeleton(2).parameters())
-        parts["gathered"] = gathered * (8 if c.full else c.size)
     updating = moving["activations"] + moving["logits"]
     peak = sum(parts.values()) + max(updating, moving["conversations"], moving["rollouts"])
     return {k: n / 1e9 for k, n in (parts | moving | {"peak": peak}).items()}

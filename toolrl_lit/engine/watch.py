@@ -74,7 +74,7 @@ class Leash(TrainerCallback):
 # %% ../../nbs/engine/watch.ipynb #80f06dc6
 def _means(rows: list[dict], name: str) -> tuple[float, float] | None:
     "Return a quantity's mean over the first two batches, and over the last two; None where it is not logged."
-    values = [float(r[name]) for r in rows if name in r]
+    values = [float(r[name]) for r in rows if r.get(name) is not None]
     return (sum(values[:2]) / 2, sum(values[-2:]) / 2) if len(values) >= 3 else None
 
 
@@ -84,7 +84,7 @@ def signs(
 ) -> dict[str, str]:
     "Return the signs of a collapse in what was logged, a sentence by the name of each quantity."
     found: dict[str, str] = {}
-    last = rows[-1].get("update_kl", 0.0) if rows else 0.0
+    last = (rows[-1].get("update_kl") or 0.0) if rows else 0.0
     if last > leap or not math.isfinite(last):
         found["update_kl"] = (
             f"this update moved the policy by {last:.2f} nats a token; lower learning_rate, or set max_update_kl={leap:g}"
