@@ -3,17 +3,22 @@
 Small records written here are used everywhere. What needs the published data looks for them in ../shared/bench, or where
 TOOLRL_BENCH_DATA says, and is skipped where they are absent."""
 
+import ast
 import json
 import os
+import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from toolrl_lit.bench import common, rotbench, scores, taubench, users
-from toolrl_lit.bench.common import Cache, Item, play
+from toolrl_lit.bench import bfcl, common, rotbench, scores, suites, taubench, toolhop, users
+from toolrl_lit.bench.common import Cache, Item, Rollout, play
 from toolrl_lit.bench.scores import FAILURES, BenchScores, Row, Wanted, failure
 from toolrl_lit.collect import call_text
+from toolrl_lit.doors.cli import main
 from toolrl_lit.schema import ToolCall, UserError
 
 DATA = Path(
@@ -572,3 +577,380 @@ def test_a_policy_can_be_the_user():
         "You want tea." in talk.messages[0]["content"]
         and talk.messages[1]["content"] == users.GREETING
     )
+
+
+# BFCL ----------------------------------------------------------------------------------------------------------------
+
+try:
+    PACKAGE = bfcl.find_package()
+except UserError:
+    PACKAGE = None
+packaged = pytest.mark.skipif(
+    PACKAGE is None,
+    reason="the package bfcl-eval is not here: `make test` puts it beside the environment",
+)
+
+
+@pytest.fixture(scope="module")
+def package():
+    with bfcl.Package() as package:
+        yield package
+
+
+def first_right(values, java=False):
+    "One of the values that a golden answer allows; for Java and JavaScript as source."
+    value = next((v for v in values if v != ""), "")
+    if isinstance(value, dict):
+        return {k: first_right(v) for k, v in value.items() if first_right(v) != ""}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [{k: first_right(v) for k, v in part.items()} for part in value]
+    return value
+
+
+def golden_pairs(item):
+    "The golden calls of an item, as pairs; by turn and step in a dialogue. None for what cannot be written as JSON."
+    if item.extra:
+        turns = []
+        for turn in item.golden:
+            calls = [ast.parse(source, mode="eval").body for source in turn]
+            if any(c.args for c in calls):
+                return None
+            named = [
+                [c.func.id, {k.arg: ast.literal_eval(k.value) for k in c.keywords}] for c in calls
+            ]
+            turns.append([[call] for call in named])
+        return turns
+    if item.golden is None:
+        return []
+    pairs = []
+    for wanted in item.golden:
+        ((name, values),) = wanted.items()
+        given = {k: first_right(v) for k, v in values.items() if v[0] != ""}
+        pairs.append([name.replace(".", "_"), given])
+    return pairs
+
+
+def another(value):
+    "A value that is not right."
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, list):
+        return value[1:] if value else [1]
+    return {"another": 1} if isinstance(value, dict) else f"{value} or another"
+
+
+def spoilt_pairs(calls, chance):
+    "Ways to spoil a list of calls, and some that are right in spite of it."
+    (name, given), *rest = calls
+    yield [[name, {k: another(v) for k, v in given.items()}], *rest]
+    yield [[name, {f"{k}_": v for k, v in given.items()}], *rest]
+    yield [["another_" + name, given], *rest]
+    yield [[name, {k: str(v) for k, v in given.items()}], *rest]
+    yield [[name, {k: v.upper() if isinstance(v, str) else v for k, v in given.items()}], *rest]
+    yield [[name, dict(list(given.items())[1:])], *rest]
+    yield [*calls, calls[0]]
+    yield chance.sample(calls, len(calls))
+    yield calls[1:]
+
+
+def spoilt_turns(turns, chance):
+    "Ways to spoil a dialogue, and some that are right in spite of it."
+    busy = chance.choice([i for i, turn in enumerate(turns) if turn])
+    changed = [
+        *turns[busy][:-1],
+        [[turns[busy][-1][0][0], {k: another(v) for k, v in turns[busy][-1][0][1].items()}]],
+    ]
+    for turn in (
+        [],
+        turns[busy][:-1],
+        changed,
+        [*turns[busy], turns[busy][-1]],
+        [[c for s in turns[busy] for c in s]],
+    ):
+        yield [*turns[:busy], turn, *turns[busy + 1 :]]
+    yield turns[:-1]
+    yield [*turns[:busy], [*turns[busy], [["no_tool", {}]]], *turns[busy + 1 :]]
+
+
+def bfcl_cases(package, most):
+    "Outputs of every category, right and wrong: [category, id, output], and the items."
+    chance, items, cases = random.Random(0), bfcl.load(package, most=most), []
+    for item in items:
+        golden = golden_pairs(item)
+        if golden is None:
+            continue
+        outputs = [golden, []]
+        if item.extra:
+            outputs = [golden, *spoilt_turns(golden, chance)]
+        elif golden:
+            outputs += spoilt_pairs(golden, chance)
+        else:
+            outputs.append([[item.tools[0]["function"]["name"], {}]])
+        cases += [[item.group, item.id, output] for output in outputs]
+    return items, cases
+
+
+def ours(package, items, cases):
+    rollouts = [
+        Rollout(key="", item=id, stop="answer", facts={"said": output}) for _, id, output in cases
+    ]
+    return [bool(r.metrics["right"]) for r in bfcl.judged(items, rollouts, package)]
+
+
+@packaged
+@pytest.mark.parametrize("most", [3, pytest.param(25, marks=pytest.mark.slow)])
+def test_every_verdict_is_that_of_the_package_s_own_evaluation(package, most):
+    items, cases = bfcl_cases(package, most)
+    got = ours(package, items, cases)
+    program = [sys.executable, str(Path(__file__).with_name("bfcl_official.py")), str(PACKAGE)]
+    lines = "\n".join(map(json.dumps, cases))
+    said = subprocess.run(program, input=lines, capture_output=True, text=True, timeout=500)
+    assert said.returncode == 0, said.stderr[-2000:]
+    official = [json.loads(line) for line in said.stdout.splitlines()]
+    assert len(official) == len(cases) >= 400
+    differ = [(c, o) for c, g, o in zip(cases, got, official) if g != o]
+    assert not differ, differ[:3]
+    both = {(c[0], g) for c, g in zip(cases, got)}
+    assert both == {(group, right) for group in bfcl.GROUPS for right in (True, False)}
+
+
+@packaged
+def test_an_item_of_bfcl_goes_through_a_policy(package):
+    (item,) = bfcl.load(package, ["simple_python"], 1)
+    ((name, given),) = golden_pairs(item)
+    texts = {
+        call_text([call(name, **given)]): "",
+        call_text([call(name, **{k: another(v) for k, v in given.items()})]): "wrong value",
+        call_text([call(name, **given)] * 2): "redundant",
+        call_text([call("nope", **given)]): "invented tool",
+        "<tool_call>\n{oops\n</tool_call>": "malformed",
+        '<tool_call>\n{"name": "x", "arguments": "[1]"}\n</tool_call>': "invented tool",
+        "I cannot.": "gave up",
+    }
+    for text, why in texts.items():
+        (row,) = bfcl.judged([item], bfcl.run(Says(text), [item], package), package)
+        assert (row.failure, row.metrics["right"]) == (why, float(not why)), text
+
+
+@packaged
+def test_a_dialogue_gets_its_results_its_later_tools_and_is_cut_after_twenty_steps(package):
+    (item,) = bfcl.load(package, ["multi_turn_miss_func"], 1)
+    ls, seen = call_text([call("ls", a=True)]), []
+
+    class Sees(Says):
+        def generate(self, prompts, **how):
+            seen.append([t["function"]["name"] for t in prompts[0][1]])
+            return super().generate(prompts, **how)
+
+    turns = len(item.extra["turns"])
+    policy = Sees(ls, *["That is all."] * turns)
+    (rollout,) = bfcl.run(policy, [item], package)
+    assert rollout.stop == "done" and len(rollout.facts["said"]) == turns
+    assert "current_directory_content" in rollout.messages[1]["content"]
+    (when,) = item.extra["later"]
+    added = {t["function"]["name"] for t in item.extra["later"][when]}
+    assert not added & set(seen[0]) and added <= set(seen[-1])
+    assert {"role": "user", "content": bfcl.ADDED} in rollout.messages
+    (rollout,) = bfcl.run(Says(ls), [item], package)
+    assert rollout.stop == "max_turns" and len(rollout.turns) == 21
+    (row,) = bfcl.judged([item], [rollout], package)
+    assert row.metrics == {"right": 0} and row.failure == "too long"
+
+
+@packaged
+def test_a_call_that_takes_too_long_is_an_answer_and_no_text_of_a_model_is_run(package, tmp_path):
+    (item,) = [
+        i
+        for i in bfcl.load(package, ["multi_turn_base"])
+        if any(t["function"]["name"] == "power" for t in i.tools)
+    ][:1]
+    endless = call_text([call("power", base=9, exponent=10**10)])
+    with bfcl.Package(timeout=3) as impatient:
+        impatient.ask("load", item.group, 1)
+        (rollout,) = bfcl.run(Says(endless, "Done."), [item], impatient)
+        assert "Error during execution: bfcl: no answer within" in rollout.messages[1]["content"]
+        (row,) = bfcl.judged([item], [rollout], impatient)
+        assert row.metrics == {"right": 0}
+    mark = tmp_path / "mark"
+    evil = [
+        call("open", file=str(mark), mode="w"),
+        ToolCall(name="pwd", arguments={f"a=open({str(mark)!r},'w'),b": 1}),
+    ]
+    (rollout,) = bfcl.run(Says(call_text(evil), "Done."), [item], package)
+    assert not mark.exists() and all("no_such_tool" in m["content"] for m in rollout.messages[1:3])
+
+
+def test_without_the_package_a_sentence_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOOLRL_BFCL", str(tmp_path))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    with pytest.raises(UserError, match="pip install --no-deps --target FOLDER bfcl-eval"):
+        bfcl.find_package()
+
+
+# ToolHop -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hops(environments):
+    "An environment of two hops as a record of ToolHop's form, with its golden turns."
+    env = next(e for e in environments if e.kind == "multi-hop")
+    record = {
+        "question": env.question,
+        "answer": env.answer,
+        "tools": {t.name: t.doc.model_dump() for t in env.tools},
+        "functions": {t.name: t.code for t in env.tools},
+    }
+    return record, [call_text(calls) for calls in env.golden_calls()]
+
+
+def reached(item, *texts):
+    (rollout,) = toolhop.run(Says(*texts), [item])
+    (row,) = toolhop.judged([item], [rollout])
+    return int(row.metrics["AC"]), row.failure
+
+
+def test_the_answer_counts_in_the_last_message_or_in_the_result_before_it(hops):
+    record, turns = hops
+    item, answer = toolhop.as_item(record, 1), record["answer"]
+    assert reached(item, *turns, f"<answer>{answer}</answer>") == (1, "")
+    assert reached(item, *turns, "I have it.") == (1, "")
+    assert reached(item, *turns, "") == (0, "gave up")
+    assert reached(item, *turns) == (0, "too long")
+    assert reached(item, "I do not know.") == (0, "gave up")
+    assert reached(item, turns[0], "I do not know.") == (0, "wrong value")
+    assert reached(item, call_text([call("nope")]), "I do not know.") == (0, "invented tool")
+    assert reached(item, f"It is {answer.upper()}!") == (1, "")
+
+
+def test_toolhop_has_three_prompts_and_two_forms(hops, tmp_path):
+    record, turns = hops
+    free, must, direct = (
+        toolhop.as_item(record, 1, mode) for mode in ("free", "mandatory", "direct")
+    )
+    assert "must call the tool at every step" in must.messages[0]["content"]
+    assert free.messages[0]["content"].splitlines()[2].startswith("If the final nswer is a name")
+    assert direct.tools == [] and "tools" not in direct.messages[0]["content"]
+    assert reached(direct, f"{turns[0]}") == (0, "invented tool")
+    listed = record | {"functions": list(record["functions"].values())}
+    assert toolhop.as_item(listed, 1) == free
+    (tmp_path / "ToolHop.json").write_text(json.dumps([listed, record]))
+    assert [i.id for i in toolhop.load(tmp_path)] == ["free-1", "free-2"]
+    (tmp_path / "ToolHop.jsonl").write_text(json.dumps(record) + "\n")
+    assert toolhop.load(tmp_path, ["direct", "free"]) == [direct, free]
+    with pytest.raises(
+        UserError, match="toolhop, record 3: expected question, answer, tools by name"
+    ):
+        toolhop.as_item({"question": "?"}, 3)
+    with pytest.raises(
+        UserError, match="ToolHop.json: there is no such file; get it from the data set"
+    ):
+        toolhop.load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="expected modes among direct, mandatory, free, got 'fast'"):
+        toolhop.load(tmp_path, ["fast"])
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture()
+def toolrl(capsys, monkeypatch):
+    "Run the command in this process: exit code, standard output, standard error."
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["toolrl", *map(str, words)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as e:
+            code = e.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture()
+def data(tmp_path, shop, hops):
+    "A folder of small data, in the form of the published ones."
+    folder = tmp_path / "data"
+    for level in rotbench.LEVELS:
+        (folder / "rotbench").mkdir(parents=True, exist_ok=True)
+        (folder / "rotbench" / f"{level}.json").write_text(json.dumps([UPSTREAM, FTRL]))
+    (folder / "toolhop").mkdir()
+    (folder / "toolhop" / "ToolHop.json").write_text(json.dumps([hops[0]]))
+    return folder
+
+
+def test_models_are_measured_kept_and_put_beside_the_paper_s_table(
+    toolrl, data, tmp_path, tiny_folder
+):
+    out = tmp_path / "out"
+    how = ("-m", tiny_folder, "-d", data, "-o", out, "--max-new-tokens", 8)
+    code, said, err = toolrl("bench", "rotbench", "toolhop", *how)
+    assert code == 0, err
+    assert "rotbench" in said and "by the authors rule" in said and "next: open" in said
+    kept = sorted(p for p in out.iterdir() if p.name.endswith(".rollouts.jsonl"))
+    before = [p.read_bytes() for p in kept]
+    assert [len(b.splitlines()) for b in before] == [10, 1]
+    scores = [BenchScores.load(p) for p in sorted(out.glob("*.scores.json"))]
+    assert [(s.bench, s.rule, len(s.rows), s.whole) for s in scores] == [
+        ("rotbench", "authors", 10, 840),
+        ("toolhop", "authors", 1, 995),
+    ]
+    assert "run here" in (out / "report.html").read_text()
+    code, said, _ = toolrl("bench", "rotbench", *how, "--rule", "official")
+    assert code == 0 and "by the official rule" in said
+    assert [p.read_bytes() for p in kept] == before  # another rule asks nobody again
+    page = (out / "report.html").read_text()
+    assert "rotbench, by the official rule" in page and "toolhop, by the authors rule" in page
+
+
+def test_list_says_what_each_benchmark_needs(toolrl, data):
+    code, said, _ = toolrl("bench", "--list", "-d", data)
+    assert code == 0
+    for name, suite in suites.SUITES.items():
+        assert f"{name}: " in said and suite.source in said
+    assert f"{data / 'rotbench'} (there)" in said and f"{data / 'tau-bench'} (missing)" in said
+
+
+@pytest.mark.parametrize(
+    "words, why",
+    [
+        ([], "expected names of benchmarks and --model"),
+        (["rotbench"], "expected names of benchmarks and --model"),
+        (
+            ["mmlu", "-m", "smollm2"],
+            "expected one of rotbench, taubench, bfcl, toolhop, got 'mmlu'",
+        ),
+        (
+            ["rotbench", "-m", "oracle"],
+            "the oracle knows the answers of our own environments alone",
+        ),
+        (["rotbench", "-m", "smollm2", "--group", "cleen"], "--group cleen: expected one of clean"),
+        (["rotbench", "bfcl", "-m", "smollm2", "--group", "clean"], "expected one benchmark"),
+        (["taubench", "-m", "smollm2", "--user", "gpt"], "expected 'scripted', or --user-url"),
+        (
+            ["taubench", "-m", "smollm2", "-d", "nowhere"],
+            "there is no such folder; get it from https",
+        ),
+        (["rotbench", "-m", "./nowhere"], "no model here"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_in_one_sentence(toolrl, tmp_path, words, why):
+    code, _, err = toolrl("bench", *words, *(["-o", tmp_path / "out"] if words else []))
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and why in err, err
+
+
+def test_every_benchmark_is_measured_through_one_function(shop, tmp_path, monkeypatch):
+    domains, items = shop
+    monkeypatch.setattr(taubench, "load_domains", lambda folder, groups: domains)
+    monkeypatch.setattr(taubench, "load", lambda folder, domains, most: items)
+    got = suites.measure(
+        "taubench", Says(CANCELS, BYE), tmp_path, rule="official", samples=2, temperature=1.0
+    )
+    assert got.baseline == {"Pass^1": 0.25} and got.settings["user"] == "scripted"
+    table = got.summary().set_index("metric")
+    assert list(table.index) == ["Pass^1", "Pass^2"] and table.loc["Pass^1", "nothing"] == 0.25
+    assert table.loc["Pass^1", "mean"] == table.loc["Pass^2", "mean"] == 0.5

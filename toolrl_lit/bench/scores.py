@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FAILURES', 'COLUMNS', 'Wanted', 'failure', 'Row', 'row_of', 'BenchScores', 'differences', 'differing',
-           'failure_shares', 'failures_figure', 'beside_table2']
+           'failure_shares', 'failures_figure', 'beside_table2', 'bench_sections']
 
-# %% ../../nbs/bench/scores.ipynb #6273bf55
+# %% ../../nbs/bench/scores.ipynb #4cd25e18
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,10 +18,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .common import LOST, Item, Rollout
 from ..engine.figures import PALETTE, transparent
+from ..engine.report import settings_table
 from ..evaluate import bootstrap
 from ..schema import ToolCall, UserError, read_text, write_text
 
-# %% ../../nbs/bench/scores.ipynb #9ae9311d
+# %% ../../nbs/bench/scores.ipynb #e3ca9b17
 class Wanted(NamedTuple):
     "Name a call that a benchmark wants, without its values."
 
@@ -77,7 +78,7 @@ def failure(
         return "redundant" if len(calls) > most else "gave up"
     return "wrong value"
 
-# %% ../../nbs/bench/scores.ipynb #45a4c1b8
+# %% ../../nbs/bench/scores.ipynb #a8700a41
 class Row(BaseModel):
     "Hold what one rollout reached."
 
@@ -154,7 +155,7 @@ class BenchScores(BaseModel):
                 f"{path}: expected scores of `toolrl bench`: {e.errors()[0]['msg']}"
             ) from e
 
-# %% ../../nbs/bench/scores.ipynb #35e00197
+# %% ../../nbs/bench/scores.ipynb #85dd327b
 def differences(
     before: BenchScores,
     after: BenchScores,  # on the same items
@@ -189,7 +190,7 @@ def differing(
     changed = [i for i in rows if a[metric][i] != b[metric][i]]
     return pd.DataFrame([rows[i] for i in changed], index=changed, columns=["before", "after"])
 
-# %% ../../nbs/bench/scores.ipynb #b5eab941
+# %% ../../nbs/bench/scores.ipynb #a88dc0b3
 def failure_shares(
     scores: BenchScores,
 ) -> dict[str, float]:
@@ -234,7 +235,7 @@ def failures_figure(
     )
     return fig
 
-# %% ../../nbs/bench/scores.ipynb #186108c6
+# %% ../../nbs/bench/scores.ipynb #d18c3c3a
 COLUMNS = {  # of the paper's table: benchmark and metric
     "toolhop_ac": ("toolhop", "AC"),
     "taubench_pass1": ("taubench", "Pass^1"),
@@ -274,3 +275,42 @@ def beside_table2(
     return pd.concat([paper, pd.DataFrame(rows, columns=paper.columns)], ignore_index=True).fillna(
         ""
     )
+
+# %% ../../nbs/bench/scores.ipynb #5d37f2e8
+def _one_bench(same: Sequence[BenchScores]) -> tuple[str, list]:
+    "Return a section about one benchmark: scores of each model, and differences from the first."
+    first, *others = same
+    parts: list[Any] = []
+    for s in same:
+        lost = ", ".join(f"{n} {why.replace('_', ' ')}" for why, n in s.lost().items() if n)
+        parts += [f"**{s.model}**" + (f" ({lost}, not counted)" if lost else ""), s.summary()]
+    for s in others:
+        table = differences(first, s)
+        parts += [f"**{s.model} against {first.model}**, on the items that both were asked", table]
+        if len(changed := differing(first, s)):
+            parts += [
+                f"Items in which they differ: {len(changed)}; the first of them:",
+                changed.head(20),
+            ]
+    return f"{first.bench}, by the {first.rule} rule", parts
+
+
+def bench_sections(
+    scores: Sequence[BenchScores],  # of any models and benchmarks
+    table2: str | Path | None = None,  # the paper's table as CSV
+) -> list[tuple[str, list]]:
+    "Return scores as sections of `write_report`."
+    by_bench: dict[tuple, list[BenchScores]] = {}
+    for s in scores:
+        by_bench.setdefault((s.bench, s.rule), []).append(s)
+    words = (
+        "In percent, with 95 % intervals of our rows. `n` is how many items were played. Empty cells were not run. "
+        "The paper's models have 7 billion parameters and more."
+    )
+    made = {f"{s.bench}, {s.model}": {"rule": s.rule} | s.settings for s in scores}
+    return [
+        ("Beside the paper's table 2", [words, beside_table2(scores, table2)]),
+        ("What failed", [failures_figure(scores)]),
+        *(_one_bench(same) for same in by_bench.values()),
+        ("Settings", [settings_table(made)]),
+    ]

@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .cli_bench import bench
 from .cli_build import build
 from .cli_data import audit, export
 from .cli_look import serve, show
@@ -137,6 +138,7 @@ for _command in (
     collect,
     evaluate,
     report,
+    bench,
     train,
     layers,
     parameters,
