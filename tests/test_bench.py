@@ -4,11 +4,13 @@ Small records written here are used everywhere. What needs the published data lo
 TOOLRL_BENCH_DATA says, and is skipped where they are absent."""
 
 import ast
+import http.server
 import json
 import os
 import random
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from toolrl_lit.bench.common import Cache, Item, Rollout, play
 from toolrl_lit.bench.scores import FAILURES, BenchScores, Row, Wanted, failure
 from toolrl_lit.collect import call_text
 from toolrl_lit.doors.cli import main
+from toolrl_lit.doors.endpoint import EndpointPolicy
 from toolrl_lit.schema import ToolCall, UserError
 
 DATA = Path(
@@ -472,6 +475,10 @@ def test_an_unknown_tool_and_wrong_arguments_are_answered_with_an_error(shop):
     assert results[0] == "an error occured when call nope: 'nope'"
     assert "unexpected keyword argument" in results[1]
     assert rows[0].failure == "invented tool"
+    rollouts, _ = tau(shop, wrong, "official", [1])
+    results = [m["content"] for m in rollouts[0].messages if m["role"] == "tool"]
+    assert results[0] == "Unknown action nope"
+    assert results[1].startswith("Error: get_order() got an unexpected keyword argument")
 
 
 def test_types_matter_and_the_order_of_keys_does_not(shop):
@@ -954,3 +961,69 @@ def test_every_benchmark_is_measured_through_one_function(shop, tmp_path, monkey
     table = got.summary().set_index("metric")
     assert list(table.index) == ["Pass^1", "Pass^2"] and table.loc["Pass^1", "nothing"] == 0.25
     assert table.loc["Pass^1", "mean"] == table.loc["Pass^2", "mean"] == 0.5
+
+
+# Endpoints -----------------------------------------------------------------------------------------------------------
+
+
+class Endpoint(http.server.BaseHTTPRequestHandler):
+    "Plays the agent, whose calls come as data, the user, and a model that is refused or slow, by the name of the model."
+
+    def log_message(self, *_):
+        pass
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        model, messages = asked["model"], asked["messages"]
+        if model == "shy" and "bad" in str(messages):
+            return self.send(400, {"error": {"message": "content policy"}})
+        turns = sum(m["role"] == "assistant" for m in messages)
+        message = {"role": "assistant", "content": "It was 1,200. Goodbye."}
+        if model == "user":
+            message["content"] = users.STOP if turns else "Cancel o1, please."
+        elif model == "agent" and not turns:
+            function = {"name": CANCEL.name, "arguments": json.dumps(CANCEL.arguments)}
+            calls = [{"id": "1", "type": "function", "function": function}]
+            message |= {"content": None, "tool_calls": calls}
+        about = {"id": "1", "object": "chat.completion", "created": 0, "model": model}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        self.send(200, about | {"choices": [choice]})
+
+    def send(self, code, body):
+        body = json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture(scope="module")
+def url():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    os.environ.setdefault("OPENAI_API_KEY", "none")
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+
+
+def test_an_endpoint_can_be_the_agent_and_another_the_user(shop, url):
+    user = users.PolicyUser(EndpointPolicy("user", url))
+    (rollout,), (row,) = tau(shop, EndpointPolicy("agent", url), "official", [0], user=user)
+    assert [m["role"] for m in rollout.messages] == [
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+        "user",
+    ]
+    assert rollout.messages[0]["content"] == "Cancel o1, please." and rollout.calls == [CANCEL]
+    assert row.metrics == {"Pass^1": 1}
+
+
+def test_a_prompt_that_an_endpoint_refuses_is_counted_apart(url, tmp_path):
+    items = [asking(q, q) for q in ("good", "bad", "fair")]
+    rollouts = play(EndpointPolicy("shy", url, retries=0), items, out=tmp_path / "kept.jsonl")
+    assert [r.stop for r in rollouts] == ["answer", "refused", "answer"]
+    row = scores.row_of(items[1], rollouts[1], {"right": 0.0}, "refused")
+    assert row.metrics == {} and row.failure == "refused"

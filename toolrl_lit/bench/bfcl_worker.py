@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['KEPT', 'prepare', 'documents', 'entries', 'load', 'sources', 'play', 'check', 'checked', 'limit', 'main']
 
-# %% ../../nbs/bench/bfcl_worker.ipynb #371dac4e
+# %% ../../nbs/bench/bfcl_worker.ipynb #e9bcad30
 import json
 import os
 import sys
 import tempfile
 import types
 
-# %% ../../nbs/bench/bfcl_worker.ipynb #2f8e247c
+# %% ../../nbs/bench/bfcl_worker.ipynb #501e9bbb
 class _Models(dict):
     "Say of any model that it writes names with underscores."
 
@@ -28,7 +28,7 @@ def prepare(home):
     stand_in.MODEL_CONFIG_MAPPING = _Models()
     sys.modules[stand_in.__name__] = stand_in
 
-# %% ../../nbs/bench/bfcl_worker.ipynb #740660ec
+# %% ../../nbs/bench/bfcl_worker.ipynb #37f63735
 KEPT = {}  # questions and answers by category, once they have been read
 
 
@@ -67,7 +67,7 @@ def load(category, most):
         out.append([entry["id"], entry["question"], tools, later, golden])
     return out
 
-# %% ../../nbs/bench/bfcl_worker.ipynb #bf3d860f
+# %% ../../nbs/bench/bfcl_worker.ipynb #8f125219
 def sources(calls, entry):
     "Return calls, pairs of name and arguments, as source of Python that is safe to run."
     later = [f for more in entry.get("missed_function", {}).values() for f in more]
@@ -79,7 +79,7 @@ def sources(calls, entry):
         texts.append(f"{name}({arguments})" if safe else "no_such_tool()")
     return texts
 
-# %% ../../nbs/bench/bfcl_worker.ipynb #8fa29591
+# %% ../../nbs/bench/bfcl_worker.ipynb #846d7d25
 def _forget():
     "Drop the objects that earlier calls have left in the package."
     from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_utils as package
@@ -105,7 +105,7 @@ def play(category, id, steps):
         )
     return results
 
-# %% ../../nbs/bench/bfcl_worker.ipynb #c61560ab
+# %% ../../nbs/bench/bfcl_worker.ipynb #93ebcb94
 def _languages():
     from bfcl_eval.constants.enums import Language
 

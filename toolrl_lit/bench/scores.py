@@ -6,7 +6,7 @@
 __all__ = ['FAILURES', 'COLUMNS', 'Wanted', 'failure', 'Row', 'row_of', 'BenchScores', 'differences', 'differing',
            'failure_shares', 'failures_figure', 'beside_table2', 'bench_sections']
 
-# %% ../../nbs/bench/scores.ipynb #4cd25e18
+# %% ../../nbs/bench/scores.ipynb #0e855b43
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..engine.report import settings_table
 from ..evaluate import bootstrap
 from ..schema import ToolCall, UserError, read_text, write_text
 
-# %% ../../nbs/bench/scores.ipynb #e3ca9b17
+# %% ../../nbs/bench/scores.ipynb #bb82310e
 class Wanted(NamedTuple):
     "Name a call that a benchmark wants, without its values."
 
@@ -78,7 +78,7 @@ def failure(
         return "redundant" if len(calls) > most else "gave up"
     return "wrong value"
 
-# %% ../../nbs/bench/scores.ipynb #a8700a41
+# %% ../../nbs/bench/scores.ipynb #ca721d13
 class Row(BaseModel):
     "Hold what one rollout reached."
 
@@ -102,7 +102,7 @@ def row_of(
     about = dict(item=item.id, group=item.group, sample=rollout.sample)
     return Row(**about, metrics={} if lost else metrics, failure="" if right else why)
 
-
+# %% ../../nbs/bench/scores.ipynb #4f3ec030
 class BenchScores(BaseModel):
     "Hold what one policy reached in one benchmark."
 
@@ -155,7 +155,7 @@ class BenchScores(BaseModel):
                 f"{path}: expected scores of `toolrl bench`: {e.errors()[0]['msg']}"
             ) from e
 
-# %% ../../nbs/bench/scores.ipynb #85dd327b
+# %% ../../nbs/bench/scores.ipynb #650765f4
 def differences(
     before: BenchScores,
     after: BenchScores,  # on the same items
@@ -190,7 +190,7 @@ def differing(
     changed = [i for i in rows if a[metric][i] != b[metric][i]]
     return pd.DataFrame([rows[i] for i in changed], index=changed, columns=["before", "after"])
 
-# %% ../../nbs/bench/scores.ipynb #a88dc0b3
+# %% ../../nbs/bench/scores.ipynb #4d7ce5d4
 def failure_shares(
     scores: BenchScores,
 ) -> dict[str, float]:
@@ -235,7 +235,7 @@ def failures_figure(
     )
     return fig
 
-# %% ../../nbs/bench/scores.ipynb #d18c3c3a
+# %% ../../nbs/bench/scores.ipynb #e23fc833
 COLUMNS = {  # of the paper's table: benchmark and metric
     "toolhop_ac": ("toolhop", "AC"),
     "taubench_pass1": ("taubench", "Pass^1"),
@@ -276,7 +276,7 @@ def beside_table2(
         ""
     )
 
-# %% ../../nbs/bench/scores.ipynb #5d37f2e8
+# %% ../../nbs/bench/scores.ipynb #fe68ac2b
 def _one_bench(same: Sequence[BenchScores]) -> tuple[str, list]:
     "Return a section about one benchmark: scores of each model, and differences from the first."
     first, *others = same

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SOURCE', 'Mode', 'MODES', 'PROMPTS', 'MOST_TURNS', 'as_item', 'load', 'Hops', 'run', 'score', 'judged']
 
-# %% ../../nbs/bench/toolhop.ipynb #8f2dd355
+# %% ../../nbs/bench/toolhop.ipynb #914c3bc3
 import ast
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..engine.sandbox import shared
 from ..engine.turns import Parsed, written
 from ..schema import UserError
 
-# %% ../../nbs/bench/toolhop.ipynb #1b74f1bf
+# %% ../../nbs/bench/toolhop.ipynb #05759c92
 SOURCE = (
     "the data set bytedance-research/ToolHop on Hugging Face (data/ToolHop.json, 995 questions)"
 )
@@ -50,7 +50,7 @@ PROMPTS: dict[str, str] = {  # the authors' words, with their spelling
     "free": _TOLD + _FINAL,
 }
 
-
+# %% ../../nbs/bench/toolhop.ipynb #156e938e
 def _defined(source: str) -> str:
     "The name of the last function that a source defines. Raises `ValueError` if there is none."
     names = [n.name for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)]
@@ -95,7 +95,7 @@ def load(
     records = read_records(next((f for f in files if f.exists()), files[1]), SOURCE)[:most]
     return [as_item(r, i, mode) for mode in groups for i, r in enumerate(records, 1)]
 
-# %% ../../nbs/bench/toolhop.ipynb #36a5a4ed
+# %% ../../nbs/bench/toolhop.ipynb #09115bf9
 MOST_TURNS = 9
 
 
@@ -122,7 +122,7 @@ def run(
     "Return a rollout for each item and sample."
     return play(policy, items, Hops, settings={"max_turns": MOST_TURNS}, **how)
 
-# %% ../../nbs/bench/toolhop.ipynb #0258069c
+# %% ../../nbs/bench/toolhop.ipynb #020d96b9
 def score(
     rollout: Rollout,
     item: Item,
