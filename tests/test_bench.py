@@ -4,6 +4,7 @@ Small records written here are used everywhere. What needs the published data lo
 TOOLRL_BENCH_DATA says, and is skipped where they are absent."""
 
 import ast
+import gzip
 import http.server
 import json
 import os
@@ -16,7 +17,17 @@ from pathlib import Path
 
 import pytest
 
-from toolrl_lit.bench import bfcl, common, rotbench, scores, suites, taubench, toolhop, users
+from toolrl_lit.bench import (
+    bfcl,
+    common,
+    general,
+    rotbench,
+    scores,
+    suites,
+    taubench,
+    toolhop,
+    users,
+)
 from toolrl_lit.bench.common import Cache, Item, Rollout, play
 from toolrl_lit.bench.scores import FAILURES, BenchScores, Row, Wanted, failure
 from toolrl_lit.collect import call_text
@@ -929,7 +940,7 @@ def test_list_says_what_each_benchmark_needs(toolrl, data):
         (["rotbench"], "expected names of benchmarks and --model"),
         (
             ["mmlu", "-m", "smollm2"],
-            "expected one of rotbench, taubench, bfcl, toolhop, got 'mmlu'",
+            "expected one of rotbench, taubench, bfcl, toolhop, general, got 'mmlu'",
         ),
         (
             ["rotbench", "-m", "oracle"],
@@ -961,6 +972,112 @@ def test_every_benchmark_is_measured_through_one_function(shop, tmp_path, monkey
     table = got.summary().set_index("metric")
     assert list(table.index) == ["Pass^1", "Pass^2"] and table.loc["Pass^1", "nothing"] == 0.25
     assert table.loc["Pass^1", "mean"] == table.loc["Pass^2", "mean"] == 0.5
+
+
+# General ability -----------------------------------------------------------------------------------------------------
+
+
+class Solves(Says):
+    "Answers what three small files ask."
+
+    def generate(self, prompts, **how):
+        self.asked += len(prompts)
+        return [self.turn(messages[-1]["content"]) for messages, _ in prompts]
+
+    def turn(self, asked):
+        if "eggs" in asked:
+            return "He has 3. No: 5.\nQ: What next? 9"
+        return "    return a + b\n\nprint(1)" if "def add" in asked else "The answer is True."
+
+
+def general_data(folder):
+    for group in general.GROUPS:
+        (folder / group).mkdir(parents=True)
+    problems = [
+        {"question": f"Ana has {n} eggs and gets 3 more. How many?", "answer": f"#### {n + 3}"}
+        for n in (2, 3)
+    ]
+    (folder / "gsm8k" / "test.jsonl").write_text("\n".join(map(json.dumps, problems)))
+    examples = [
+        {"input": "not ( True ) is", "target": "False"},
+        {"input": "True is", "target": "True"},
+    ]
+    for task in ("boolean_expressions", "web_of_lies"):
+        (folder / "bbh" / f"{task}.json").write_text(json.dumps({"examples": examples}))
+    tests = ["assert f(2, 3) == 5", "assert f(2, 3) == 6", "while True: pass"]
+    programs = [
+        {
+            "task_id": str(i),
+            "prompt": "def add(a, b):\n",
+            "entry_point": "add",
+            "test": f"def check(f):\n    {t}\n",
+        }
+        for i, t in enumerate(tests[:2])
+    ]
+    with gzip.open(folder / "humaneval" / "HumanEval.jsonl.gz", "wt") as f:
+        f.write("\n".join(map(json.dumps, programs)))
+    return folder
+
+
+def test_programs_run_in_the_sandbox_alone(tmp_path):
+    mark = tmp_path / "mark"
+    assert general.passes("x = 1 + 1\nassert x == 2")
+    assert not general.passes("assert 1 == 2") and not general.passes("def f(:")
+    assert not general.passes(f"open({str(mark)!r}, 'w').write('x')") and not mark.exists()
+    assert (
+        general.pass_at_1(
+            ["assert f() == 1"], [["def f():\n    return 1", "def f():\n    return 2"]]
+        )
+        == 0.5
+    )
+
+
+def test_a_text_ends_at_the_first_mark():
+    assert general.cut("a. Q: b </s>", ["</s>", "Q:"]) == "a. " and general.cut("a", []) == "a"
+
+
+def test_general_ability_is_scored_by_lm_eval_and_kept(tmp_path):
+    pytest.importorskip("lm_eval", reason="lm-eval is not here: the extra `general` brings it")
+    folder, policy, out = general_data(tmp_path / "data"), Solves("x"), tmp_path / "kept.jsonl"
+    got = suites.measure("general", policy, folder, out=out)
+    assert {r.item: r.metrics["right"] for r in got.rows} == {
+        "gsm8k-0": 1,
+        "gsm8k-1": 0,
+        "bbh_boolean_expressions-0": 0,
+        "bbh_boolean_expressions-1": 1,
+        "bbh_web_of_lies-0": 0,
+        "bbh_web_of_lies-1": 0,
+        "humaneval-0": 1,
+        "humaneval-1": 0,
+    }
+    assert set(got.summary()["group"]) == {"gsm8k", "bbh", "humaneval", "all"} and got.whole == 7994
+    asked = policy.asked
+    assert suites.measure("general", policy, folder, out=out) == got and policy.asked == asked
+    few = suites.measure("general", policy, folder, groups=["bbh"], most=2)
+    assert [r.item for r in few.rows] == ["bbh_boolean_expressions-0", "bbh_web_of_lies-0"]
+    with pytest.raises(UserError, match="test.jsonl: there is no such file; get it from https"):
+        suites.measure("general", policy, tmp_path / "nowhere")
+
+
+@published("gsm8k")
+def test_golden_programs_and_answers_of_the_published_data_are_right():
+    pytest.importorskip("lm_eval", reason="lm-eval is not here: the extra `general` brings it")
+    with gzip.open(DATA / "humaneval" / "HumanEval.jsonl.gz", "rt") as f:
+        programs = [json.loads(line) for line in f][:8]
+    known = {p["prompt"]: p["canonical_solution"] for p in programs}
+    for line in (DATA / "gsm8k" / "test.jsonl").read_text().splitlines()[:8]:
+        problem = json.loads(line)
+        known[problem["question"]] = problem["answer"]
+
+    class Golden(Says):
+        def turn(self, asked):
+            return next(answer for question, answer in known.items() if question in asked)
+
+        def generate(self, prompts, **how):
+            return [self.turn(messages[-1]["content"]) for messages, _ in prompts]
+
+    rows = general.run(Golden("x"), DATA, ["gsm8k", "humaneval"], most=8)
+    assert len(rows) == 16 and all(r.metrics["right"] == 1 for r in rows)
 
 
 # Endpoints -----------------------------------------------------------------------------------------------------------

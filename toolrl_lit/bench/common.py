@@ -6,7 +6,7 @@
 __all__ = ['LOST', 'Item', 'read_records', 'assistant_message', 'calls_of', 'Episode', 'Rollout', 'digest', 'Cache', 'Lost',
            'ask', 'play']
 
-# %% ../../nbs/bench/common.ipynb #3f29cc82
+# %% ../../nbs/bench/common.ipynb #b282ec45
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ from ..engine.turns import Parsed, read_turn
 from ..reward import PARSERS
 from ..schema import ToolCall, UserError
 
-# %% ../../nbs/bench/common.ipynb #b076c4b7
+# %% ../../nbs/bench/common.ipynb #1c9a8dd0
 class Item(BaseModel):
     "Hold one question of a benchmark."
 
@@ -36,7 +36,7 @@ class Item(BaseModel):
     golden: Any = None  # what the benchmark compares with
     extra: dict[str, Any] = {}  # what else the benchmark needs to play or score it
 
-# %% ../../nbs/bench/common.ipynb #52abd538
+# %% ../../nbs/bench/common.ipynb #6d46c2d9
 def read_records(
     path: Path,  # a JSON list, or JSON Lines
     source: str,  # where the file can be had, for the error
@@ -52,7 +52,7 @@ def read_records(
     except ValueError as e:
         raise UserError(f"{path}: expected a JSON list, or one JSON object a line: {e}") from e
 
-# %% ../../nbs/bench/common.ipynb #a09a07d8
+# %% ../../nbs/bench/common.ipynb #1e9e012e
 def assistant_message(
     said: Parsed,  # a turn taken apart
 ) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class Episode:
         "End the episode; return what scoring needs beside the messages."
         return {}
 
-# %% ../../nbs/bench/common.ipynb #75b11049
+# %% ../../nbs/bench/common.ipynb #8449b387
 class Rollout(BaseModel):
     "Hold what happened in an episode."
 
@@ -117,7 +117,7 @@ def digest(
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
-# %% ../../nbs/bench/common.ipynb #a596a412
+# %% ../../nbs/bench/common.ipynb #53971df4
 class Cache:
     "Keep rollouts in a JSONL file by their keys; in memory alone where there is no file."
 
@@ -154,7 +154,7 @@ class Cache:
 
 LOST = ("refused", "timed_out")  # ends that tell nothing of the policy
 
-# %% ../../nbs/bench/common.ipynb #568fa5dd
+# %% ../../nbs/bench/common.ipynb #16d5a8dc
 class Lost(str):
     "Hold what an endpoint said instead of a turn."
 
@@ -181,7 +181,7 @@ def ask(
                 raise first from None
     return texts
 
-# %% ../../nbs/bench/common.ipynb #7a8af347
+# %% ../../nbs/bench/common.ipynb #cce10f23
 class _Open:
     "An episode under way, and what has been kept of it."
 
@@ -205,7 +205,7 @@ class _Open:
         kept.facts = episode.close()
         return kept
 
-# %% ../../nbs/bench/common.ipynb #9614a7b8
+# %% ../../nbs/bench/common.ipynb #8d920787
 def _begin(todo, episode: Callable[[Item], Episode]) -> Iterator[_Open]:
     "Open the next episodes, one when asked for."
     for key, item, sample in todo:

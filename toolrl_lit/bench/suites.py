@@ -5,25 +5,25 @@
 # %% auto #0
 __all__ = ['SUITES', 'Suite', 'suite_of', 'is_there', 'measure']
 
-# %% ../../nbs/bench/suites.ipynb #2eb60835
+# %% ../../nbs/bench/suites.ipynb #25552f3f
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import bfcl, rotbench, taubench, toolhop
+from . import bfcl, general, rotbench, taubench, toolhop
 from .scores import BenchScores
 from .users import User
 from ..collect import Policy
 from ..schema import UserError
 
-# %% ../../nbs/bench/suites.ipynb #06a7f8da
+# %% ../../nbs/bench/suites.ipynb #0ccd04e4
 class Suite(NamedTuple):
     "Say what a benchmark asks, and what it needs."
 
     asks: str  # what it measures
     folder: str  # inside the folder of data
     source: str  # where its data can be had
-    groups: Sequence[str]  # parts that can be chosen; all of them, if none is
+    groups: Sequence[str]  # parts that can be chosen
     rules: Sequence[str]  # what can be right; the first is usual
     items: int  # items of all groups
 
@@ -43,7 +43,11 @@ SUITES = {
     ),
     "toolhop": Suite(
         "questions of several hops with tools that run (AC)",
-        "toolhop", toolhop.SOURCE, ("free",), ("authors",), 995,
+        "toolhop", toolhop.SOURCE, toolhop.MODES, ("authors",), 995,
+    ),
+    "general": Suite(
+        "mathematics, reasoning and programs, through lm-eval (extra `general`)",
+        ".", general.SOURCE, general.GROUPS, ("official",), 7994,
     ),
 }  # fmt: skip
 
@@ -63,6 +67,8 @@ def is_there(
 ) -> bool:
     "Return whether the data of a benchmark are at hand."
     folder = Path(data) / suite_of(name).folder
+    if name == "general":
+        return all((folder / group).is_dir() for group in general.GROUPS)
     if name != "bfcl":
         return folder.is_dir()
     try:
@@ -70,11 +76,11 @@ def is_there(
     except UserError:
         return False
 
-# %% ../../nbs/bench/suites.ipynb #9fe2efdc
+# %% ../../nbs/bench/suites.ipynb #c8024812
 def _rotbench(policy, folder, groups, most, rule, user, how):
     items = rotbench.load(folder, groups, most)
     rollouts = rotbench.run(policy, items, **how)
-    return items, rollouts, rotbench.judged(items, rollouts, rule), {}
+    return rotbench.judged(items, rollouts, rule), {}
 
 
 def _taubench(policy, folder, groups, most, rule, user, how):
@@ -82,23 +88,29 @@ def _taubench(policy, folder, groups, most, rule, user, how):
     items, golden = taubench.load(folder, domains, most), taubench.Golden(domains)
     rollouts = taubench.run(policy, items, domains, user, rule, **how)
     rows = taubench.judged(items, rollouts, golden, rule)
-    return items, rollouts, rows, {"Pass^1": taubench.nothing(items, golden)}
+    return rows, {"Pass^1": taubench.nothing(items, golden)}
 
 
 def _bfcl(policy, folder, groups, most, rule, user, how):
     with bfcl.Package(folder) as package:
         items = bfcl.load(package, groups, most)
         rollouts = bfcl.run(policy, items, package, **how)
-        return items, rollouts, bfcl.judged(items, rollouts, package), {}
+        return bfcl.judged(items, rollouts, package), {}
 
 
 def _toolhop(policy, folder, groups, most, rule, user, how):
     items = toolhop.load(folder, groups, most)
     rollouts = toolhop.run(policy, items, **how)
-    return items, rollouts, toolhop.judged(items, rollouts), {}
+    return toolhop.judged(items, rollouts), {}
 
 
-_PLAYED = {"rotbench": _rotbench, "taubench": _taubench, "bfcl": _bfcl, "toolhop": _toolhop}
+def _general(policy, folder, groups, most, rule, user, how):
+    return general.run(policy, folder, groups, most, **how), {}
+
+
+_PLAYED = dict(
+    rotbench=_rotbench, taubench=_taubench, bfcl=_bfcl, toolhop=_toolhop, general=_general
+)
 
 
 def measure(
@@ -107,7 +119,7 @@ def measure(
     data: str | Path,  # folder that holds a folder for each benchmark
     *,
     model: str | None = None,  # what reports call the policy
-    groups: Sequence[str] = (),  # parts of the benchmark; none: all
+    groups: Sequence[str] = (),  # parts of the benchmark; none: all, of ToolHop the mode free
     most: int | None = None,  # items of each part; None: all
     rule: str = "authors",  # or "official", where the benchmark has both
     user: User | None = None,  # of tau-bench; None: the scripted one
@@ -117,8 +129,9 @@ def measure(
     suite = suite_of(name)
     rule = rule if rule in suite.rules else suite.rules[0]
     played = _PLAYED[name]
-    folder, groups = Path(data) / suite.folder, groups or suite.groups
-    items, rollouts, rows, idle = played(policy, folder, groups, most, rule, user, how)
+    usual = ("free",) if name == "toolhop" else suite.groups
+    folder, groups = Path(data) / suite.folder, groups or usual
+    rows, idle = played(policy, folder, groups, most, rule, user, how)
     noted = {"groups": ", ".join(groups)} | {
         k: v for k, v in how.items() if k not in ("out", "batch")
     }
@@ -130,6 +143,6 @@ def measure(
         rule=rule,
         settings=noted,
         rows=rows,
-        whole=suite.items if len(items) < suite.items else None,
+        whole=suite.items if len({r.item for r in rows}) < suite.items else None,
         baseline=idle,
     )

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['list_benchmarks', 'find_table2', 'make_user', 'write_page', 'bench']
 
-# %% ../../nbs/doors/cli_bench.ipynb #4a638473
+# %% ../../nbs/doors/cli_bench.ipynb #2673f7ee
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +17,7 @@ from .cli_train import check_policy, make_policy, memory_in_one_sentence
 from .runs import run_folders
 from ..schema import UserError, reserve
 
-# %% ../../nbs/doors/cli_bench.ipynb #b8c96b04
+# %% ../../nbs/doors/cli_bench.ipynb #21372054
 def list_benchmarks(
     data: Path,  # folder of data
 ):
@@ -31,7 +31,7 @@ def list_benchmarks(
         print(f"  rules: {', '.join(suite.rules)}")
         print(f"  needs {data / suite.folder} ({state}): {suite.source}")
 
-# %% ../../nbs/doors/cli_bench.ipynb #bcb4940f
+# %% ../../nbs/doors/cli_bench.ipynb #9c86c47b
 def find_table2() -> Path | None:
     "Return the paper's table beside the runs; None where this is not a clone of the repository."
     tables = [folder.parent / "papers" / "table2.csv" for folder in run_folders()]
@@ -64,7 +64,7 @@ def write_page(
     scores = [BenchScores.load(p) for p in sorted(folder.glob("*.scores.json"))]
     return write_report(folder / "report.html", "Benchmarks", bench_sections(scores, find_table2()))
 
-# %% ../../nbs/doors/cli_bench.ipynb #ef9f5db8
+# %% ../../nbs/doors/cli_bench.ipynb #75dd384b
 def _tell(scores):
     "Print what a model reached."
     print(f"{scores.bench}, {scores.model}, by the {scores.rule} rule")
@@ -107,10 +107,11 @@ def _checked(names: list[str], models: list[str], groups: list[str]) -> list[str
         raise UserError("--group: expected one benchmark, since groups are parts of one")
     return list(dict.fromkeys(names))
 
-# %% ../../nbs/doors/cli_bench.ipynb #5d8043ee
+# %% ../../nbs/doors/cli_bench.ipynb #160d25d7
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Benchmarks: rotbench, taubench, bfcl, toolhop.")
+        list[str] | None,
+        typer.Argument(help="Benchmarks: rotbench, taubench, bfcl, toolhop, general."),
     ] = None,
     model: Annotated[
         list[str] | None,
