@@ -137,6 +137,20 @@ def test_a_prompt_that_is_too_long_and_a_malformed_call_are_told():
     assert rollout.malformed == 1
 
 
+def test_whatever_a_policy_writes_can_be_kept(tmp_path):
+    half, deep = '"\\ud800"', "[" * 300 + "]" * 300
+    texts = [
+        f'<tool_call>\n{{"name": "f", "arguments": {{"a": {value}}}}}\n</tool_call>'
+        for value in (half, deep)
+    ]
+    for i, text in enumerate(
+        [*texts, "half \ud800", '<tool_call>\n{"name": 1, "arguments": "[1]"}\n</tool_call>']
+    ):
+        out, policy = tmp_path / f"{i}.jsonl", Says(text)
+        first = play(policy, [asking("a")], bfcl.Single, out=out)
+        assert play(policy, [asking("a")], bfcl.Single, out=out) == first and policy.asked == 1
+
+
 def test_a_file_that_is_missing_or_broken_gives_one_sentence(tmp_path):
     with pytest.raises(
         UserError, match="clean.json: there is no such file; get it from https://.*RoTBench"

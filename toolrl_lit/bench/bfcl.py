@@ -6,7 +6,7 @@
 __all__ = ['NEEDED', 'SOURCE', 'GROUPS', 'MOST_STEPS', 'ADDED', 'find_package', 'Package', 'load', 'pairs', 'Single', 'run',
            'Dialogue', 'judged']
 
-# %% ../../nbs/bench/bfcl.ipynb #8589a59f
+# %% ../../nbs/bench/bfcl.ipynb #d7bbc70b
 import inspect
 import json
 import os
@@ -25,7 +25,7 @@ from ..collect import Policy
 from ..engine.turns import Parsed, written
 from ..schema import ToolCall, UserError
 
-# %% ../../nbs/bench/bfcl.ipynb #63c1555a
+# %% ../../nbs/bench/bfcl.ipynb #232fb0bb
 NEEDED = "bfcl-eval==2026.3.23 tree_sitter==0.21.3 tree-sitter-java==0.21.0 tree-sitter-javascript==0.21.4"
 SOURCE = f"`pip install --no-deps --target FOLDER {NEEDED}`, then set TOOLRL_BFCL=FOLDER"
 
@@ -40,7 +40,7 @@ def find_package(
             return place
     raise UserError(f"bfcl: the package bfcl-eval is not here; {SOURCE}")
 
-# %% ../../nbs/bench/bfcl.ipynb #9c455630
+# %% ../../nbs/bench/bfcl.ipynb #5330b021
 class Package:
     "Ask BFCL's package, in a process of its own. A request that takes too long ends that process, and the next one starts another."
 
@@ -99,7 +99,7 @@ class Package:
             raise UserError(f"bfcl: the package fails: {error}")
         return value
 
-# %% ../../nbs/bench/bfcl.ipynb #59f3c892
+# %% ../../nbs/bench/bfcl.ipynb #90d43816
 GROUPS = (
     "simple_python",
     "multiple",
@@ -137,14 +137,14 @@ def load(
             items.append(Item(**about, golden=golden, extra=extra))
     return items
 
-# %% ../../nbs/bench/bfcl.ipynb #a16386f0
+# %% ../../nbs/bench/bfcl.ipynb #24ca2791
 def pairs(
     calls: Sequence[ToolCall],
 ) -> list[tuple[Any, Any]] | None:
-    "Return calls as the policy wrote them; None where one is not a name with an object, which the package cannot read."
+    "Return calls as pairs; None where one was not written as a name with an object, which the package cannot read."
     made = [written(c) for c in calls]
     readable = all(type(name) is str and type(given) is dict for name, given in made)
-    return made if readable else None
+    return [(c.name, c.arguments) for c in calls] if readable else None
 
 
 class Single(Episode):
@@ -175,7 +175,7 @@ def run(
 
     return play(policy, items, begin, **how)
 
-# %% ../../nbs/bench/bfcl.ipynb #670b549f
+# %% ../../nbs/bench/bfcl.ipynb #e4ffa00b
 MOST_STEPS = 20
 ADDED = "I have updated some more functions you can choose from. What about now?"
 
@@ -218,7 +218,7 @@ class Dialogue(Episode):
         "End the dialogue; return its calls by turn and step."
         return {"said": self.said}
 
-# %% ../../nbs/bench/bfcl.ipynb #4f0d7dfe
+# %% ../../nbs/bench/bfcl.ipynb #afce507f
 def _named(answer: Any) -> list[Wanted]:
     "The calls that a golden answer wants; none where it is not a list of calls."
     return [

@@ -6,7 +6,7 @@
 __all__ = ['LOST', 'Item', 'read_records', 'assistant_message', 'calls_of', 'Episode', 'Rollout', 'digest', 'Cache', 'Lost',
            'ask', 'play']
 
-# %% ../../nbs/bench/common.ipynb #b282ec45
+# %% ../../nbs/bench/common.ipynb #55d2bace
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
 from ..collect import Policy, part_seed
+from ..engine.calls import storable
 from ..engine.store import read_text
-from ..engine.turns import Parsed, read_turn
+from ..engine.turns import Parsed, Reply, read_turn
 from ..reward import PARSERS
 from ..schema import ToolCall, UserError
 
-# %% ../../nbs/bench/common.ipynb #1c9a8dd0
+# %% ../../nbs/bench/common.ipynb #0fe073dd
 class Item(BaseModel):
     "Hold one question of a benchmark."
 
@@ -36,7 +37,7 @@ class Item(BaseModel):
     golden: Any = None  # what the benchmark compares with
     extra: dict[str, Any] = {}  # what else the benchmark needs to play or score it
 
-# %% ../../nbs/bench/common.ipynb #6d46c2d9
+# %% ../../nbs/bench/common.ipynb #2bb281da
 def read_records(
     path: Path,  # a JSON list, or JSON Lines
     source: str,  # where the file can be had, for the error
@@ -52,7 +53,7 @@ def read_records(
     except ValueError as e:
         raise UserError(f"{path}: expected a JSON list, or one JSON object a line: {e}") from e
 
-# %% ../../nbs/bench/common.ipynb #1e9e012e
+# %% ../../nbs/bench/common.ipynb #b3309e00
 def assistant_message(
     said: Parsed,  # a turn taken apart
 ) -> dict[str, Any]:
@@ -90,7 +91,7 @@ class Episode:
         "End the episode; return what scoring needs beside the messages."
         return {}
 
-# %% ../../nbs/bench/common.ipynb #8449b387
+# %% ../../nbs/bench/common.ipynb #caff5a1e
 class Rollout(BaseModel):
     "Hold what happened in an episode."
 
@@ -117,7 +118,7 @@ def digest(
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
-# %% ../../nbs/bench/common.ipynb #53971df4
+# %% ../../nbs/bench/common.ipynb #a6935963
 class Cache:
     "Keep rollouts in a JSONL file by their keys; in memory alone where there is no file."
 
@@ -154,7 +155,7 @@ class Cache:
 
 LOST = ("refused", "timed_out")  # ends that tell nothing of the policy
 
-# %% ../../nbs/bench/common.ipynb #16d5a8dc
+# %% ../../nbs/bench/common.ipynb #de74704f
 class Lost(str):
     "Hold what an endpoint said instead of a turn."
 
@@ -181,7 +182,7 @@ def ask(
                 raise first from None
     return texts
 
-# %% ../../nbs/bench/common.ipynb #cce10f23
+# %% ../../nbs/bench/common.ipynb #6d74d17c
 class _Open:
     "An episode under way, and what has been kept of it."
 
@@ -195,17 +196,17 @@ class _Open:
             late = "timed out" in str(text).lower()
             kept.stop = "too_long" if text is None else LOST[late]
         else:
-            said = read_turn(text, parse)
-            kept.turns.append(str(text))
+            said = read_turn(text if isinstance(text, Reply) else storable(text), parse)
+            kept.turns.append(storable(str(text)))
             kept.malformed += len(said.malformed)
             kept.stop = episode.take(said)
         if not kept.stop:
             return None
         kept.messages = episode.messages[len(episode.item.messages) :]
-        kept.facts = episode.close()
+        kept.facts = json.loads(json.dumps(episode.close()))  # as a file gives it back
         return kept
 
-# %% ../../nbs/bench/common.ipynb #8d920787
+# %% ../../nbs/bench/common.ipynb #56ab32e5
 def _begin(todo, episode: Callable[[Item], Episode]) -> Iterator[_Open]:
     "Open the next episodes, one when asked for."
     for key, item, sample in todo:
