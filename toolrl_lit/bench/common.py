@@ -6,7 +6,7 @@
 __all__ = ['LOST', 'Item', 'read_records', 'assistant_message', 'calls_of', 'Episode', 'Rollout', 'digest', 'Cache', 'Lost',
            'ask', 'play']
 
-# %% ../../nbs/bench/common.ipynb #55d2bace
+# %% ../../nbs/bench/common.ipynb #550443a1
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ from ..engine.turns import Parsed, Reply, read_turn
 from ..reward import PARSERS
 from ..schema import ToolCall, UserError
 
-# %% ../../nbs/bench/common.ipynb #0fe073dd
+# %% ../../nbs/bench/common.ipynb #4e6fd4fe
 class Item(BaseModel):
     "Hold one question of a benchmark."
 
@@ -37,7 +37,7 @@ class Item(BaseModel):
     golden: Any = None  # what the benchmark compares with
     extra: dict[str, Any] = {}  # what else the benchmark needs to play or score it
 
-# %% ../../nbs/bench/common.ipynb #2bb281da
+# %% ../../nbs/bench/common.ipynb #8f4a93a6
 def read_records(
     path: Path,  # a JSON list, or JSON Lines
     source: str,  # where the file can be had, for the error
@@ -53,7 +53,7 @@ def read_records(
     except ValueError as e:
         raise UserError(f"{path}: expected a JSON list, or one JSON object a line: {e}") from e
 
-# %% ../../nbs/bench/common.ipynb #b3309e00
+# %% ../../nbs/bench/common.ipynb #9de21e5a
 def assistant_message(
     said: Parsed,  # a turn taken apart
 ) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class Episode:
         "End the episode; return what scoring needs beside the messages."
         return {}
 
-# %% ../../nbs/bench/common.ipynb #caff5a1e
+# %% ../../nbs/bench/common.ipynb #ecc38453
 class Rollout(BaseModel):
     "Hold what happened in an episode."
 
@@ -118,7 +118,7 @@ def digest(
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
-# %% ../../nbs/bench/common.ipynb #a6935963
+# %% ../../nbs/bench/common.ipynb #926cb470
 class Cache:
     "Keep rollouts in a JSONL file by their keys; in memory alone where there is no file."
 
@@ -155,7 +155,7 @@ class Cache:
 
 LOST = ("refused", "timed_out")  # ends that tell nothing of the policy
 
-# %% ../../nbs/bench/common.ipynb #de74704f
+# %% ../../nbs/bench/common.ipynb #eb3813b0
 class Lost(str):
     "Hold what an endpoint said instead of a turn."
 
@@ -182,7 +182,7 @@ def ask(
                 raise first from None
     return texts
 
-# %% ../../nbs/bench/common.ipynb #6d74d17c
+# %% ../../nbs/bench/common.ipynb #0a3e868f
 class _Open:
     "An episode under way, and what has been kept of it."
 
@@ -206,7 +206,7 @@ class _Open:
         kept.facts = json.loads(json.dumps(episode.close()))  # as a file gives it back
         return kept
 
-# %% ../../nbs/bench/common.ipynb #56ab32e5
+# %% ../../nbs/bench/common.ipynb #0eff86ef
 def _begin(todo, episode: Callable[[Item], Episode]) -> Iterator[_Open]:
     "Open the next episodes, one when asked for."
     for key, item, sample in todo:
@@ -230,6 +230,13 @@ def _all_ended(policy, opening: Iterator[_Open], batch: int, seed: int, how: dic
             yield from filter(None, ended)
 
 
+def _made_with(policy, how: dict, settings: dict | None, seed: int) -> list:
+    "What a rollout depends on beside its item; the seed only where something is drawn."
+    name = getattr(policy, "fingerprint", type(policy).__name__)
+    drawn = {"seed": seed if how["temperature"] else 0}
+    return [name, getattr(policy, "reasoning", False), how | (settings or {}) | drawn]
+
+
 def play(
     policy: Policy,
     items: Sequence[Item],
@@ -248,9 +255,7 @@ def play(
 ) -> list[Rollout]:
     "Return a rollout for each item and sample, in order. The same call goes on after a stop."
     how = dict(temperature=temperature, max_new_tokens=max_new_tokens)
-    name = getattr(policy, "fingerprint", type(policy).__name__)
-    thinks = getattr(policy, "reasoning", False)
-    made = [name, thinks, how | (settings or {}) | {"seed": seed if temperature else 0}]
+    made = _made_with(policy, how, settings, seed)
     wanted = [(digest(made, i.model_dump(), k), i, k) for i in items for k in range(samples)]
     cache = Cache(out)
     done = {key: cache.kept[key] for key, *_ in wanted if key in cache.kept}

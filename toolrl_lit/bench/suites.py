@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUITES', 'Suite', 'suite_of', 'is_there', 'measure']
 
-# %% ../../nbs/bench/suites.ipynb #25552f3f
+# %% ../../nbs/bench/suites.ipynb #b11b3b87
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from .users import User
 from ..collect import Policy
 from ..schema import UserError
 
-# %% ../../nbs/bench/suites.ipynb #0ccd04e4
+# %% ../../nbs/bench/suites.ipynb #7f137d85
 class Suite(NamedTuple):
     "Say what a benchmark asks, and what it needs."
 
@@ -76,7 +76,7 @@ def is_there(
     except UserError:
         return False
 
-# %% ../../nbs/bench/suites.ipynb #c8024812
+# %% ../../nbs/bench/suites.ipynb #64df72f2
 def _rotbench(policy, folder, groups, most, rule, user, how):
     items = rotbench.load(folder, groups, most)
     rollouts = rotbench.run(policy, items, **how)
@@ -113,6 +113,13 @@ _PLAYED = dict(
 )
 
 
+def _noted(name: str, groups: Sequence[str], user: User | None, how: dict) -> dict:
+    "What a reader of scores wants to know."
+    noted = {k: v for k, v in how.items() if k not in ("out", "batch")}
+    talks = {"user": user.name if user else "scripted"} if name == "taubench" else {}
+    return {"groups": ", ".join(groups)} | noted | talks
+
+
 def measure(
     name: str,  # of a benchmark
     policy: Policy,
@@ -132,16 +139,11 @@ def measure(
     usual = ("free",) if name == "toolhop" else suite.groups
     folder, groups = Path(data) / suite.folder, groups or usual
     rows, idle = played(policy, folder, groups, most, rule, user, how)
-    noted = {"groups": ", ".join(groups)} | {
-        k: v for k, v in how.items() if k not in ("out", "batch")
-    }
-    if name == "taubench":
-        noted["user"] = user.name if user else "scripted"
     return BenchScores(
         bench=name,
         model=model or getattr(policy, "name", type(policy).__name__),
         rule=rule,
-        settings=noted,
+        settings=_noted(name, groups, user, how),
         rows=rows,
         whole=suite.items if len({r.item for r in rows}) < suite.items else None,
         baseline=idle,
