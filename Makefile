@@ -9,6 +9,7 @@ BIN = .venv/bin
 UV = $(BIN)/uv pip install -q
 INSTALLED = .venv/.installed
 VERIFIERS = .venv/verifiers/.installed
+BFCL = .venv/bfcl/.installed
 CODE = nbs runs tests setup.py
 # what `make check` runs of the tests: site, papers and the modules that need no model
 FAST = $(addprefix tests/test_,$(addsuffix .py,site papers readme functions schema integrate match parsers deploy))
@@ -31,7 +32,7 @@ quickstart: $(INSTALLED)  ## train a small model on this machine and write its r
 check: exported lint  ## the inner loop: export, lint, site, fast tests
 	$(BIN)/python -m pytest -q -n 2 -m 'not slow' $(FAST)
 
-test: exported lint $(VERIFIERS)  ## everything: export, lint, every notebook, every test
+test: exported lint $(VERIFIERS) $(BFCL)  ## everything: export, lint, every notebook, every test
 	$(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup tests
 	.venv/verifiers/bin/python -m pytest -q tests/test_verifiers.py
@@ -81,6 +82,12 @@ $(VERIFIERS): $(INSTALLED) tests/verifiers.txt
 	$(BIN)/python -m venv --clear --without-pip .venv/verifiers
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > "$$(.venv/verifiers/bin/python -c 'import site; print(site.getsitepackages()[0])')/toolrl_lit.pth"
 	$(UV) --python .venv/verifiers/bin/python --no-deps -r tests/verifiers.txt
+	@touch $@
+
+# the package of the benchmark BFCL asks for every vendor's software: it lies in a folder that only a process of its own sees
+$(BFCL): $(INSTALLED) tests/bfcl.txt
+	@rm -rf .venv/bfcl
+	$(UV) --python $(BIN)/python --no-deps --target .venv/bfcl -r tests/bfcl.txt
 	@touch $@
 
 clean:  ## remove the environment, what was built and what runs wrote

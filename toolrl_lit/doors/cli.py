@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from .. import __version__
+from .cli_bench import bench
 from .cli_build import build
 from .cli_data import audit, export
 from .cli_look import serve, show
@@ -162,6 +163,7 @@ for _command in (
     collect,
     evaluate,
     report,
+    bench,
     train,
     layers,
     parameters,
