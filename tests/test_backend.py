@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import types
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from trl.generation import vllm_client, vllm_generation
 
 from toolrl_lit import train as module
 from toolrl_lit.collect import TransformersPolicy, generate_tokens, load_model
+from toolrl_lit.engine.memory import check_fits, free_memory
 from toolrl_lit.engine.trainer import grpo_arguments
-from toolrl_lit.engine.vllm import check_server
+from toolrl_lit.engine.vllm import ServerSampling, check_server
 from toolrl_lit.schema import UserError
 from toolrl_lit.train import (
     PRESETS,
@@ -126,7 +128,53 @@ def test_where_unsloth_was_imported_before_nothing_is_trained(monkeypatch, backe
         choose_backend(make_config(backend=backend))
 
 
+@pytest.mark.parametrize("four", [True, False])
+def test_four_bits_without_bitsandbytes_are_refused_before_a_model_is_loaded(monkeypatch, four):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    missing = "bitsandbytes" if four else "nothing"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else name)
+    config = make_config(backend="unsloth", load_in="4bit")
+    if not four:
+        assert choose_backend(config) == "unsloth"
+        return
+    with pytest.raises(UserError, match="bitsandbytes, .* is not installed; pip install bitsandb"):
+        choose_backend(config)
+
+
+def test_a_card_before_ampere_is_told_in_one_sentence_before_anything_is_loaded(
+    tiny_folder, environments, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(module, "load_model", lambda *a: pytest.fail("must not load a model"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *a: "Tesla T4")
+    with pytest.raises(
+        UserError, match=r"^Tesla T4: .*bfloat16, .*Ampere .*8\.0; this one has 7\.5"
+    ):
+        train(config_for(tiny_folder, tmp_path, backend="plain"), environments)
+
+
 # -- memory
+
+
+def test_what_torch_keeps_on_a_gpu_without_using_it_counts_as_free(monkeypatch):
+    gigabytes = dict(mem_get_info=(4e9, 24e9), memory_reserved=18e9, memory_allocated=2e9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, value in gigabytes.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *a, value=value: value)
+    assert free_memory() == 20e9
+
+
+@pytest.mark.parametrize("credit, longest", [("step", 120), ("episode", 220), ("turn", 220)])
+def test_positions_have_to_suffice_for_a_turn_that_begins_where_an_episode_may_end(credit, longest):
+    from transformers import LlamaConfig
+
+    lengths = dict(max_prompt_tokens=100, max_new_tokens=20, max_episode_tokens=100)
+    config = make_config(credit=credit, **lengths)
+    shape = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    check_fits(config, LlamaConfig(**shape, max_position_embeddings=longest))
+    with pytest.raises(UserError, match=f"max_new_tokens=20 are more than the {longest - 1} posit"):
+        check_fits(config, LlamaConfig(**shape, max_position_embeddings=longest - 1))
 
 
 @pytest.fixture(scope="module")
@@ -244,10 +292,12 @@ def test_a_merged_adapter_is_the_model_that_was_trained(tiny_folder, tmp_path):
         dict(lora_rank=0, learning_rate=1e-3),
     ],
 )
-def test_unsloth_trains_and_leaves_this_process_plain(tiny_folder, environments, tmp_path, changes):
-    folder = train(config_for(tiny_folder, tmp_path, backend="unsloth", **changes), environments)
+def test_unsloth_trains_and_leaves_this_process_plain(
+    padded_folder, environments, tmp_path, changes
+):
+    folder = train(config_for(padded_folder, tmp_path, backend="unsloth", **changes), environments)
     start, tuned = (
-        load_file(Path(tiny_folder) / "model.safetensors"),
+        load_file(Path(padded_folder) / "model.safetensors"),
         load_file(folder / "model.safetensors"),
     )
     assert "unsloth" not in sys.modules and start.keys() == tuned.keys()
@@ -266,10 +316,61 @@ def test_the_address_goes_to_trl_in_its_own_words(tmp_path):
         "server",
         "http://gpu:8000",
     )
-    assert (
-        sent.vllm_importance_sampling_correction
-        and not grpo_arguments(make_config(), tmp_path).use_vllm
+    assert sent.vllm_importance_sampling_correction
+    assert (sent.vllm_importance_sampling_mode, sent.vllm_importance_sampling_clip_max) == (
+        "token_truncate",
+        2.0,
     )
+    assert not grpo_arguments(make_config(), tmp_path).use_vllm
+
+
+def test_one_gpu_is_too_few_for_a_server_beside_the_training(server, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for gpus in (0, 1):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        with pytest.raises(
+            UserError, match="vllm_server: .*so two are needed, .* there is (n?one)"
+        ):
+            check_server(server.url)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # the other one is the server's
+    check_server(server.url)
+
+
+def test_weights_are_sent_merged_and_stay_as_they_were_to_the_bit(tiny_folder):
+    tuned, received = lora(load_model(tiny_folder)[0].bfloat16(), 4), {}
+    for name, p in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.05)
+    before = {n: p.detach().clone() for n, p in tuned.named_parameters()}
+    engine = vllm_generation.VLLMGeneration.__new__(vllm_generation.VLLMGeneration)
+    engine.model, engine.mode, engine._weight_metadata = tuned, "server", None
+    engine._dist = types.SimpleNamespace(is_fsdp=False, gather_params=lambda p: nullcontext())
+    engine.accelerator = types.SimpleNamespace(is_main_process=True)
+    engine.vllm_client = types.SimpleNamespace(
+        update_named_params=lambda told, sent: received.update((n, w.clone()) for n, w in sent),
+        reset_prefix_cache=lambda: None,
+    )
+    state = types.SimpleNamespace(global_step=0)
+    policy = ServerSampling()
+    policy.attach(types.SimpleNamespace(vllm_generation=engine, model=tuned, state=state))
+    for state.global_step in range(24):
+        policy.trainer._last_loaded_step = -1
+        policy.refresh()
+    assert all(torch.equal(p, before[n]) for n, p in tuned.named_parameters())
+    copy, _ = load_model(tiny_folder)
+    copy.bfloat16()
+    start = {n: p.detach().clone() for n, p in copy.named_parameters()}
+    merge_into(copy, tuned)
+    assert received.keys() == start.keys() == {n for n, _, _ in engine._weight_metadata}
+    for name, p in copy.named_parameters():
+        assert torch.equal(received[name], p)
+    assert sum(not torch.equal(received[n], start[n]) for n in start) == 14
+
+
+def test_no_prompts_are_no_turns_and_nobody_is_asked():
+    policy = ServerSampling()
+    assert policy.tokens([], temperature=1.0, max_new_tokens=4, seed=0) == policy.logprobs == []
 
 
 def test_no_server_is_said_before_a_model_is_loaded(
@@ -394,6 +495,9 @@ def test_turns_and_their_log_probabilities_come_from_the_server_with_the_weights
         a["temperature"] for a in server.asked
     } == {1.0}
     assert any(a["n"] % 4 == 0 for a in server.asked)  # a group is asked for at once
+    # nothing is left for the model's own generation_config to fill in
+    plain = dict(repetition_penalty=1.0, top_p=1.0, top_k=0, min_p=0.0)
+    assert all(a[name] == value for a in server.asked for name, value in plain.items())
     start, tuned = (
         load_file(Path(tiny_folder) / "model.safetensors"),
         load_file(folder / "model.safetensors"),
