@@ -125,3 +125,19 @@ def test_the_estimate_is_the_account(size):
         assert need[name] == pytest.approx(by_hand[name], rel=1e-3), name
     assert need["activations"] == pytest.approx(by_hand["activations"], rel=0.02)
     assert by_hand["logits"] <= need["logits"] <= 2 * by_hand["logits"]  # an upper bound
+
+
+@pytest.mark.parametrize("size", SHAPES)
+@pytest.mark.parametrize("load_in", ["16bit", "4bit"])
+def test_unsloth_keeps_the_prompt_of_each_turn_twice_at_its_first_step(size, load_in):
+    config = make_config("consumer-24gb", backend="unsloth", load_in=load_in)
+    need, s = memory_needed(config, settings_of(size), gpu=True), sizes_of(settings_of(size))
+    token = 2 * 2 * s.N * s.K
+    read, copied = config.max_prompt_tokens, config.max_prompt_tokens + 512 + 1
+    by_hand = config.collect_rows * (read + copied) * token / 1e9
+    assert need["rollouts"] == need["conversations"] == pytest.approx(by_hand, rel=1e-3)
+    ends = s.ends * s.V * s.H
+    four = 2 * ends + (weights(s) - ends) * (0.5 + 4 / 64)  # 4 bits, and an fp32 scale for 64
+    whole = 2 * weights(s)
+    assert need["weights"] == pytest.approx((four if load_in == "4bit" else whole) / 1e9, rel=1e-3)
+    assert need["copy for rollouts"] == 0

@@ -141,6 +141,11 @@ def _token_bytes(c: _Counted) -> int:
     return 2 * c.size * c.text.num_hidden_layers * cached * head
 
 
+def _held(c: _Counted, prompt: int, said: int) -> int:
+    "Tokens whose keys and values are held for a turn: Unsloth's first step copies the prompt's into a cache with room for 512 more."
+    return max(2 * prompt + 513, prompt + said) if c.fast else prompt + said
+
+
 def _caches(c: _Counted) -> tuple[float, float]:
     "Bytes of keys and values in collecting and in sampling; none of them are here where a server samples."
     config = c.config
@@ -149,14 +154,18 @@ def _caches(c: _Counted) -> tuple[float, float]:
     token, steps = _token_bytes(c), config.credit == "step"
     played = config.environments if steps else config.prompts * config.group
     conversations = min(config.collect_rows, played) * (1 if c.gpu else 3)
-    longest = config.max_prompt_tokens + config.completion_tokens
+    before = config.max_prompt_tokens + (0 if steps else config.max_episode_tokens)
+    talked = conversations * _held(c, before, config.max_new_tokens if steps else 0)
     if not steps:
-        return conversations * longest * token, 0
+        return talked * token, 0
     side_by_side = config.collect_rows if c.fast else config.rollout_rows
     turns = min(side_by_side, config.prompts * config.oversample * config.group)
-    prompts = turns if c.fast else -(-turns // config.group)  # Unsloth keeps one for each turn
-    sampled = prompts * config.max_prompt_tokens + turns * config.completion_tokens
-    return conversations * longest * token, sampled * token
+    if c.fast:  # it keeps the prompt for each turn
+        sampled = turns * _held(c, config.max_prompt_tokens, config.max_new_tokens)
+    else:
+        sampled = -(-turns // config.group) * config.max_prompt_tokens
+        sampled += turns * config.max_new_tokens
+    return talked * token, sampled * token
 
 # %% ../../nbs/engine/memory.ipynb #37ae46ab
 def memory_needed(
