@@ -53,11 +53,8 @@ lint: $(INSTALLED)  ## check layout and lint of notebooks, runs and tests
 	$(BIN)/ruff format --check -q $(CODE) || { echo "error: run $(BIN)/ruff format $(CODE)"; exit 1; }
 	$(BIN)/ruff check -q $(CODE)
 
-gpu-check: $(INSTALLED)  ## run what needs a GPU, and say so where there is none
-	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
-		$(BIN)/python -c 'import torch; print("GPU:", torch.cuda.get_device_name())'; \
-		env -u OMP_NUM_THREADS $(BIN)/python -m pytest -q tests/test_backend.py tests/test_collect.py; \
-	else echo "no GPU here: nothing was checked on one. What differs there is in tests/test_backend.py and runs/bench/"; fi
+gpu-check: $(INSTALLED)  ## measure what one GPU does, in ten minutes, and say so where there is none
+	@env -u OMP_NUM_THREADS $(BIN)/python tests/gpu/check.py
 
 docs: $(INSTALLED)  ## build the site into _docs (needs quarto); without quarto, check its input
 	@if command -v quarto > /dev/null; then $(BIN)/nbdev_docs; \

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpu import check
 from safetensors.torch import load_file
 from trl.generation import vllm_client, vllm_generation
 
@@ -530,17 +531,23 @@ def test_the_benchmark_of_backends_says_that_it_needs_a_gpu(tmp_path):
         measure(tmp_path)
 
 
-def test_the_benchmark_compares_plain_with_trl_itself_anywhere(tmp_path):
-    measure(
-        tmp_path,
-        sizes=["tiny"],
-        backends=["trl", "plain"],
-        prompt_tokens=40,
-        new_tokens=6,
-        group=4,
-        repeats=1,
+@no_gpu
+def test_the_check_of_a_gpu_says_in_a_line_that_there_is_none(capsys, tmp_path):
+    check.main(["--out", str(tmp_path)])
+    assert capsys.readouterr().out == check.NO_GPU + "\n" and not list(tmp_path.iterdir())
+
+
+def test_the_check_compares_plain_with_trl_itself_anywhere_and_goes_on_where_it_was(
+    tmp_path, capsys
+):
+    file = check.check(tmp_path, minutes=0, tiny=True)
+    assert "**Not done yet:** models: tiny" in file.with_suffix(".md").read_text()
+    assert (
+        check.check(tmp_path, tiny=True) == file
+        and "models: tiny: done, " in capsys.readouterr().out
     )
-    trl, plain = json.loads((tmp_path / "metrics.json").read_text())
+    before = json.loads(file.read_text())
+    trl, plain = before["stages"]["models: tiny"]["result"]
     for row in (trl, plain):
         assert (
             row["rollout tokens/s"] > 0 < row["update tokens/s"] and 5 < row["loss"] < 8
@@ -549,6 +556,39 @@ def test_the_benchmark_compares_plain_with_trl_itself_anywhere(tmp_path):
         trl["largest difference of a log-probability"] < 0.05
         and trl["updates, times as fast as trl"] == 1
     )
+    said = file.with_suffix(".md").read_text()
+    assert said.startswith(f"# {before['facts']['device']}\n") and "Not done yet" not in said
+    assert "| tiny | plain | " in said and "Bars" not in said  # they are for GPUs
+    check.check(tmp_path, tiny=True)
+    assert json.loads(file.read_text()) == before
+    assert "models: tiny: done before" in capsys.readouterr().out
+
+
+def test_a_bar_is_met_by_speed_or_by_memory_and_the_estimate_has_one_of_its_own():
+    def row(backend, speed, memory, estimate=None):
+        names = ("update tokens/s", "update GB", "estimated update GB")
+        return dict(size="4b", backend=backend) | dict(zip(names, (speed, memory, estimate)))
+
+    rows = [row("trl", 100, 20), row("plain", 140, 9, 10), row("unsloth", 149, 11, 14)]
+    said = "\n".join(check.bars({"models: 4b": dict(result=rows)}))
+    assert "met: 4b, plain: updates 1.40 times as fast as TRL's, in 0.45 of its memory" in said
+    assert "MISSED: 4b, unsloth: updates 1.49 times" in said
+    assert "met: 4b, plain: -10 % off" in said and "MISSED: 4b, unsloth: -21 % off" in said
+
+
+def test_a_stage_that_fails_does_not_hinder_the_others_and_is_tried_again(tmp_path, monkeypatch):
+    def fails(folder):
+        raise RuntimeError("first line\nno kernel for this card")
+
+    work = {"one": fails, "two": lambda folder: dict(passed=3, skipped=1, failed=["test_x"])}
+    monkeypatch.setattr(check, "stages", lambda tiny: work)
+    file = check.check(tmp_path, tiny=True)
+    said = file.with_suffix(".md").read_text()
+    assert "**one failed**: no kernel for this card" in said
+    assert "**two**: 3 passed, 1 skipped, 1 failed test_x" in said
+    work["one"] = lambda folder: dict(passed=1, skipped=0, failed=[])
+    check.check(tmp_path, tiny=True)
+    assert "**one**: 1 passed" in file.with_suffix(".md").read_text()
 
 
 def test_the_benchmark_of_backends_refuses_one_it_does_not_know(tmp_path):
