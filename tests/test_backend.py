@@ -19,6 +19,7 @@ from toolrl_lit import train as module
 from toolrl_lit.collect import TransformersPolicy, generate_tokens, load_model
 from toolrl_lit.engine.memory import check_fits, free_memory
 from toolrl_lit.engine.trainer import grpo_arguments
+from toolrl_lit.engine.unsloth import corrected
 from toolrl_lit.engine.vllm import ServerSampling, check_server
 from toolrl_lit.schema import UserError
 from toolrl_lit.train import (
@@ -260,6 +261,38 @@ def test_whole_rows_give_the_log_probabilities_of_groups(tiny_folder, environmen
         )
         told.append(torch.stack([logps, entropy]).float() * seen[:, -6:])
     assert torch.allclose(*told, atol=0.1) and told[0].abs().max() > 1  # bf16
+
+
+class Overstated(module.EnginePolicy):
+    "Tells of each token that it was far less likely than it is, as no engine should."
+
+    def tokens(self, prompts, **how):
+        rows = super().tokens(prompts, **how)
+        self.logprobs = [[-100.0] * len(row) for row in rows]
+        return rows
+
+
+@pytest.mark.parametrize("credit", ["step", "episode"])
+def test_another_engines_turns_are_weighed_by_their_ratio_and_at_most_twice(
+    tiny_folder, environments, tmp_path, credit
+):
+    config = config_for(tiny_folder, tmp_path, credit=credit, updates=1, oversample=1)
+    base, tokenizer = load_model(tiny_folder)
+    policy = Overstated(load_model(tiny_folder)[0], tokenizer, max_prompt_tokens=2000)
+    make = module.step_trainer if credit == "step" else module.episode_trainer
+    trainer = make(config, tmp_path, policy, lora(base, 4), environments, None)
+    corrected(trainer)
+    batches, score = [], trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda rows: (
+        batches.append(score(rows)) or batches[-1]
+    )
+    trainer.train()
+    log = trainer.state.log_history[0]
+    ratios = [log[f"sampling/importance_sampling_ratio/{what}"] for what in ("min", "mean", "max")]
+    assert ratios == [2.0, 2.0, 2.0]
+    assert 80 < log["sampling/sampling_logp_difference/mean"] < 100
+    said = batches[0]["completion_mask"] * batches[0].get("tool_mask", 1)
+    assert torch.equal(batches[0]["importance_sampling_ratio"], 1.0 + said)  # of calls' results: 1
 
 
 def test_a_merged_adapter_is_the_model_that_was_trained(tiny_folder, tmp_path):
@@ -540,10 +573,10 @@ def test_the_check_of_a_gpu_says_in_a_line_that_there_is_none(capsys, tmp_path):
 def test_the_check_compares_plain_with_trl_itself_anywhere_and_goes_on_where_it_was(
     tmp_path, capsys
 ):
-    file = check.check(tmp_path, minutes=0, tiny=True)
+    file = check.check(tmp_path, tmp_path / "work", minutes=0, tiny=True)
     assert "**Not done yet:** models: tiny" in file.with_suffix(".md").read_text()
     assert (
-        check.check(tmp_path, tiny=True) == file
+        check.check(tmp_path, tmp_path / "work", tiny=True) == file
         and "models: tiny: done, " in capsys.readouterr().out
     )
     before = json.loads(file.read_text())
@@ -559,7 +592,7 @@ def test_the_check_compares_plain_with_trl_itself_anywhere_and_goes_on_where_it_
     said = file.with_suffix(".md").read_text()
     assert said.startswith(f"# {before['facts']['device']}\n") and "Not done yet" not in said
     assert "| tiny | plain | " in said and "Bars" not in said  # they are for GPUs
-    check.check(tmp_path, tiny=True)
+    check.check(tmp_path, tmp_path / "work", tiny=True)
     assert json.loads(file.read_text()) == before
     assert "models: tiny: done before" in capsys.readouterr().out
 
@@ -582,12 +615,12 @@ def test_a_stage_that_fails_does_not_hinder_the_others_and_is_tried_again(tmp_pa
 
     work = {"one": fails, "two": lambda folder: dict(passed=3, skipped=1, failed=["test_x"])}
     monkeypatch.setattr(check, "stages", lambda tiny: work)
-    file = check.check(tmp_path, tiny=True)
+    file = check.check(tmp_path, tmp_path / "work", tiny=True)
     said = file.with_suffix(".md").read_text()
     assert "**one failed**: no kernel for this card" in said
     assert "**two**: 3 passed, 1 skipped, 1 failed test_x" in said
     work["one"] = lambda folder: dict(passed=1, skipped=0, failed=[])
-    check.check(tmp_path, tiny=True)
+    check.check(tmp_path, tmp_path / "work", tiny=True)
     assert "**one**: 1 passed" in file.with_suffix(".md").read_text()
 
 

@@ -141,3 +141,9 @@ def test_unsloth_keeps_the_prompt_of_each_turn_twice_at_its_first_step(size, loa
     whole = 2 * weights(s)
     assert need["weights"] == pytest.approx((four if load_in == "4bit" else whole) / 1e9, rel=1e-3)
     assert need["copy for rollouts"] == 0
+    assert (
+        need["logits"]
+        == memory_needed(
+            make_config("consumer-24gb", backend="plain"), settings_of(size), gpu=True
+        )["logits"]
+    )

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 
 from toolrl_lit.schema import write_text
+from toolrl_lit.train import make_config
 
 ROOT = Path(__file__).parents[2]
 RUNS = ROOT / "runs"
@@ -79,16 +81,17 @@ def tests(*paths: str) -> Callable[[Path], dict]:
     return run
 
 
-def measured(**parameters) -> Callable[[Path], list]:
-    "Return a stage that runs runs/bench/backend.ipynb, which goes on itself where it was stopped."
+def measured(size: str, *backends: str, **parameters) -> Callable[[Path], list]:
+    "Return a stage that runs runs/bench/backend.ipynb; those of a size share a folder, so they have the same weights and are compared."
 
     def run(folder: Path) -> list:
         import papermill
 
+        folder = folder.parent / size
         papermill.execute_notebook(
             str(RUNS / "bench" / "backend.ipynb"),
             None,
-            parameters=parameters | dict(out=str(folder)),
+            parameters=parameters | dict(out=str(folder), sizes=[size], backends=list(backends)),
             progress_bar=False,
             kernel_name="python3",
         )
@@ -122,17 +125,27 @@ def stages(tiny: bool) -> dict[str, Callable[[Path], list | dict]]:
     fast = ["unsloth", "unsloth-4bit"] if importlib.util.find_spec("unsloth") else []
     if tiny:
         how = dict(prompt_tokens=40, new_tokens=6, group=4, repeats=1)
-        return {"models: tiny": measured(sizes=["tiny"], backends=["trl", "plain"], **how)}
+        return {"models: tiny": measured("tiny", "trl", "plain", **how)}
     found = {"kernels and tiny models": tests("tests/gpu")} if fast else {}
     found["backends"] = tests("tests/test_backend.py")
-    backends = ["trl", "plain", *fast]
+    how = dict(prompt_tokens=1024, new_tokens=128, repeats=1)
     for size in ("qwen3-0.6b", "qwen3-1.7b", "qwen3-4b"):
-        how = dict(prompt_tokens=1024, new_tokens=128, repeats=1, sizes=[size])
-        found[f"models: {size}"] = measured(backends=backends, **how)
-    preset = dict(prompt_tokens=4096, new_tokens=1024, group=2, repeats=1, limit_gb=24)
-    kinds = ["plain", *fast[:1]]
-    found["24 GB: qwen3-4b"] = measured(sizes=["qwen3-4b"], backends=kinds, **preset)
+        for backend in ("plain", "trl", *fast):
+            found[f"models: {size}, {backend}"] = measured(size, backend, **how)
     found["quickstart"] = quickstart
+    preset = make_config("consumer-24gb")  # as many turns, as long, and as many at a time
+    how = dict(
+        prompt_tokens=preset.max_prompt_tokens,
+        new_tokens=preset.max_new_tokens,
+        group=preset.rollout_rows,
+        update_rows=preset.group // preset.split_group,
+        collect_rows=preset.collect_rows,
+        limit_gb=24,
+        repeats=1,
+    )
+    for backend in ("plain", *fast[:1]):
+        name = f"consumer-24gb within 24 GB: {backend}"
+        found[name] = measured("qwen3-4b", backend, **how)
     return found
 
 
@@ -177,8 +190,10 @@ def bars(done: dict) -> list[str]:
         said.append(
             f"- {met}: {r['size']}, {r['backend']}: {100 * off:+.0f} % off the estimate (bar: {100 * ESTIMATE:.0f} %)"
         )
-    for r in rows_of(done, "24 GB"):
-        said.append(f"- met: {r['size']}, {r['backend']} ran within 24 GB")
+    for r in rows_of(done, "consumer-24gb"):
+        said.append(
+            f"- met: {r['size']}, {r['backend']} ran within 24 GB, with updates of {r['update GB']:.1f} GB and rollouts of {r['rollout GB']:.1f}"
+        )
     return said
 
 
@@ -231,13 +246,13 @@ def go_on(out: Path, told: dict, tiny: bool) -> tuple[Path, dict]:
     return file, {}
 
 
-def check(out: Path, minutes: float = 10, tiny: bool = False) -> Path:
-    "Do what is left of the stages, as long as there is time to begin one; return the file with the results."
+def check(out: Path, work: Path, minutes: float = 10, tiny: bool = False) -> Path:
+    "Do what is left of the stages, in the folder `work`, as long as there is time to begin one; return the file with the results."
     told, begun = facts(), time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     file, done = go_on(out, told, tiny)
-    work = stages(tiny)
-    for name, stage in work.items():
+    todo = stages(tiny)
+    for name, stage in todo.items():
         if "result" in done.get(name, {}):
             print(f"{name}: done before")
             continue
@@ -245,10 +260,12 @@ def check(out: Path, minutes: float = 10, tiny: bool = False) -> Path:
             print(f"{minutes:g} minutes are over; the same command goes on")
             break
         print(f"{name} ...", flush=True)
-        done[name] = attempted(stage, out / file.stem / re.sub(r"\W+", "-", name))
+        done[name] = attempted(stage, work / file.stem / re.sub(r"\W+", "-", name))
         print(f"{name}: {done[name].get('failed', 'done')}, {done[name]['seconds']} s", flush=True)
-        save(file, told, tiny, done, work)
-    save(file, told, tiny, done, work)
+        save(file, told, tiny, done, todo)
+    save(file, told, tiny, done, todo)
+    if all("result" in done.get(name, {}) for name in todo):
+        shutil.rmtree(work / file.stem, ignore_errors=True)  # models of many GB
     print(file.with_suffix(".md"))
     return file
 
@@ -264,10 +281,10 @@ def attempted(stage: Callable, folder: Path) -> dict:
     return done | dict(seconds=round(time.monotonic() - begun, 1))
 
 
-def save(file: Path, told: dict, tiny: bool, done: dict, work: dict):
+def save(file: Path, told: dict, tiny: bool, done: dict, todo: dict):
     "Write what is known by now, for machines and as a page."
     write_text(file, json.dumps(dict(facts=told, tiny=tiny, stages=done), indent=1))
-    write_text(file.with_suffix(".md"), page(told, done, [n for n in work if n not in done]))
+    write_text(file.with_suffix(".md"), page(told, done, [n for n in todo if n not in done]))
 
 
 def main(argv: list[str] | None = None):
@@ -280,7 +297,7 @@ def main(argv: list[str] | None = None):
         return print(NO_GPU)
     if importlib.util.find_spec("unsloth") is None:
         print("Unsloth is not installed, so it is left out: make install-gpu")
-    check(args.out, args.minutes, args.tiny)
+    check(args.out, ROOT / "runs" / "out" / "gpu-check", args.minutes, args.tiny)
 
 
 if __name__ == "__main__":

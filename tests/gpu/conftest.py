@@ -37,7 +37,7 @@ def plain():
 
 
 @pytest.fixture(scope="session")
-def unsloth(plain, tmp_path_factory):
+def unsloth(plain):
     "Unsloth, imported after TRL as the library does it."
     import pretended
 
@@ -45,7 +45,6 @@ def unsloth(plain, tmp_path_factory):
         pytest.exit(
             "no GPU here: TRITON_INTERPRET=1 is to be set beforehand, as `make test-unsloth` does"
         )
-    os.environ["UNSLOTH_COMPILE_LOCATION"] = str(tmp_path_factory.mktemp("compiled"))
     pretended.pretend()
     import unsloth
 

@@ -3,6 +3,7 @@ in Python. What is left to pretend is here: a current device, what it has, and s
 
 import contextlib
 import os
+import tempfile
 import types
 from unittest.mock import patch
 
@@ -52,6 +53,7 @@ NUMBERS = dict(
 def pretend():
     "Before Unsloth is imported: let torch.cuda answer, while `is_available` stays False."
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
+    os.environ["UNSLOTH_COMPILE_LOCATION"] = tempfile.mkdtemp()  # or it is the folder one works in
     if GPU:
         return
     os.environ.update(SWITCHES)

@@ -108,7 +108,8 @@ def by_unsloth(config, environments, folder: Path) -> tuple[dict, list]:
         fill(policy.model)
         watch = Watch(trainer)
         run(trainer, Path(config.out), "Unsloth")
-        return told(trainer, watch, policy.model), tape
+        chunked = not watch._logps.gives_logits
+        return told(trainer, watch, policy.model) | dict(chunked=chunked), tape
 
 
 class Replay(module.EnginePolicy):

@@ -1,7 +1,10 @@
 "Backend unsloth against plain on one tape of rollouts: what both compute, and the weights after two updates."
 
+import json
+
 import pretended
 import pytest
+import spawned
 import tape
 import torch
 
@@ -59,6 +62,11 @@ def test_what_was_sampled_is_as_likely_as_the_trainer_finds_it_and_the_ratio_is_
     assert len(ratios) == 6 and ratios == pytest.approx([1.0] * 6, abs=1e-4)
 
 
+def test_logits_are_held_a_chunk_at_a_time_where_unsloth_gives_states(runs):
+    config, fast, _ = runs
+    assert fast["chunked"] == bool(config.lora_rank) or pretended.GPU
+
+
 def test_unsloths_own_checkpointing_is_the_one_that_runs(runs):
     config, fast, slow = runs
     if config.gradient_checkpointing:
@@ -66,3 +74,14 @@ def test_unsloths_own_checkpointing_is_the_one_that_runs(runs):
         assert "unsloth" not in str(slow["checkpoints"]) and len(slow["checkpoints"]) == 2
     else:
         assert fast["checkpoints"] == slow["checkpoints"] == {None}
+
+
+def test_train_leaves_its_process_plain_and_the_model_merged(
+    plain, padded_folder, environments, tmp_path
+):
+    config = tape.config_for(padded_folder, tmp_path, updates=1, prompts=1)
+    here, before, after = plain(spawned.trained, config, environments[:2])
+    assert not here and before.keys() == after.keys()
+    assert sum(not torch.equal(before[n].bfloat16(), after[n]) for n in before) == 14
+    log = json.loads((tmp_path / "rl" / "log.json").read_text())
+    assert "sampling/importance_sampling_ratio/mean" in log[0]

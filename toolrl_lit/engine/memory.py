@@ -128,7 +128,7 @@ def _update(c: _Counted) -> tuple[float, float]:
         activations = at_once * (one + inputs + copies_of_weights)
     else:
         activations = at_once * (one + (layers - 1) * layer)
-    if c.fast:
+    if c.fast and c.full:  # some of Unsloth's models give whole logits there
         return activations, 12 * at_once * (c.config.completion_tokens + 1) * c.text.vocab_size
     return activations, 5 * 4 * 512 * c.text.vocab_size  # five fp32 copies of a chunk
 

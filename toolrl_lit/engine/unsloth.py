@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['choose_backend', 'longest_row', 'check_pad', 'check_loaded', 'pad_row_kept', 'load_unsloth', 'adapted', 'padded',
            'until_stop', 'SampledLogps', 'without_defaults', 'sampled', 'decoding', 'UnslothSampling', 'corrected',
-           'fitted', 'apart']
+           'row_scores', 'ChunkedScores', 'fitted', 'apart']
 
 # %% ../../nbs/engine/unsloth.ipynb #5171986f
 import contextlib
@@ -28,6 +28,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from .adapters import without_adapters
 from .config import LESS_MEMORY, TrainConfig
 from .models import fast_dtype, find_model
+from .packing import token_scores
 from .sharding import processes
 from .walls import end_with_parent
 from ..schema import UserError
@@ -257,7 +258,8 @@ def sampled(
 def decoding(
     model,  # from `adapted`
 ):
-    "Let a model that Unsloth trains write turns for a while: by its fast decoder, whose steps are replayed as CUDA graphs."
+    """Let a model that Unsloth trains write turns for a while: by its fast decoder, whose steps are replayed as CUDA graphs. Give what releases
+    their memory."""
     from unsloth import FastLanguageModel
     from unsloth.models import _decode_graphs
 
@@ -265,7 +267,7 @@ def decoding(
     FastLanguageModel.for_inference(model)
     try:
         with _decode_graphs.rl_generation():
-            yield
+            yield lambda: _decode_graphs.release_for_training(model)
     finally:
         _decode_graphs.release_for_training(model)
         if trains:
@@ -289,10 +291,12 @@ class UnslothSampling:
         out: list[list[int]] = [[] for _ in prompts]
         self.logprobs: list[list[float]] = [[] for _ in prompts]
         gpus = [self.model.device] if self.model.device.type == "cuda" else []
-        with torch.random.fork_rng(gpus), decoding(self.model):
+        with torch.random.fork_rng(gpus), decoding(self.model) as release:
             torch.manual_seed(seed)
             for at in range(0, len(order), self.batch):
                 part = order[at : at + self.batch]
+                if len(part) < self.batch:
+                    release()  # or caches of two sizes were held
                 rows = sampled(self.model, [prompts[i] for i in part], how)
                 for i, (row, logps) in zip(part, rows):
                     out[i] = until_stop(row, self.stop)
@@ -308,12 +312,70 @@ def corrected(
     # TRL would send the weights, which Unsloth reads in place
     trainer.vllm_generation = SimpleNamespace(sync_weights=lambda: None)
 
+# %% ../../nbs/engine/unsloth.ipynb #39f0c58d
+@contextlib.contextmanager
+def _states_for_logits():
+    "Let a model of Unsloth return the last states where it would return logits."
+    name, before = "UNSLOTH_RETURN_HIDDEN_STATES", os.environ.get("UNSLOTH_RETURN_HIDDEN_STATES")
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+def row_scores(
+    trainer,  # TRL's
+    model,  # that is trained
+    ids: torch.Tensor,  # (rows, P + C)
+    seen: torch.Tensor,  # (rows, P + C), 1 for tokens, 0 for padding
+    C: int,  # completion tokens
+    entropy: bool,  # whether to compute it
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    "Return log-probability and entropy (rows, C) of each completion token; None where the model has given logits."
+    plain = without_adapters(trainer.accelerator.unwrap_model(model))
+    head = plain.get_output_embeddings()
+    with trainer.accelerator.autocast(), _states_for_logits():
+        how = dict(use_cache=False, logits_to_keep=C + 1)
+        states = model(input_ids=ids, attention_mask=seen, **how).logits[:, :-1]
+        if states.shape[-1] != head.weight.shape[-1]:
+            return None
+        states, targets = states.flatten(0, 1).to(head.weight.dtype), ids[:, -C:].flatten()
+        bonus = trainer._entropy_bonus_enabled
+        told = token_scores(states, head.forward, targets, trainer.temperature, entropy, bonus)
+    return tuple(x.view(-1, C) for x in told)
+
 # %% ../../nbs/engine/unsloth.ipynb #64c38882
+class ChunkedScores:
+    "Log-probabilities and entropies as TRL's trainer asks itself for them: by `row_scores`, or by TRL's own code where the model gives logits."
+
+    def __init__(self, trainer):
+        self.trainer, self.by_trl = trainer, trainer._get_per_token_logps_and_entropies
+        self.gives_logits = False
+
+    def __call__(self, model, ids, seen, C, batch_size=None, compute_entropy=False, **how):
+        "Return log-probabilities (rows, C), entropies or None, and None for what other models tell."
+        size = batch_size or len(ids)
+        if not self.gives_logits:
+            parts = [
+                row_scores(self.trainer, model, *rows, C, compute_entropy)
+                for rows in zip(ids.split(size), seen.split(size))
+            ]
+            self.gives_logits = None in parts
+        if self.gives_logits:
+            return self.by_trl(model, ids, seen, C, batch_size, compute_entropy, **how)
+        logps, entropies = (torch.cat(x) for x in zip(*parts))
+        return logps, entropies if compute_entropy else None, None
+
+
 def fitted(
     trainer,  # TRL's, of a model from `adapted`
 ):
-    "Return a trainer that suits a model of Unsloth: whole rows, the sampler corrected for, and in fp32 what is trained."
+    "Return a trainer that suits a model of Unsloth: whole rows, logits in chunks, the sampler corrected for, and in fp32 what is trained."
     trainer.whole_rows = True
+    trainer._get_per_token_logps_and_entropies = ChunkedScores(trainer)
     corrected(trainer)
     # TRL rounds adapters of a 4-bit model to bf16, where small steps are lost
     for p in trainer.model.parameters():
