@@ -204,16 +204,14 @@ def test_four_bits_and_no_copy_are_told(qwen8):
     )
     embeddings = 2 * 151936 * 4096
     linear = 36 * (4096 * (2 * 32 + 2 * 8) * 128 + 3 * 4096 * 12288)
-    assert (
-        plain["weights"]
-        == plain["copy for rollouts"]
-        == whole["weights"]
-        == pytest.approx(2 * (embeddings + linear) / 1e9, rel=1e-3)
-    )
+    expected = pytest.approx(2 * (embeddings + linear) / 1e9, rel=1e-3)
+    assert plain["weights"] == whole["weights"] == expected
+    # adapters in fp32 beside the same weights; to train them takes four times as much
+    assert 4 * plain["copy for rollouts"] == pytest.approx(plain["gradients and optimizer"])
     assert four["weights"] == pytest.approx((2 * embeddings + 0.5625 * linear) / 1e9, rel=1e-3)
     assert (
         whole["copy for rollouts"] == four["copy for rollouts"] == 0
-        and four["peak"] < 24 < whole["peak"] < plain["peak"]
+        and four["peak"] < 24 < plain["peak"] < whole["peak"]
     )
     assert (
         plain["gradients and optimizer"] == four["gradients and optimizer"]

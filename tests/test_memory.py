@@ -83,7 +83,7 @@ def account(size: str, config) -> dict[str, float]:
     prompts = -(-config.rollout_rows // config.group)
     parts = {
         "weights": 2 * weights(s),
-        "copy for rollouts": 2 * weights(s),
+        "copy for rollouts": 4 * adapters(s, rank),  # it shares the weights
         "gradients and optimizer": (4 + 4 + 8) * adapters(s, rank),
         # each layer's input, one layer computed again, and the boolean mask
         "activations": s.N * 2 * L * s.H + kept_in_a_layer(s, L, rank) + L * L,

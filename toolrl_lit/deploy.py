@@ -8,9 +8,11 @@ __all__ = ['render', 'deploy', 'fill', 'Probe', 'probes', 'mentions', 'final_tol
 # %% ../nbs/06_deploy.ipynb #792fb884
 import json
 import re
+import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice, product
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import referencing.exceptions
@@ -276,11 +278,21 @@ def final_told(env: Environment) -> list[str]:
     return [where for where, text in texts.items() if mentions(text, final)]
 
 # %% ../nbs/06_deploy.ipynb #78c5b4b4
+@lru_cache(maxsize=1)
+def _jsonschema() -> ModuleType:
+    "Import jsonschema without the grammar of IRIs that comes with Jupyter: it takes a second, and no format is examined here."
+    absent = sys.modules.setdefault("rfc3987_syntax", None) is None
+    import jsonschema  # not at the top: few commands examine documents
+
+    if absent:
+        sys.modules.pop("rfc3987_syntax", None)
+    return jsonschema
+
+
 @lru_cache(maxsize=4096)
 def _validator(schema: str) -> Any:
     "Return a validator for a JSON Schema, or what is wrong with the schema."
-    import jsonschema  # takes a second, and few commands examine documents
-
+    jsonschema = _jsonschema()
     try:
         jsonschema.Draft202012Validator.check_schema(json.loads(schema))
     except jsonschema.SchemaError as e:

@@ -9,7 +9,7 @@ import tape
 import torch
 
 CASES = {
-    "step": dict(seed=1),
+    "step": dict(seed=3),
     "step, all weights": dict(lora_rank=0, learning_rate=1e-4, kl=0.0),
     "episode, checkpoints": dict(
         credit="episode", gradient_checkpointing=True, kl=0.1, environments=4
@@ -50,7 +50,7 @@ def test_both_compute_the_same_to_the_weights_after_two_updates(runs):
     assert losses[0] == pytest.approx(losses[1], abs=5e-6) and len(losses[0]) == 2
     for a, b in zip(fast["gradients"], slow["gradients"], strict=True):
         assert furthest(a, b) < 1e-5
-    assert max(float(g.abs().max()) for g in slow["gradients"][0].values()) > 1e-3
+    assert max(float(g.abs().max()) for found in slow["gradients"] for g in found.values()) > 0.01
     assert furthest(fast["weights"], slow["weights"]) < config.learning_rate / 50
 
 

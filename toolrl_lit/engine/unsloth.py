@@ -28,7 +28,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from .adapters import without_adapters
 from .config import LESS_MEMORY, TrainConfig
 from .models import fast_dtype, find_model
-from .packing import token_scores
+from .packing import logits_of, token_scores
 from .sharding import processes
 from .walls import end_with_parent
 from ..schema import UserError
@@ -343,8 +343,8 @@ def row_scores(
         if states.shape[-1] != head.weight.shape[-1]:
             return None
         states, targets = states.flatten(0, 1).to(head.weight.dtype), ids[:, -C:].flatten()
-        bonus = trainer._entropy_bonus_enabled
-        told = token_scores(states, head.forward, targets, trainer.temperature, entropy, bonus)
+        how = dict(entropy=entropy, entropy_grad=trainer._entropy_bonus_enabled)
+        told = token_scores(states, logits_of(plain), targets, trainer.temperature, **how)
     return tuple(x.view(-1, C) for x in told)
 
 # %% ../../nbs/engine/unsloth.ipynb #64c38882
@@ -367,6 +367,8 @@ class ChunkedScores:
         if self.gives_logits:
             return self.by_trl(model, ids, seen, C, batch_size, compute_entropy, **how)
         logps, entropies = (torch.cat(x) for x in zip(*parts))
+        if logps.requires_grad:
+            self.trainer.scored = logps.detach()
         return logps, entropies if compute_entropy else None, None
 
 
