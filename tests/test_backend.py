@@ -620,6 +620,12 @@ def test_a_stage_that_fails_does_not_hinder_the_others_and_is_tried_again(tmp_pa
     work["one"] = lambda folder: dict(passed=1, skipped=0, failed=[])
     check.check(tmp_path, tmp_path / "work", tiny=True)
     assert "**one**: 1 passed" in file.with_suffix(".md").read_text()
+    # what other software has measured is not gone on with
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps(told | dict(facts=told["facts"] | dict(trl="0.1"))))
+    work["one"] = lambda folder: dict(passed=7, skipped=0, failed=[])
+    check.check(tmp_path, tmp_path / "work", tiny=True)
+    assert "**one**: 7 passed" in file.with_suffix(".md").read_text()
 
 
 def test_the_benchmark_of_backends_refuses_one_it_does_not_know(tmp_path):

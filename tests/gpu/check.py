@@ -251,6 +251,8 @@ def check(out: Path, work: Path, minutes: float = 10, tiny: bool = False) -> Pat
     told, begun = facts(), time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     file, done = go_on(out, told, tiny)
+    if not done:  # what is there is of other software
+        shutil.rmtree(work / file.stem, ignore_errors=True)
     todo = stages(tiny)
     for name, stage in todo.items():
         if "result" in done.get(name, {}):
