@@ -58,6 +58,8 @@ def attempt(
     rng: random.Random,
 ) -> tuple[Environment | None, Counter]:
     "Run stages 1 to 5 once; return an unchecked environment or None, and counts by stage."
+    if own := getattr(generator, "attempt", None):  # its plans are not tables of facts
+        return own(id, kind, split, difficulty, rates, rng)
     scenario, why = decompose(generator, id, kind, split, difficulty, rng)
     if scenario is None:
         return None, Counter({"attempts": 1, f"dropped in stage 1: {why[0]}": 1})
