@@ -18,7 +18,7 @@ import referencing.exceptions
 from .document import Draft, Option, ToolPlan, tool_doc
 from .engine import sandbox as sandboxes
 from .engine.match import gives_away, match_paper, match_strict, plain
-from .engine.sandbox import Call
+from .engine.sandbox import Call, CallResult
 from .engine.source import code_problem, embedded, factors, is_number  # noqa: F401
 from .schema import Environment, SubQuestion, Tool
 
@@ -230,9 +230,7 @@ def _probes_of(tool: Tool, subs: list[SubQuestion], said: list[str]) -> Iterator
     for why, arguments in (*_wrong_calls(tool, said), *_other_units(tool, asked)):
         if arguments not in seen:
             seen.append(arguments)
-            said = plain(json.dumps(arguments, ensure_ascii=False))
-            news = tuple(answer for answer in forbidden if answer not in said)
-            yield Probe(tool.name, arguments, why, None, news)
+            yield Probe(tool.name, arguments, why, None, forbidden)
 
 
 def probes(env: Environment) -> list[Probe]:
@@ -353,12 +351,19 @@ def _gives(text: str, wanted: str, type: str) -> bool:
     return match_paper(text, wanted) and match_strict(text, wanted, type)
 
 
-def _verdict(probe: Probe, text: str) -> str:
+def _news(probe: Probe, result: CallResult) -> list[str]:
+    "Return the answers that a result must not hold. Records and errors may repeat what they were asked about."
+    said = plain(json.dumps(probe.arguments, ensure_ascii=False))
+    repeats = not result.ok or result.text[:1] in ("{", "[")
+    return [a for a in probe.forbidden if not (repeats and a in said)]
+
+
+def _verdict(probe: Probe, result: CallResult) -> str:
     "Return what is wrong with the result of a probe; nothing if it is fine."
-    call = f"{probe.tool}({probe.arguments})"
+    call, text = f"{probe.tool}({probe.arguments})", result.text
     if probe.wanted is not None and not _gives(text, probe.wanted, probe.type):
         return f"golden call fails: {call} gave {text[:80]!r}, expected {probe.wanted!r}"
-    return f"solved by {probe.why}: {call}" if gives_away(text, probe.forbidden) else ""
+    return f"solved by {probe.why}: {call}" if gives_away(text, _news(probe, result)) else ""
 
 
 def check_many(
@@ -374,7 +379,7 @@ def check_many(
     calls = [Call(p.tool, p.arguments, codes[i][p.tool], group=i) for i, p in todo]
     results, engines = (sandbox or sandboxes.shared()).examine(calls)
     for (i, probe), result in zip(todo, results):
-        if problem := _verdict(probe, result.text):
+        if problem := _verdict(probe, result):
             found[i].append(problem)
     for i in codes:
         for tool in environments[i].tools:
