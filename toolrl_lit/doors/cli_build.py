@@ -43,6 +43,7 @@ def split_pairs(
 
 def build_size(
     values: dict[str, Any],  # of `split_pairs`
+    usual: dict[str, Any] | None = None,  # what the generator is usually built with
 ) -> dict[str, Any]:
     "Return arguments of `build_environments`. Raises `UserError` for a value that cannot be."
     from toolrl_lit.scenario import Difficulty
@@ -58,7 +59,7 @@ def build_size(
     if rates is not None:
         size["rates"] = rates
     try:
-        return size | {"difficulty": Difficulty(**values)}
+        return size | {"difficulty": Difficulty(**(usual or {}) | values)}
     except ValidationError as e:
         raise UserError(explain(e, Difficulty)) from e
 
@@ -147,7 +148,10 @@ def build(
     ] = None,
     seed: Seed = 0,
     split: Annotated[
-        Split, typer.Option(help="Build for training or for the test; the two share no fact.")
+        Split,
+        typer.Option(
+            help="Build for training, the test, or (worlds only) for validation; they share no fact."
+        ),
     ] = "train",
     shard: Annotated[
         int, typer.Option(help="In a folder: put this many environments in each shard.")
@@ -173,8 +177,10 @@ def build(
         bool, typer.Option(help="Audit the environments as well, as `toolrl audit` does.")
     ] = False,
     generator: Annotated[
-        Literal["knowledge", "llm"],
-        typer.Option(help="Take questions from packaged facts, or let a language model write."),
+        Literal["knowledge", "worlds", "llm"],
+        typer.Option(
+            help="Take questions from packaged facts, from invented worlds, or let a language model write."
+        ),
     ] = "knowledge",
     model: Annotated[
         str | None,
@@ -216,11 +222,16 @@ def build(
     if not authored and (wrong := next((k for k, v in given.items() if v), None)):
         raise UserError(f"{wrong.replace('_', '-')}: needs --generator llm")
     values, rest = split_pairs(param or [], authored)
-    size = build_size(values)
+    if generator == "worlds":
+        from toolrl_lit.worlds import WORLDS, WorldGenerator
+
+        source, size = WorldGenerator(), build_size(values, WORLDS["difficulty"].model_dump())
+    else:
+        size = build_size(values)
     if authored:
         check_author(n, model, questions, topic, workers, executor)
         source = author(out, n, **given, pairs=rest, difficulty=size["difficulty"])
-    else:
+    elif generator == "knowledge":
         from toolrl_lit.scenario import KnowledgeGenerator
 
         source = KnowledgeGenerator()

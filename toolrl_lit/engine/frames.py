@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Frames', 'expand', 'load_frames']
 
-# %% ../../nbs/engine/frames.ipynb #a3665cd9
+# %% ../../nbs/engine/frames.ipynb #c5726296
 import random
 import re
 from functools import lru_cache
 
 from .domains import SPLITS, WORLDS
 
-# %% ../../nbs/engine/frames.ipynb #02899a27
+# %% ../../nbs/engine/frames.ipynb #c46de07a
 _CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 
 
@@ -25,7 +25,7 @@ def expand(
         frame = _CHOICE.sub(lambda m: rng.choice(m[1].split("|")), frame)
     return frame
 
-# %% ../../nbs/engine/frames.ipynb #04fec321
+# %% ../../nbs/engine/frames.ipynb #4c78e940
 Frames = dict[str, list[str]]
 
 

@@ -6,7 +6,7 @@
 __all__ = ['Shape', 'WORDS', 'PAIRS', 'VERBS', 'SPLIT_AT', 'vocabulary', 'Filter', 'Operation', 'countable', 'refs_of', 'shown',
            'title', 'Param', 'camel', 'parameters', 'document', 'arguments']
 
-# %% ../../nbs/engine/operations.ipynb #fa20d321
+# %% ../../nbs/engine/operations.ipynb #a317246c
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -15,7 +15,7 @@ from .domains import UNITS, Column, Domain, Table
 from .queries import METRICS, Query, QueryKind, sortable
 from ..schema import ToolDoc
 
-# %% ../../nbs/engine/operations.ipynb #959744c3
+# %% ../../nbs/engine/operations.ipynb #43447124
 Shape = Literal["one", "array", "pair", "object"]  # an array of values, two parameters, {from, to}
 
 WORDS = {  # what parameters are called, by split; each tool takes one of them
@@ -79,7 +79,7 @@ class Operation(BaseModel):
     needs: str = ""  # filter that a call must give
     distractor: bool = False
 
-# %% ../../nbs/engine/operations.ipynb #86fb6760
+# %% ../../nbs/engine/operations.ipynb #fce02442
 def countable(table: Table) -> list[str]:
     "Return the columns that hold numbers."
     return [c.name for c in table.columns.values() if c.kind == "number"]
@@ -105,7 +105,7 @@ def title(table: Table) -> str:
     "Return the column that holds the names of a table; nothing if its rows have none."
     return next((c.name for c in table.columns.values() if c.kind == "name"), "")
 
-# %% ../../nbs/engine/operations.ipynb #605f3162
+# %% ../../nbs/engine/operations.ipynb #e8e68427
 class Param(BaseModel):
     "A parameter of a tool, and what it does."
 
@@ -265,7 +265,7 @@ def document(
     }
     return ToolDoc(name=op.name, description=op.description, parameters=schema)
 
-# %% ../../nbs/engine/operations.ipynb #8ed4f186
+# %% ../../nbs/engine/operations.ipynb #51e2ebfc
 def _condition_arguments(op: Operation, params: list[Param], query: Query) -> dict | None:
     "Return the arguments that say all conditions; None if one cannot be said."
     found: dict[str, Any] = {}

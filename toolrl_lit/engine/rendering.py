@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['render', 'deployed']
 
-# %% ../../nbs/engine/rendering.ipynb #4d92deee
+# %% ../../nbs/engine/rendering.ipynb #bae28dbb
 import json
 from typing import Any
 
@@ -14,7 +14,7 @@ from .invent import Rows
 from .operations import Operation, Param, document, parameters, shown, title
 from ..schema import Tool
 
-# %% ../../nbs/engine/rendering.ipynb #720101d1
+# %% ../../nbs/engine/rendering.ipynb #4445e7f7
 _CHECKS = {
     "string": ("not isinstance({0}, str)", "text"),
     "integer": ("not isinstance({0}, int) or isinstance({0}, bool)", "a whole number"),
@@ -83,7 +83,7 @@ def _filtered(op: Operation, domain: Domain, params: list[Param]) -> list[str]:
         lines += _optional(p, body)
     return lines
 
-# %% ../../nbs/engine/rendering.ipynb #68c414e1
+# %% ../../nbs/engine/rendering.ipynb #35707039
 def _item(op: Operation, domain: Domain, params: list[Param]) -> list[str]:
     "Return lines that write `row` as a result shows it, into `item`."
     table, by = domain.tables[op.table], {p.does: p.name for p in params}
