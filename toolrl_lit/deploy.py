@@ -203,7 +203,9 @@ def _wrong_calls(tool: Tool, said: list[str]) -> Iterator[tuple[str, dict[str, A
     texts += [("entity of the question", s) for s in said]
     schemas = tool.doc.parameters.get("properties", {})
     required = tool.doc.parameters.get("required", [])
-    if all("enum" in schemas[p] for p in required):  # whatever the text is, the choices are the same
+    if all(
+        "enum" in schemas[p] for p in required
+    ):  # whatever the text is, the choices are the same
         texts = texts[:2]
     for why, text in texts:
         choices = product(*(fill(schemas[p], text) for p in required))

@@ -6,7 +6,7 @@
 __all__ = ['Shape', 'WORDS', 'PAIRS', 'VERBS', 'SPLIT_AT', 'vocabulary', 'Filter', 'Operation', 'countable', 'refs_of', 'shown',
            'title', 'Param', 'camel', 'parameters', 'document', 'arguments']
 
-# %% ../../nbs/engine/operations.ipynb #a317246c
+# %% ../../nbs/engine/operations.ipynb #31152754
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -15,7 +15,7 @@ from .domains import UNITS, Column, Domain, Table
 from .queries import METRICS, Query, QueryKind, sortable
 from ..schema import ToolDoc
 
-# %% ../../nbs/engine/operations.ipynb #43447124
+# %% ../../nbs/engine/operations.ipynb #7cd4844f
 Shape = Literal["one", "array", "pair", "object"]  # an array of values, two parameters, {from, to}
 
 WORDS = {  # what parameters are called, by split; each tool takes one of them
@@ -79,7 +79,7 @@ class Operation(BaseModel):
     needs: str = ""  # filter that a call must give
     distractor: bool = False
 
-# %% ../../nbs/engine/operations.ipynb #fce02442
+# %% ../../nbs/engine/operations.ipynb #c0c2ec38
 def countable(table: Table) -> list[str]:
     "Return the columns that hold numbers."
     return [c.name for c in table.columns.values() if c.kind == "number"]
@@ -105,7 +105,7 @@ def title(table: Table) -> str:
     "Return the column that holds the names of a table; nothing if its rows have none."
     return next((c.name for c in table.columns.values() if c.kind == "name"), "")
 
-# %% ../../nbs/engine/operations.ipynb #e8e68427
+# %% ../../nbs/engine/operations.ipynb #a928d77f
 class Param(BaseModel):
     "A parameter of a tool, and what it does."
 
@@ -233,9 +233,10 @@ def parameters(
             Param(name=name, does="query", schema_=told, column=title(table), required=True)
         )
     if op.kind == "stats":
-        metric, target = _named(op, "metric"), _named(op, "target")
-        found.append(_choice(metric, "metric", [*METRICS], "what to compute"))
-        found.append(_choice(target, "target", countable(table), "column to compute it of"))
+        found.append(_choice(_named(op, "metric"), "metric", [*METRICS], "what to compute"))
+        if len(columns := countable(table)) > 1:
+            told = "column to compute it of"
+            found.append(_choice(_named(op, "target"), "target", columns, told))
     for f in op.filters:
         found += _filter_params(op, f, domain)
     if op.kind == "search":
@@ -265,7 +266,7 @@ def document(
     }
     return ToolDoc(name=op.name, description=op.description, parameters=schema)
 
-# %% ../../nbs/engine/operations.ipynb #51e2ebfc
+# %% ../../nbs/engine/operations.ipynb #7e455f3c
 def _condition_arguments(op: Operation, params: list[Param], query: Query) -> dict | None:
     "Return the arguments that say all conditions; None if one cannot be said."
     found: dict[str, Any] = {}
