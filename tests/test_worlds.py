@@ -247,13 +247,13 @@ def values(param, rows):
     return cells
 
 
-def base(op, params, rows):
+def base(op, params, row):
     "Return arguments with which a tool gives a record."
     column = {p.does: p for p in params}
     if op.kind == "get":
-        return {column["key"].name: rows[0]["id"]}
+        return {column["key"].name: row["id"]}
     if op.kind == "find":
-        return {column["query"].name: rows[0][column["query"].column]}
+        return {column["query"].name: row[column["query"].column]}
     if op.kind == "stats":
         needed = [column["metric"], *([column["target"]] if "target" in column else [])]
         return {p.name: p.schema_["enum"][0] for p in needed}
@@ -279,11 +279,14 @@ def test_every_described_parameter_changes_some_result(split):
                 op, scope = whole(kind, table, domain, split), {}
                 exec(render(op, domain, world.tables), scope)
                 params, rows = parameters(op, domain), list(world.tables[table.name].values())
-                said = base(op, params, rows)
                 for p in params:
                     assert p.schema_["description"]
-                    seen = {given_back(scope["tool"], said | {p.name: v}) for v in values(p, rows)}
-                    assert seen - {given_back(scope["tool"], said)}, (kind, table.name, p.name)
+                    assert any(
+                        given_back(scope["tool"], said | {p.name: v})
+                        != given_back(scope["tool"], said)
+                        for said in (base(op, params, row) for row in rows[:3])
+                        for v in values(p, rows)
+                    ), (kind, table.name, p.name)
 
 
 @some
@@ -305,7 +308,8 @@ def test_whatever_is_passed_an_error_names_it(value, kind):
     op, world, scope = whole(kind, table, domain, "train"), invent(domain, random.Random(2)), {}
     exec(render(op, domain, world.tables), scope)
     for p in parameters(op, domain):
-        said = base(op, parameters(op, domain), list(world.tables[table.name].values()))
+        row = next(iter(world.tables[table.name].values()))
+        said = base(op, parameters(op, domain), row)
         try:
             assert isinstance(scope["tool"](**(said | {p.name: value})), dict)
         except ValueError as e:

@@ -8,9 +8,11 @@ __all__ = ['render', 'deploy', 'fill', 'Probe', 'probes', 'mentions', 'final_tol
 # %% ../nbs/06_deploy.ipynb #792fb884
 import json
 import re
+import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice, product
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import referencing.exceptions
@@ -281,11 +283,21 @@ def final_told(env: Environment) -> list[str]:
     return [where for where, text in texts.items() if mentions(text, final)]
 
 # %% ../nbs/06_deploy.ipynb #78c5b4b4
+@lru_cache(maxsize=1)
+def _jsonschema() -> ModuleType:
+    "Import jsonschema without the grammar of IRIs that comes with Jupyter: it takes a second, and no format is examined here."
+    absent = sys.modules.setdefault("rfc3987_syntax", None) is None
+    import jsonschema  # not at the top: few commands examine documents
+
+    if absent:
+        sys.modules.pop("rfc3987_syntax", None)
+    return jsonschema
+
+
 @lru_cache(maxsize=1 << 14)
 def _schema_problem(schema: str) -> str:
     "Return what is wrong with a JSON Schema; nothing if it is one. Parameters of many tools are alike."
-    import jsonschema  # takes a second, and few commands examine documents
-
+    jsonschema = _jsonschema()
     try:
         jsonschema.Draft202012Validator.check_schema(json.loads(schema))
     except jsonschema.SchemaError as e:
@@ -296,15 +308,12 @@ def _schema_problem(schema: str) -> str:
 @lru_cache(maxsize=4096)
 def _validator(text: str) -> Any:
     "Return a validator for the JSON Schema of parameters, or what is wrong with the schema."
-    import jsonschema
-
     schema = json.loads(text)
-    inner = schema.get("properties")
-    parts = [schema]
+    inner, parts = schema.get("properties"), [schema]
     if isinstance(inner, dict):
         parts = [schema | {"properties": {}}, *inner.values()]
     problems = (_schema_problem(json.dumps(part)) for part in parts)
-    return next(filter(None, problems), None) or jsonschema.Draft202012Validator(schema)
+    return next(filter(None, problems), None) or _jsonschema().Draft202012Validator(schema)
 
 
 def _undescribed(parameters: dict) -> list[str]:

@@ -6,13 +6,13 @@
 __all__ = ['Kind', 'WORLDS', 'SPLITS', 'UNITS', 'Column', 'Table', 'Domain', 'read_column', 'read_table', 'read_domain',
            'texts_version', 'domains']
 
-# %% ../../nbs/engine/domains.ipynb #918a6d8b
+# %% ../../nbs/engine/domains.ipynb #779ae2e9
 from functools import lru_cache
 from hashlib import sha256
 from importlib.resources import files
 from typing import Literal, NamedTuple
 
-# %% ../../nbs/engine/domains.ipynb #11f73034
+# %% ../../nbs/engine/domains.ipynb #c6ab24a5
 Kind = Literal["id", "name", "date", "number", "code", "enum", "flag", "ref"]
 WORLDS = files("toolrl_lit") / "data" / "worlds"  # texts that come with the package
 SPLITS = ("train", "validation", "test")
@@ -64,7 +64,7 @@ class Domain(NamedTuple):
     tables: dict[str, Table]
     scenes: tuple[str, ...]  # sentences that may stand before a question
 
-# %% ../../nbs/engine/domains.ipynb #280d2a99
+# %% ../../nbs/engine/domains.ipynb #f7e7086a
 def _phrases(text: str) -> tuple[str, ...]:
     "Return what is separated by semicolons."
     return tuple(part.strip() for part in text.split(";"))

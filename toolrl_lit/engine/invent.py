@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROWS', 'Rows', 'word', 'invented', 'coded', 'cell', 'World', 'fill_table', 'joined', 'invent']
 
-# %% ../../nbs/engine/invent.ipynb #b5d44323
+# %% ../../nbs/engine/invent.ipynb #c947c0e5
 import datetime as dt
 import random
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from .domains import Column, Domain, Table, domains
 
-# %% ../../nbs/engine/invent.ipynb #a51ae496
+# %% ../../nbs/engine/invent.ipynb #dec43867
 _STARTS = "Al Bar Bel Bro Cal Cor Dal Del Dor El Fal Fen Gar Gil Hal Hes Il Jor Kel Kor Lan Lor Mar Mel Mor Nal Nor Ol Or Pel Per Quil Ran Ros Sal Sel Tal Tor Ul Val Ver Wil Yar Zel".split()
 _MIDDLES = "a e i o u an en in on un ar er ir or ur al el il ol".split()
 _ENDS = {
@@ -52,7 +52,7 @@ def invented(
     form = rng.choice(_STYLES[style])
     return form.format(*(word(split, rng) for _ in range(form.count("{}"))))
 
-# %% ../../nbs/engine/invent.ipynb #d12c9d95
+# %% ../../nbs/engine/invent.ipynb #d6d167d9
 def coded(
     pattern: str,  # `#` becomes a digit, `@` a letter
     rng: random.Random,
@@ -93,7 +93,7 @@ def cell(
             return rng.random() < 0.5
     return rng.choice(keys[column.of])
 
-# %% ../../nbs/engine/invent.ipynb #4a70b844
+# %% ../../nbs/engine/invent.ipynb #f5ea9149
 ROWS = (5, 6, 24)  # of the three tables of each domain
 Rows = dict[str, dict[str, Any]]  # id -> row
 

@@ -6,7 +6,7 @@
 __all__ = ['parameters_of', 'document_measures', 'copied_share', 'plain_words', 'opening', 'question_measures', 'shared_ngrams',
            'json_share']
 
-# %% ../../nbs/engine/measures.ipynb #1ca57bcd
+# %% ../../nbs/engine/measures.ipynb #fb380e18
 import re
 from collections.abc import Iterable, Sequence
 from statistics import median
@@ -16,7 +16,7 @@ from .answers import read_result
 from .match import plain
 from ..schema import Environment, ToolDoc
 
-# %% ../../nbs/engine/measures.ipynb #3fce7f8e
+# %% ../../nbs/engine/measures.ipynb #adf14925
 def parameters_of(
     doc: ToolDoc,
 ) -> dict[str, dict[str, Any]]:
@@ -40,7 +40,7 @@ def document_measures(
         "words of a description, median": median(len(d.description.split()) for d in documents),
     }
 
-# %% ../../nbs/engine/measures.ipynb #f9a8654c
+# %% ../../nbs/engine/measures.ipynb #52d2e9ef
 def _leaves(value: Any) -> list[Any]:
     "Return the values in arguments."
     if isinstance(value, dict):
@@ -65,7 +65,7 @@ def copied_share(
                 total += 1
     return copied / max(1, total)
 
-# %% ../../nbs/engine/measures.ipynb #c6220c96
+# %% ../../nbs/engine/measures.ipynb #7c027a76
 def plain_words(
     question: str,
 ) -> list[str]:
@@ -109,7 +109,7 @@ def shared_ngrams(
     found = [run in seen for q in second for run in runs(q)]
     return sum(found) / max(1, len(found))
 
-# %% ../../nbs/engine/measures.ipynb #790baaf1
+# %% ../../nbs/engine/measures.ipynb #1920b77a
 def json_share(
     results: Sequence[str],  # of golden calls
 ) -> float:

@@ -6,7 +6,7 @@
 __all__ = ['DAY', 'in_words', 'amount', 'spoken_date', 'spoken_range', 'Speaker', 'spoken_branch', 'with_typos',
            'spoken_question']
 
-# %% ../../nbs/engine/phrases.ipynb #f40694ad
+# %% ../../nbs/engine/phrases.ipynb #73ffdd64
 import datetime as dt
 import random
 import re
@@ -17,7 +17,7 @@ from .frames import expand, load_frames
 from .invent import World, invent
 from .queries import Condition, Query
 
-# %% ../../nbs/engine/phrases.ipynb #8efe6133
+# %% ../../nbs/engine/phrases.ipynb #05b6cb8e
 _SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
 eighteen nineteen""".split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
@@ -55,7 +55,7 @@ def amount(
         return f"${number}"
     return f"{number} {unit}".strip()
 
-# %% ../../nbs/engine/phrases.ipynb #46166b20
+# %% ../../nbs/engine/phrases.ipynb #9499da5f
 _BOUNDS = {  # a bound: of numbers (least, most), of dates (first, last)
     "train": ("at least {}", "at most {}", "on or after {}", "on or before {}"),
     "validation": ("{} or more", "not more than {}", "no earlier than {}", "no later than {}"),
@@ -120,7 +120,7 @@ def spoken_range(
         return f"before {spoken_date(last + DAY, rng)}", False
     return until.format(spoken_date(last, rng)), False
 
-# %% ../../nbs/engine/phrases.ipynb #d9cf95ce
+# %% ../../nbs/engine/phrases.ipynb #75872919
 _METRICS = {
     "sum": ("combined", "total"),
     "average": ("average", "mean"),
@@ -207,7 +207,7 @@ class Speaker:
         noun = self.column(query, query.target).noun
         return f"{noun} in {query.unit}" if query.unit else noun
 
-# %% ../../nbs/engine/phrases.ipynb #8c587860
+# %% ../../nbs/engine/phrases.ipynb #43e53afe
 def _start(speaker: Speaker, query: Query) -> str:
     "Return what a row is called that is named outright, by its name or its id."
     noun, value = speaker.spoken[query.table][0], query.where[0].value
@@ -264,7 +264,7 @@ def spoken_branch(
             it = f"the {speaker.column(query, query.target).noun} of {it}"
     return " ".join([*said, _asked(speaker, branch[-1], it)])
 
-# %% ../../nbs/engine/phrases.ipynb #cd416eb1
+# %% ../../nbs/engine/phrases.ipynb #d818d9ab
 def _joined(before: str, text: str) -> str:
     "Return two pieces in a row; the second begins small where the first has not ended a sentence."
     if not before:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['render', 'deployed']
 
-# %% ../../nbs/engine/rendering.ipynb #f89ade50
+# %% ../../nbs/engine/rendering.ipynb #e71bc749
 import json
 from typing import Any
 
@@ -22,7 +22,7 @@ from toolrl_lit.engine.operations import (
 )
 from ..schema import Tool
 
-# %% ../../nbs/engine/rendering.ipynb #61e8aab7
+# %% ../../nbs/engine/rendering.ipynb #48895bbe
 _CHECKS = {
     "string": ("not isinstance({0}, str)", "text"),
     "integer": ("not isinstance({0}, int) or isinstance({0}, bool)", "a whole number"),
@@ -98,7 +98,7 @@ def _filtered(op: Operation, domain: Domain, params: list[Param]) -> list[str]:
         lines += _optional(p, body)
     return lines
 
-# %% ../../nbs/engine/rendering.ipynb #f3e2fd88
+# %% ../../nbs/engine/rendering.ipynb #6735eea8
 def _item(op: Operation, domain: Domain, params: list[Param]) -> list[str]:
     "Return lines that write `row` as a result shows it, into `item`."
     table, by = domain.tables[op.table], {p.does: p.name for p in params}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['spotted', 'Guess', 'ranked', 'RulePolicy']
 
-# %% ../../nbs/engine/rules.ipynb #28f52178
+# %% ../../nbs/engine/rules.ipynb #fd9615a6
 import json
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from typing import Any
 from .answers import read_result
 from .dates import dates_of
 
-# %% ../../nbs/engine/rules.ipynb #fab1b3e8
+# %% ../../nbs/engine/rules.ipynb #be965c3c
 _MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
 _DATE = re.compile(
     rf"\b(?:\d{{1,2}}(?:st|nd|rd|th)?(?: of)? (?:{_MONTH}) \d{{4}}|(?:{_MONTH}) \d{{1,2}}, \d{{4}})\b"
@@ -47,7 +47,7 @@ def spotted(
     found["number"] = [n.replace(",", "") for n in _NUMBER.findall(rest)]
     return {kind: list(dict.fromkeys(values)) for kind, values in found.items()}
 
-# %% ../../nbs/engine/rules.ipynb #a73c0c06
+# %% ../../nbs/engine/rules.ipynb #3afc1786
 _FILLERS = frozenset(
     "a an the of in for is to by and or with what which get find name id one its".split()
 )
