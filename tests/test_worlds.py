@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from toolrl_lit.build import build_environments
+from toolrl_lit.collect import OraclePolicy
 from toolrl_lit.deploy import check_many
 from toolrl_lit.engine.domains import SPLITS, UNITS, domains
 from toolrl_lit.engine.frames import load_frames
@@ -38,7 +39,7 @@ from toolrl_lit.engine.phrases import in_words
 from toolrl_lit.engine.plans import draw_path, fill_path
 from toolrl_lit.engine.queries import PER, Condition, Query, is_tight, solve
 from toolrl_lit.engine.rendering import render
-from toolrl_lit.engine.rules import RulePolicy
+from toolrl_lit.engine.rules import RulePolicy, rule_scores
 from toolrl_lit.engine.sandbox import shared
 from toolrl_lit.evaluate import evaluate
 from toolrl_lit.scale import RATES
@@ -373,3 +374,16 @@ def test_numbers_in_words():
 def test_knowledge_has_no_validation_split():
     with pytest.raises(UserError, match="expected 'train' or 'test'"):
         build_environments(KnowledgeGenerator(), 1, 0, split="validation", progress=False)
+
+
+def test_rules_score_as_the_evaluation_does():
+    envs = attempts(11, "test", 12)
+    rows = evaluate(RulePolicy(), envs).rows
+    assert rule_scores(envs) == pytest.approx([row.solve_f1 for row in rows])
+
+
+def test_the_oracle_solves_worlds_under_both_rules():
+    envs = [e for e, p in zip(made := attempts(12, "test", 16), check_many(made)) if not p]
+    for match in ("paper", "strict"):
+        rows = evaluate(OraclePolicy(envs), envs, match=match).rows
+        assert all(r.solve_f1 == 1 and r.answered for r in rows), match

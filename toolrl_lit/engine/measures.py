@@ -4,19 +4,22 @@
 
 # %% auto #0
 __all__ = ['parameters_of', 'document_measures', 'copied_share', 'plain_words', 'opening', 'question_measures', 'shared_ngrams',
-           'json_share']
+           'json_share', 'richness']
 
-# %% ../../nbs/engine/measures.ipynb #fb380e18
+# %% ../../nbs/engine/measures.ipynb #c87319c5
 import re
 from collections.abc import Iterable, Sequence
-from statistics import median
+from itertools import islice
+from statistics import mean, median
 from typing import Any
 
 from .answers import read_result
+from .findings import Finding, found
 from .match import plain
+from .rules import rule_scores
 from ..schema import Environment, ToolDoc
 
-# %% ../../nbs/engine/measures.ipynb #adf14925
+# %% ../../nbs/engine/measures.ipynb #7e318647
 def parameters_of(
     doc: ToolDoc,
 ) -> dict[str, dict[str, Any]]:
@@ -40,7 +43,7 @@ def document_measures(
         "words of a description, median": median(len(d.description.split()) for d in documents),
     }
 
-# %% ../../nbs/engine/measures.ipynb #52d2e9ef
+# %% ../../nbs/engine/measures.ipynb #9a1084f9
 def _leaves(value: Any) -> list[Any]:
     "Return the values in arguments."
     if isinstance(value, dict):
@@ -65,7 +68,7 @@ def copied_share(
                 total += 1
     return copied / max(1, total)
 
-# %% ../../nbs/engine/measures.ipynb #7c027a76
+# %% ../../nbs/engine/measures.ipynb #218c6f89
 def plain_words(
     question: str,
 ) -> list[str]:
@@ -109,9 +112,40 @@ def shared_ngrams(
     found = [run in seen for q in second for run in runs(q)]
     return sum(found) / max(1, len(found))
 
-# %% ../../nbs/engine/measures.ipynb #1920b77a
+# %% ../../nbs/engine/measures.ipynb #607d5049
 def json_share(
     results: Sequence[str],  # of golden calls
 ) -> float:
     "Return the share of results that are JSON objects or lists rather than a bare text."
     return sum(isinstance(read_result(r), (dict, list)) for r in results) / max(1, len(results))
+
+# %% ../../nbs/engine/measures.ipynb #5a2df753
+def richness(
+    environments: Iterable[Environment],
+    sandbox=None,  # `ToolSandbox`; None takes the shared one
+    most: int = 300,  # environments to look at
+) -> list[Finding]:
+    "Return how far a policy without a model gets, how much is copied, and how bare documents and questions are."
+    some = list(islice(environments, most))
+    docs, questions = [t.doc for e in some for t in e.tools], [e.question for e in some]
+    if not docs:
+        return []
+    params = [parameters_of(d) for d in docs]
+    bare = [
+        f"{d.name}.{p}"
+        for d, own in zip(docs, params)
+        for p, s in own.items()
+        if "description" not in s
+    ]
+    fixed = [
+        d.name for d, own in zip(docs, params) if set(own) <= set(d.parameters.get("required", ()))
+    ]
+    score, copied = mean(rule_scores(some, sandbox)), copied_share(some)
+    said = question_measures(questions)
+    return [
+        Finding("Solve-F1 of a policy without a model, %", round(100 * score), 100, False),
+        Finding("argument values copied from what was read, %", round(100 * copied), 100, False),
+        found("parameter without a description", bare, sum(map(len, params)), defect=False),
+        found("tool without optional parameters", fixed, len(docs), defect=False),
+        Finding("different openings of two words", said["openings of two words"], len(some), False),
+    ]
