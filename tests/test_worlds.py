@@ -383,7 +383,8 @@ def test_rules_score_as_the_evaluation_does():
 
 
 def test_the_oracle_solves_worlds_under_both_rules():
-    envs = [e for e, p in zip(made := attempts(12, "test", 16), check_many(made)) if not p]
+    made = attempts(12, "test", 16)
+    envs = [e for e, problems in zip(made, check_many(made)) if not problems]
     for match in ("paper", "strict"):
         rows = evaluate(OraclePolicy(envs), envs, match=match).rows
         assert all(r.solve_f1 == 1 and r.answered for r in rows), match
