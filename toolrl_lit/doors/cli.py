@@ -34,8 +34,7 @@ from toolrl_lit.doors.runs import (
     parse_parameters,
     run_notebook,
 )
-from .stages import timed  # noqa: F401, its old address
-from toolrl_lit.doors.sweeps import (
+from toolrl_lit.doors.runs_sweep import (
     combinations,  # noqa: F401, its old address
     members,
     run_all,
@@ -43,6 +42,7 @@ from toolrl_lit.doors.sweeps import (
     run_here,
     write_summary,
 )  # noqa: F401
+from .stages import timed  # noqa: F401, its old address
 from ..schema import UserError
 
 # %% ../../nbs/doors/cli.ipynb #71f32fe0
