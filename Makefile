@@ -9,6 +9,8 @@ BIN = .venv/bin
 UV = $(BIN)/uv pip install -q
 INSTALLED = .venv/.installed
 VERIFIERS = .venv/verifiers/.installed
+BFCL = .venv/bfcl/.installed
+UNSLOTH = .venv/unsloth/.installed
 CODE = nbs runs tests setup.py
 # what `make check` runs of the tests: site, papers and the modules that need no model
 FAST = $(addprefix tests/test_,$(addsuffix .py,site papers readme functions schema integrate match parsers deploy))
@@ -17,7 +19,7 @@ export OMP_NUM_THREADS = 1
 # tests need no pictures beside figures; what is stored in the notebooks has them, which tests/test_site.py checks
 test check: export TOOLRL_PICTURES = 0
 
-.PHONY: help install hooks quickstart check exported lint test gpu-check docs readme clean
+.PHONY: help install install-gpu hooks quickstart check exported lint test test-unsloth gpu-check docs readme clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -31,10 +33,15 @@ quickstart: $(INSTALLED)  ## train a small model on this machine and write its r
 check: exported lint  ## the inner loop: export, lint, site, fast tests
 	$(BIN)/python -m pytest -q -n 2 -m 'not slow' $(FAST)
 
-test: exported lint $(VERIFIERS)  ## everything: export, lint, every notebook, every test
+test: exported lint $(VERIFIERS) $(BFCL)  ## everything: export, lint, every notebook, every test
 	$(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --ignore tests/gpu tests
 	.venv/verifiers/bin/python -m pytest -q tests/test_verifiers.py
+	@$(MAKE) --no-print-directory test-unsloth
+
+# Triton runs kernels in Python where there is no GPU
+test-unsloth: $(UNSLOTH)  ## Unsloth's kernels and its training against plain ones, without a GPU too
+	@TRITON_INTERPRET=$$(nvidia-smi > /dev/null 2>&1 && echo 0 || echo 1) .venv/unsloth/bin/python -m pytest -q tests/gpu
 
 # the committed library must be what the notebooks export
 exported: $(INSTALLED)
@@ -47,11 +54,8 @@ lint: $(INSTALLED)  ## check layout and lint of notebooks, runs and tests
 	$(BIN)/ruff format --check -q $(CODE) || { echo "error: run $(BIN)/ruff format $(CODE)"; exit 1; }
 	$(BIN)/ruff check -q $(CODE)
 
-gpu-check: $(INSTALLED)  ## run what needs a GPU, and say so where there is none
-	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
-		$(BIN)/python -c 'import torch; print("GPU:", torch.cuda.get_device_name())'; \
-		env -u OMP_NUM_THREADS $(BIN)/python -m pytest -q tests/test_backend.py tests/test_collect.py; \
-	else echo "no GPU here: nothing was checked on one. What differs there is in tests/test_backend.py and runs/bench/"; fi
+gpu-check: $(INSTALLED)  ## measure what one GPU does, in ten minutes, and say so where there is none
+	@env -u OMP_NUM_THREADS $(BIN)/python tests/gpu/check.py
 
 docs: $(INSTALLED)  ## build the site into _docs (needs quarto); without quarto, check its input
 	@if command -v quarto > /dev/null; then $(BIN)/nbdev_docs; \
@@ -60,6 +64,9 @@ docs: $(INSTALLED)  ## build the site into _docs (needs quarto); without quarto,
 
 readme: $(INSTALLED)  ## write README.md from nbs/index.ipynb
 	@$(BIN)/python tests/test_readme.py
+
+install-gpu: install  ## add Unsloth and what a GPU needs to .venv
+	$(UV) --python $(BIN)/python -c constraints.txt -c constraints-gpu.txt -e '.[dev,ray,unsloth]'
 
 hooks: $(INSTALLED)  ## check notebooks before each commit
 	@if [ -n "$$(git config core.hooksPath)" ]; then echo "git hooks: core.hooksPath is set already and stays"; \
@@ -81,6 +88,19 @@ $(VERIFIERS): $(INSTALLED) tests/verifiers.txt
 	$(BIN)/python -m venv --clear --without-pip .venv/verifiers
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > "$$(.venv/verifiers/bin/python -c 'import site; print(site.getsitepackages()[0])')/toolrl_lit.pth"
 	$(UV) --python .venv/verifiers/bin/python --no-deps -r tests/verifiers.txt
+	@touch $@
+
+# the package of the benchmark BFCL asks for every vendor's software: it lies in a folder that only a process of its own sees
+$(BFCL): $(INSTALLED) tests/bfcl.txt
+	@rm -rf .venv/bfcl
+	$(UV) --python $(BIN)/python --no-deps --target .venv/bfcl -r tests/bfcl.txt
+	@touch $@
+
+# Unsloth rewrites transformers and TRL where it is imported, so it has an environment of its own, made in the same way
+$(UNSLOTH): $(INSTALLED) constraints-gpu.txt
+	$(BIN)/python -m venv --clear --without-pip .venv/unsloth
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > "$$(.venv/unsloth/bin/python -c 'import site; print(site.getsitepackages()[0])')/toolrl_lit.pth"
+	$(UV) --python .venv/unsloth/bin/python --no-deps -c constraints.txt -c constraints-gpu.txt unsloth unsloth_zoo bitsandbytes
 	@touch $@
 
 clean:  ## remove the environment, what was built and what runs wrote

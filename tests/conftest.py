@@ -53,6 +53,23 @@ def tiny_folder(environments, tmp_path_factory):
     )
 
 
+@pytest.fixture(scope="session")
+def padded_folder(tiny_folder, tmp_path_factory):
+    "The tiny model, with a token to pad with that is not the one that ends a turn, as Unsloth wants it; weights in fp32."
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("padded") / "model"
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    model.resize_token_embeddings(len(tokenizer))
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.get_input_embeddings().padding_idx = tokenizer.pad_token_id
+    model.float().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 THOUGHT = "<think>\nWhich tool?\n</think>\n\n"
 # Behaves as Qwen3's: an empty thought closes the prompt of a model that shall not think, the last turn is shown with its thought,
 # were it empty, turns before it only with a thought that holds something, and turns before the last user message with none.

@@ -6,17 +6,21 @@ import json
 import sys
 import threading
 import types
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from gpu import check
 from safetensors.torch import load_file
 from trl.generation import vllm_client, vllm_generation
 
 from toolrl_lit import train as module
 from toolrl_lit.collect import TransformersPolicy, generate_tokens, load_model
+from toolrl_lit.engine.memory import check_fits, free_memory
 from toolrl_lit.engine.trainer import grpo_arguments
-from toolrl_lit.engine.vllm import check_server
+from toolrl_lit.engine.unsloth import corrected
+from toolrl_lit.engine.vllm import ServerSampling, check_server
 from toolrl_lit.schema import UserError
 from toolrl_lit.train import (
     PRESETS,
@@ -126,7 +130,53 @@ def test_where_unsloth_was_imported_before_nothing_is_trained(monkeypatch, backe
         choose_backend(make_config(backend=backend))
 
 
+@pytest.mark.parametrize("four", [True, False])
+def test_four_bits_without_bitsandbytes_are_refused_before_a_model_is_loaded(monkeypatch, four):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    missing = "bitsandbytes" if four else "nothing"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else name)
+    config = make_config(backend="unsloth", load_in="4bit")
+    if not four:
+        assert choose_backend(config) == "unsloth"
+        return
+    with pytest.raises(UserError, match="bitsandbytes, .* is not installed; pip install bitsandb"):
+        choose_backend(config)
+
+
+def test_a_card_before_ampere_is_told_in_one_sentence_before_anything_is_loaded(
+    tiny_folder, environments, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(module, "load_model", lambda *a: pytest.fail("must not load a model"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *a: "Tesla T4")
+    with pytest.raises(
+        UserError, match=r"^Tesla T4: .*bfloat16, .*Ampere .*8\.0; this one has 7\.5"
+    ):
+        train(config_for(tiny_folder, tmp_path, backend="plain"), environments)
+
+
 # -- memory
+
+
+def test_what_torch_keeps_on_a_gpu_without_using_it_counts_as_free(monkeypatch):
+    gigabytes = dict(mem_get_info=(4e9, 24e9), memory_reserved=18e9, memory_allocated=2e9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, value in gigabytes.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *a, value=value: value)
+    assert free_memory() == 20e9
+
+
+@pytest.mark.parametrize("credit, longest", [("step", 120), ("episode", 220), ("turn", 220)])
+def test_positions_have_to_suffice_for_a_turn_that_begins_where_an_episode_may_end(credit, longest):
+    from transformers import LlamaConfig
+
+    lengths = dict(max_prompt_tokens=100, max_new_tokens=20, max_episode_tokens=100)
+    config = make_config(credit=credit, **lengths)
+    shape = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    check_fits(config, LlamaConfig(**shape, max_position_embeddings=longest))
+    with pytest.raises(UserError, match=f"max_new_tokens=20 are more than the {longest - 1} posit"):
+        check_fits(config, LlamaConfig(**shape, max_position_embeddings=longest - 1))
 
 
 @pytest.fixture(scope="module")
@@ -154,17 +204,14 @@ def test_four_bits_and_no_copy_are_told(qwen8):
     )
     embeddings = 2 * 151936 * 4096
     linear = 36 * (4096 * (2 * 32 + 2 * 8) * 128 + 3 * 4096 * 12288)
-    assert (
-        plain["weights"]
-        == whole["weights"]
-        == pytest.approx(2 * (embeddings + linear) / 1e9, rel=1e-3)
-    )
-    # the copy that samples has adapters of its own in fp32, beside the very weights that are trained
-    assert plain["copy for rollouts"] == pytest.approx(plain["gradients and optimizer"] / 4)
+    expected = pytest.approx(2 * (embeddings + linear) / 1e9, rel=1e-3)
+    assert plain["weights"] == whole["weights"] == expected
+    # adapters in fp32 beside the same weights; to train them takes four times as much
+    assert 4 * plain["copy for rollouts"] == pytest.approx(plain["gradients and optimizer"])
     assert four["weights"] == pytest.approx((2 * embeddings + 0.5625 * linear) / 1e9, rel=1e-3)
     assert (
         whole["copy for rollouts"] == four["copy for rollouts"] == 0
-        and four["peak"] < 24 < whole["peak"]
+        and four["peak"] < 24 < plain["peak"] < whole["peak"]
     )
     assert (
         plain["gradients and optimizer"] == four["gradients and optimizer"]
@@ -214,6 +261,38 @@ def test_whole_rows_give_the_log_probabilities_of_groups(tiny_folder, environmen
     assert torch.allclose(*told, atol=0.1) and told[0].abs().max() > 1  # bf16
 
 
+class Overstated(module.EnginePolicy):
+    "Tells of each token that it was far less likely than it is, as no engine should."
+
+    def tokens(self, prompts, **how):
+        rows = super().tokens(prompts, **how)
+        self.logprobs = [[-100.0] * len(row) for row in rows]
+        return rows
+
+
+@pytest.mark.parametrize("credit", ["step", "episode"])
+def test_another_engines_turns_are_weighed_by_their_ratio_and_at_most_twice(
+    tiny_folder, environments, tmp_path, credit
+):
+    config = config_for(tiny_folder, tmp_path, credit=credit, updates=1, oversample=1)
+    base, tokenizer = load_model(tiny_folder)
+    policy = Overstated(load_model(tiny_folder)[0], tokenizer, max_prompt_tokens=2000)
+    make = module.step_trainer if credit == "step" else module.episode_trainer
+    trainer = make(config, tmp_path, policy, lora(base, 4), environments, None)
+    corrected(trainer)
+    batches, score = [], trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda rows: (
+        batches.append(score(rows)) or batches[-1]
+    )
+    trainer.train()
+    log = trainer.state.log_history[0]
+    ratios = [log[f"sampling/importance_sampling_ratio/{what}"] for what in ("min", "mean", "max")]
+    assert ratios == [2.0, 2.0, 2.0]
+    assert 80 < log["sampling/sampling_logp_difference/mean"] < 100
+    said = batches[0]["completion_mask"] * batches[0].get("tool_mask", 1)
+    assert torch.equal(batches[0]["importance_sampling_ratio"], 1.0 + said)  # of calls' results: 1
+
+
 def test_a_merged_adapter_is_the_model_that_was_trained(tiny_folder, tmp_path):
     tuned, (copy, _) = lora(load_model(tiny_folder)[0], 4), load_model(tiny_folder)
     for name, p in tuned.named_parameters():
@@ -245,10 +324,12 @@ def test_a_merged_adapter_is_the_model_that_was_trained(tiny_folder, tmp_path):
         dict(lora_rank=0, learning_rate=1e-3),
     ],
 )
-def test_unsloth_trains_and_leaves_this_process_plain(tiny_folder, environments, tmp_path, changes):
-    folder = train(config_for(tiny_folder, tmp_path, backend="unsloth", **changes), environments)
+def test_unsloth_trains_and_leaves_this_process_plain(
+    padded_folder, environments, tmp_path, changes
+):
+    folder = train(config_for(padded_folder, tmp_path, backend="unsloth", **changes), environments)
     start, tuned = (
-        load_file(Path(tiny_folder) / "model.safetensors"),
+        load_file(Path(padded_folder) / "model.safetensors"),
         load_file(folder / "model.safetensors"),
     )
     assert "unsloth" not in sys.modules and start.keys() == tuned.keys()
@@ -267,10 +348,61 @@ def test_the_address_goes_to_trl_in_its_own_words(tmp_path):
         "server",
         "http://gpu:8000",
     )
-    assert (
-        sent.vllm_importance_sampling_correction
-        and not grpo_arguments(make_config(), tmp_path).use_vllm
+    assert sent.vllm_importance_sampling_correction
+    assert (sent.vllm_importance_sampling_mode, sent.vllm_importance_sampling_clip_max) == (
+        "token_truncate",
+        2.0,
     )
+    assert not grpo_arguments(make_config(), tmp_path).use_vllm
+
+
+def test_one_gpu_is_too_few_for_a_server_beside_the_training(server, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for gpus in (0, 1):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        with pytest.raises(
+            UserError, match="vllm_server: .*so two are needed, .* there is (n?one)"
+        ):
+            check_server(server.url)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # the other one is the server's
+    check_server(server.url)
+
+
+def test_weights_are_sent_merged_and_stay_as_they_were_to_the_bit(tiny_folder):
+    tuned, received = lora(load_model(tiny_folder)[0].bfloat16(), 4), {}
+    for name, p in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.05)
+    before = {n: p.detach().clone() for n, p in tuned.named_parameters()}
+    engine = vllm_generation.VLLMGeneration.__new__(vllm_generation.VLLMGeneration)
+    engine.model, engine.mode, engine._weight_metadata = tuned, "server", None
+    engine._dist = types.SimpleNamespace(is_fsdp=False, gather_params=lambda p: nullcontext())
+    engine.accelerator = types.SimpleNamespace(is_main_process=True)
+    engine.vllm_client = types.SimpleNamespace(
+        update_named_params=lambda told, sent: received.update((n, w.clone()) for n, w in sent),
+        reset_prefix_cache=lambda: None,
+    )
+    state = types.SimpleNamespace(global_step=0)
+    policy = ServerSampling()
+    policy.attach(types.SimpleNamespace(vllm_generation=engine, model=tuned, state=state))
+    for state.global_step in range(24):
+        policy.trainer._last_loaded_step = -1
+        policy.refresh()
+    assert all(torch.equal(p, before[n]) for n, p in tuned.named_parameters())
+    copy, _ = load_model(tiny_folder)
+    copy.bfloat16()
+    start = {n: p.detach().clone() for n, p in copy.named_parameters()}
+    merge_into(copy, tuned)
+    assert received.keys() == start.keys() == {n for n, _, _ in engine._weight_metadata}
+    for name, p in copy.named_parameters():
+        assert torch.equal(received[name], p)
+    assert sum(not torch.equal(received[n], start[n]) for n in start) == 14
+
+
+def test_no_prompts_are_no_turns_and_nobody_is_asked():
+    policy = ServerSampling()
+    assert policy.tokens([], temperature=1.0, max_new_tokens=4, seed=0) == policy.logprobs == []
 
 
 def test_no_server_is_said_before_a_model_is_loaded(
@@ -395,6 +527,9 @@ def test_turns_and_their_log_probabilities_come_from_the_server_with_the_weights
         a["temperature"] for a in server.asked
     } == {1.0}
     assert any(a["n"] % 4 == 0 for a in server.asked)  # a group is asked for at once
+    # nothing is left for the model's own generation_config to fill in
+    plain = dict(repetition_penalty=1.0, top_p=1.0, top_k=0, min_p=0.0)
+    assert all(a[name] == value for a in server.asked for name, value in plain.items())
     start, tuned = (
         load_file(Path(tiny_folder) / "model.safetensors"),
         load_file(folder / "model.safetensors"),
@@ -427,17 +562,23 @@ def test_the_benchmark_of_backends_says_that_it_needs_a_gpu(tmp_path):
         measure(tmp_path)
 
 
-def test_the_benchmark_compares_plain_with_trl_itself_anywhere(tmp_path):
-    measure(
-        tmp_path,
-        sizes=["tiny"],
-        backends=["trl", "plain"],
-        prompt_tokens=40,
-        new_tokens=6,
-        group=4,
-        repeats=1,
+@no_gpu
+def test_the_check_of_a_gpu_says_in_a_line_that_there_is_none(capsys, tmp_path):
+    check.main(["--out", str(tmp_path)])
+    assert capsys.readouterr().out == check.NO_GPU + "\n" and not list(tmp_path.iterdir())
+
+
+def test_the_check_compares_plain_with_trl_itself_anywhere_and_goes_on_where_it_was(
+    tmp_path, capsys
+):
+    file = check.check(tmp_path, tmp_path / "work", minutes=0, tiny=True)
+    assert "**Not done yet:** models: tiny" in file.with_suffix(".md").read_text()
+    assert (
+        check.check(tmp_path, tmp_path / "work", tiny=True) == file
+        and "models: tiny: done, " in capsys.readouterr().out
     )
-    trl, plain = json.loads((tmp_path / "metrics.json").read_text())
+    before = json.loads(file.read_text())
+    trl, plain = before["stages"]["models: tiny"]["result"]
     for row in (trl, plain):
         assert (
             row["rollout tokens/s"] > 0 < row["update tokens/s"] and 5 < row["loss"] < 8
@@ -446,6 +587,45 @@ def test_the_benchmark_compares_plain_with_trl_itself_anywhere(tmp_path):
         trl["largest difference of a log-probability"] < 0.05
         and trl["updates, times as fast as trl"] == 1
     )
+    said = file.with_suffix(".md").read_text()
+    assert said.startswith(f"# {before['facts']['device']}\n") and "Not done yet" not in said
+    assert "| tiny | plain | " in said and "Bars" not in said  # they are for GPUs
+    check.check(tmp_path, tmp_path / "work", tiny=True)
+    assert json.loads(file.read_text()) == before
+    assert "models: tiny: done before" in capsys.readouterr().out
+
+
+def test_a_bar_is_met_by_speed_or_by_memory_and_the_estimate_has_one_of_its_own():
+    def row(backend, speed, memory, estimate=None):
+        names = ("update tokens/s", "update GB", "estimated update GB")
+        return dict(size="4b", backend=backend) | dict(zip(names, (speed, memory, estimate)))
+
+    rows = [row("trl", 100, 20), row("plain", 140, 9, 10), row("unsloth", 149, 11, 14)]
+    said = "\n".join(check.bars({"models: 4b": dict(result=rows)}))
+    assert "met: 4b, plain: updates 1.40 times as fast as TRL's, in 0.45 of its memory" in said
+    assert "MISSED: 4b, unsloth: updates 1.49 times" in said
+    assert "met: 4b, plain: -10 % off" in said and "MISSED: 4b, unsloth: -21 % off" in said
+
+
+def test_a_stage_that_fails_does_not_hinder_the_others_and_is_tried_again(tmp_path, monkeypatch):
+    def fails(folder):
+        raise RuntimeError("first line\nno kernel for this card")
+
+    work = {"one": fails, "two": lambda folder: dict(passed=3, skipped=1, failed=["test_x"])}
+    monkeypatch.setattr(check, "stages", lambda tiny: work)
+    file = check.check(tmp_path, tmp_path / "work", tiny=True)
+    said = file.with_suffix(".md").read_text()
+    assert "**one failed**: no kernel for this card" in said
+    assert "**two**: 3 passed, 1 skipped, 1 failed test_x" in said
+    work["one"] = lambda folder: dict(passed=1, skipped=0, failed=[])
+    check.check(tmp_path, tmp_path / "work", tiny=True)
+    assert "**one**: 1 passed" in file.with_suffix(".md").read_text()
+    # what other software has measured is not gone on with
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps(told | dict(facts=told["facts"] | dict(trl="0.1"))))
+    work["one"] = lambda folder: dict(passed=7, skipped=0, failed=[])
+    check.check(tmp_path, tmp_path / "work", tiny=True)
+    assert "**one**: 7 passed" in file.with_suffix(".md").read_text()
 
 
 def test_the_benchmark_of_backends_refuses_one_it_does_not_know(tmp_path):

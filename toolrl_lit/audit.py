@@ -9,6 +9,7 @@ __all__ = ['LATE', 'SHARED', 'EXPLOITS', 'FINAL', 'LAZY', 'leaves', 'facts_asked
 # %% ../nbs/07a_audit.ipynb #70582d3d
 import itertools
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -43,8 +44,10 @@ from toolrl_lit.engine.findings import (
     findings_figure,
     found,
 )
+from .engine.measures import richness
 from .engine.records import as_environment, by_split
 from .engine.twice import duplicates
+from .engine.values import tokens
 from .scenario import convert, gives_away, match_paper, plain
 from .schema import Environment, StepRecord, SubQuestion, Tool, UserError
 
@@ -67,6 +70,17 @@ def facts_asked(env: Environment) -> frozenset:
     return frozenset((q.relation, subject(q), q.answer) for q in env.scenario.sub_questions)
 
 # %% ../nbs/07a_audit.ipynb #7c413492
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
+_WHEN = re.compile(r"\b(?:days?|weeks?|months?|20\d\d)\b")
+
+
+def _told_otherwise(value: str, question: str) -> bool:
+    "Tell whether a question may say a value in other words: a day as `last week`, 2000 grams as `two kilos`."
+    if _DAY.fullmatch(value):
+        return bool(_WHEN.search(question))
+    return is_number(value) and any(t.kind == "number" for t in tokens(question))
+
+
 def _step_leaks(env: Environment, q: SubQuestion, question: str, documents: str) -> Iterator[str]:
     "Yield what is wrong with one step, by reading."
     answers = {x.id: plain(x.answer) for x in env.scenario.sub_questions}
@@ -77,7 +91,8 @@ def _step_leaks(env: Environment, q: SubQuestion, question: str, documents: str)
     if q.depends_on and any(mentions(question, s) for s in q.entities[:1] or leaves(q.arguments)):
         yield "later step open from the start"
     known = (question, documents, "true", "false", *(answers[d] for d in q.depends_on))
-    if not all(any(mentions(text, s) for text in known) for s in leaves(q.arguments)):
+    untold = (s for s in leaves(q.arguments) if not any(mentions(text, s) for text in known))
+    if not all(_told_otherwise(s, question) for s in untold):
         yield "argument that nothing tells"
 
 
@@ -302,6 +317,7 @@ def audit(
         found("examination of stage 5 failed", failed, n),
         *(_shared(train, test) if test else ()),
         tally.most_frequent(),
+        *richness(every(), sandbox),
     ]
 
 # %% ../nbs/07a_audit.ipynb #d6119a33

@@ -54,7 +54,7 @@ class Scenario(BaseModel):
     answer: str  # golden final answer
     answer_type: AnswerType | Literal[""] = ""  # what it is; "": inferred when it is read
     sub_questions: list[SubQuestion] = Field(min_length=1)
-    split: Literal["train", "test"] = "train"
+    split: Literal["train", "validation", "test"] = "train"
 
     @model_validator(mode="after")
     def _references_exist(self):

@@ -51,7 +51,14 @@ from toolrl_lit.engine.sampling import (
 from .engine.sharding import check_sharding, gathered, merge_into, processes, sharded  # noqa: F401
 from .engine.shares import Told, told_shares
 from .engine.trainer import StepTrainer, make_trainer
-from .engine.unsloth import UnslothSampling, adapted, apart, choose_backend, load_unsloth
+from toolrl_lit.engine.unsloth import (
+    UnslothSampling,
+    adapted,
+    apart,
+    choose_backend,
+    fitted,
+    load_unsloth,
+)
 from .engine.vllm import ServerSampling, check_server
 from .episode import last_turn_reward, trl_environment, turn_worth
 from .reward import score_batch
@@ -369,12 +376,7 @@ def unsloth_trainer(
     plain = config.model_copy(update=dict(gradient_checkpointing=False))
     make = step_trainer if config.credit == "step" else episode_trainer
     trainer = make(plain, out, policy, policy.model, environments, None)
-    trainer.whole_rows = True
-    # TRL rounds adapters of a 4-bit model to bf16, where small steps are lost
-    for p in policy.model.parameters():
-        if p.requires_grad:
-            p.data = p.data.float()
-    return trainer, policy
+    return fitted(trainer), policy
 
 
 def by_unsloth(
@@ -449,7 +451,7 @@ def _train_plain(config, environments, sandbox, out: Path, start, live: bool) ->
     make = step_trainer if config.credit == "step" else episode_trainer
     trainer = make(config, out, policy, tuned, environments, sandbox)
     if config.vllm_server:
-        policy.trainer = trainer
+        policy.attach(trainer)
     if live:
         trainer.add_callback(LiveCurves())
     run(trainer, out, f"train, {config.algorithm}")

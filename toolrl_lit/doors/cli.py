@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from .. import __version__
+from .cli_bench import bench
 from .cli_build import build
 from .cli_data import audit, export
 from .cli_look import serve, show
@@ -33,8 +34,7 @@ from toolrl_lit.doors.runs import (
     parse_parameters,
     run_notebook,
 )
-from .stages import timed  # noqa: F401, its old address
-from toolrl_lit.doors.sweeps import (
+from toolrl_lit.doors.runs_sweep import (
     combinations,  # noqa: F401, its old address
     members,
     run_all,
@@ -42,6 +42,7 @@ from toolrl_lit.doors.sweeps import (
     run_here,
     write_summary,
 )  # noqa: F401
+from .stages import timed  # noqa: F401, its old address
 from ..schema import UserError
 
 # %% ../../nbs/doors/cli.ipynb #71f32fe0
@@ -162,6 +163,7 @@ for _command in (
     collect,
     evaluate,
     report,
+    bench,
     train,
     layers,
     parameters,

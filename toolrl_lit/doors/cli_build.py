@@ -45,6 +45,7 @@ def split_pairs(
 # %% ../../nbs/doors/cli_build.ipynb #f566d2ba
 def build_size(
     values: dict[str, Any],  # of `split_pairs`
+    usual: dict[str, Any] | None = None,  # what the generator is usually built with
 ) -> dict[str, Any]:
     "Return arguments of `build_environments`. Raises `UserError` for a value that cannot be."
     from toolrl_lit.scenario import Difficulty
@@ -60,7 +61,7 @@ def build_size(
     if rates is not None:
         size["rates"] = rates
     try:
-        return size | {"difficulty": Difficulty(**values)}
+        return size | {"difficulty": Difficulty(**(usual or {}) | values)}
     except ValidationError as e:
         raise UserError(explain(e, Difficulty)) from e
 
@@ -124,7 +125,10 @@ Count = Annotated[
     ),
 ]
 Part = Annotated[
-    Split, typer.Option(help="Build for training or for the test; the two share no fact.")
+    Split,
+    typer.Option(
+        help="Build for training, the test, or (worlds only) for validation; they share no fact."
+    ),
 ]
 ShardSize = Annotated[
     int, typer.Option(help="In a folder: put this many environments in each shard.")
@@ -154,8 +158,10 @@ Against = Annotated[
     typer.Option(help="With --audit: the other split, which must share nothing with this one."),
 ]
 Maker = Annotated[
-    Literal["knowledge", "llm"],
-    typer.Option(help="Take questions from packaged facts, or let a language model write."),
+    Literal["knowledge", "worlds", "llm"],
+    typer.Option(
+        help="Take questions from packaged facts, from invented worlds, or let a language model write."
+    ),
 ]
 AuthorModel = Annotated[
     str | None,
@@ -200,6 +206,10 @@ def _source(
     if not authored and (wrong := next((k for k, v in given.items() if v), None)):
         raise UserError(f"{wrong.replace('_', '-')}: needs --generator llm")
     values, rest = split_pairs(pairs, authored)
+    if generator == "worlds":
+        from toolrl_lit.worlds import WORLDS, WorldGenerator
+
+        return WorldGenerator(), build_size(values, WORLDS["difficulty"].model_dump())
     size = build_size(values)
     if not authored:
         from toolrl_lit.scenario import KnowledgeGenerator

@@ -105,7 +105,7 @@ def read_environments(
 
 # %% ../../nbs/doors/cli_options.ipynb #be8d8f68
 PATH = dict(parser=as_path, metavar="PATH")
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
 Rule = Literal["paper", "strict"]
 Pairs = Annotated[
     list[str] | None,

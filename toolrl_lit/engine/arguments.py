@@ -45,8 +45,9 @@ def _plan_faults(plan) -> Iterator[str]:
     "Yield what makes no sense in a plan."
     if plan.n < 1:
         yield f"n: expected at least 1 environment, got {plan.n}"
-    if plan.split not in ("train", "test"):
-        yield f"split: expected 'train' or 'test', got {plan.split!r}"
+    splits = getattr(plan.generator, "splits", ("train", "test"))
+    if plan.split not in splits:
+        yield f"split: expected {' or '.join(map(repr, splits))}, got {plan.split!r}"
     if wrong := [s for s in plan.scenarios or [[]] if s not in SCENARIOS]:
         yield f"scenarios: expected some of {', '.join(SCENARIOS)}, got {wrong[0]!r}"
     if plan.authored and plan.scenarios != SCENARIOS:

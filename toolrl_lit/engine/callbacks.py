@@ -45,9 +45,9 @@ class ProgressBar(ProgressCallback):
         self.current_step = state.global_step
         if self.training_bar is not None:
             self.training_bar.initial = self.training_bar.n = state.global_step
-            self.training_bar.bar_format = _BAR
+            self.training_bar.bar_format = _BAR.replace("<{remaining}", "")
             self.training_bar.smoothing = self.training_bar.miniters = 0
-            self.training_bar.set_description(self.what)
+            self.training_bar.set_description_str(self.what)
 
     def _stand(self, updates: float):
         "Let the bar stand at so many updates, if that is further than where it is."
@@ -67,8 +67,10 @@ class ProgressBar(ProgressCallback):
         self._stand(state.global_step + self.within)
 
     def on_step_end(self, args, state, control, **kwargs):
-        "Move the bar to the end of an update."
+        "Move the bar to the end of an update; from the first one on, it says how long the others may take."
         self.current_step, self.within = state.global_step, 0.0
+        if self.training_bar is not None:
+            self.training_bar.bar_format = _BAR
         self._stand(state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):

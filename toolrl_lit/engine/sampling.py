@@ -239,7 +239,7 @@ class Speaker:
         self.turn += 1
         if self.turn > self.config.max_turns:  # the last turn's calls have run
             nothing = [[] for _ in ids]
-            return nothing, list(nothing) if self.config.vllm_server else None
+            return nothing, list(nothing) if hasattr(self.policy, "refresh") else None
         begun = time.perf_counter()
         said, logprobs = turns_after(
             self.policy,

@@ -33,7 +33,7 @@ from toolrl_lit.engine.calls import (  # noqa: F401, some for others
     uncollected,
     worded,
 )
-from .monty import fits
+from .monty import any_scope, fits
 from toolrl_lit.engine.processes import (  # noqa: F401, their old address
     BACKENDS,
     CROWDED,
@@ -344,11 +344,13 @@ def examine(
     are no engines where Monty cannot run. Raises `UserError` if no confined CPython starts."""
     results, jobs = prepare(calls, False)
     n = len(calls)
-    in_paper_scope = [j._replace(place=j.place + n, paper=True) for j in jobs]
+    differs = [j for j in jobs if not any_scope(j.call.code, j.call.name)]
+    in_paper_scope = [j._replace(place=j.place + n, paper=True) for j in differs]
     monty, cpython = self._both(jobs, lambda j: j.call.group, in_paper_scope)
     engines: dict[tuple, Engine] = {}
     for j in jobs:
-        same = fits(j) and monty[j.place] == cpython[j.place] == cpython[j.place + n]
+        result = cpython[j.place]
+        same = fits(j) and monty[j.place] == result == cpython.get(j.place + n, result)
         tool = j.call.group, j.call.code
         engines[tool] = "monty" if same and engines.get(tool) != "cpython" else "cpython"
     return [cpython.get(i, r) for i, r in enumerate(results)], {} if _lost else engines

@@ -12,9 +12,15 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 # %% ../../nbs/engine/source.ipynb #cc2eb7f5
+@lru_cache(maxsize=512)
+def _tree(code: str) -> ast.Module:
+    "Return the syntax tree of a code. Raises what `ast.parse` raises."
+    return ast.parse(code)
+
+
 def _dictionaries(code: str) -> Iterator[ast.Dict]:
     "Yield the dictionaries that are written out in a code."
-    return (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Dict))
+    return (node for node in ast.walk(_tree(code)) if isinstance(node, ast.Dict))
 
 
 def _is_constant(node: ast.AST | None, kind: type) -> bool:
@@ -22,11 +28,17 @@ def _is_constant(node: ast.AST | None, kind: type) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, kind)
 
 
+_LOADED = re.compile(r"json\.loads\((['\"]).*\1\)")
+_PAIR = re.compile(r"['\"]\s*:\s*[(rRuU]*['\"]")  # a text, and a text under it
+
+
 @lru_cache(maxsize=4096)
 def embedded(
     code: str,  # Python source of a tool
 ) -> tuple[tuple[str, str], ...]:
-    "Return the (subject, value) pairs of all tables written out in a code."
+    "Return the (subject, value) pairs of all tables written out in a code. What it reads from JSON is not looked at."
+    if not _PAIR.search(_LOADED.sub("", code)):
+        return ()
     return tuple(
         (key.value, value.value)
         for table in _dictionaries(code)
@@ -52,7 +64,7 @@ def is_number(text: str) -> bool:
 def _functions(code: str) -> dict[str, ast.AST]:
     "Return the functions that a code defines, by name. Raises what `ast.parse` raises."
     found = {}
-    for statement in ast.parse(code).body:
+    for statement in _tree(code).body:
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
             found[statement.name] = statement
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Lambda):

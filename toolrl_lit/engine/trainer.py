@@ -76,6 +76,9 @@ def grpo_arguments(
         how["chat_template_kwargs"] = {"enable_thinking": config.reasoning}
     if config.vllm_server:
         how |= dict(use_vllm=True, vllm_mode="server", vllm_server_base_url=config.vllm_server)
+    how |= dict(
+        vllm_importance_sampling_mode="token_truncate", vllm_importance_sampling_clip_max=2.0
+    )
     if sharded():  # TRL would spread the reference over all GPUs
         how["model_init_kwargs"] = {"device_map": None}
     return GRPOConfig(

@@ -1,0 +1,38 @@
+"constraints.txt and constraints-gpu.txt together name one version of everything that a machine with a GPU needs."
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import uv
+
+ROOT = Path(__file__).parents[2]
+FILES = [ROOT / "constraints.txt", ROOT / "constraints-gpu.txt"]
+TOLD = re.compile(r"^([\w.-]+)(?:\[[\w,-]+\])?==(\S+)", re.MULTILINE)
+
+
+def versions(text: str) -> dict[str, str]:
+    return {re.sub(r"[-_.]+", "-", name.lower()): version for name, version in TOLD.findall(text)}
+
+
+def test_what_a_gpu_needs_resolves_and_is_pinned():
+    pinned = [versions(file.read_text()) for file in FILES]
+    assert not pinned[0].keys() & pinned[1].keys()
+    binary = Path(uv.__file__).parents[4] / "bin" / "uv"
+    where = ["--python-platform", "x86_64-manylinux_2_28", "--python-version", "3.11.9"]
+    given = [f"-c{file}" for file in FILES] + ["--extra=unsloth", "--extra=dev", "--extra=ray"]
+    found = subprocess.run(
+        [binary, "pip", "compile", "-q", "--no-annotate", "setup.py", *where, *given],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if "dns error" in found.stderr or "Failed to fetch" in found.stderr:
+        pytest.skip("no package index can be reached")
+    assert found.returncode == 0, found.stderr
+    resolved = versions(found.stdout)
+    assert {"triton", "bitsandbytes", "xformers", "torchao", "unsloth"} <= resolved.keys()
+    both = pinned[0] | pinned[1]
+    assert {n: v for n, v in resolved.items() if both.get(n) != v} == {}
+    assert pinned[1].items() <= resolved.items()  # and nothing that nobody needs
