@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEVELS', 'SOURCE', 'RULES', 'as_item', 'load', 'run', 'taken_apart', 'score', 'judged']
 
-# %% ../../nbs/bench/rotbench.ipynb #3c9368ad
+# %% ../../nbs/bench/rotbench.ipynb #a8800449
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from .scores import Row, Wanted, failure, row_of
 from ..collect import Policy
 from ..schema import ToolCall, UserError
 
-# %% ../../nbs/bench/rotbench.ipynb #830a3c02
+# %% ../../nbs/bench/rotbench.ipynb #1f110409
 LEVELS = ("clean", "slight", "medium", "heavy", "union")
 SOURCE = "https://github.com/Junjie-Ye/RoTBench (Data/First_Turn, five files, Apache-2.0)"
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
@@ -63,7 +63,7 @@ def load(
     ]
     return [as_item(r, level, i) for level, records in levels for i, r in enumerate(records, 1)]
 
-# %% ../../nbs/bench/rotbench.ipynb #8e327a50
+# %% ../../nbs/bench/rotbench.ipynb #fda4082e
 def run(
     policy: Policy,
     items: Sequence[Item],
@@ -72,7 +72,7 @@ def run(
     "Return a rollout of one turn for each item."
     return play(policy, items, **how)
 
-# %% ../../nbs/bench/rotbench.ipynb #8ef038f9
+# %% ../../nbs/bench/rotbench.ipynb #4989f07b
 def taken_apart(
     text: str,  # a turn
     rule: str = "authors",  # or "official"
@@ -90,7 +90,7 @@ def taken_apart(
         return None
     return (name, given) if isinstance(given, dict) else None
 
-# %% ../../nbs/bench/rotbench.ipynb #3ae55dcc
+# %% ../../nbs/bench/rotbench.ipynb #ec53dff6
 def _authors(name: str, given: dict, golden: list[str], tools: list[dict]) -> tuple[int, int, int]:
     ts = pi = cf = 0
     for tool, wanted in (taken_apart(g, "authors") for g in golden):
@@ -140,7 +140,7 @@ def score(
     got = RULES[rule](*read, item.golden, item.extra["tools"]) if read else (0, 0, 0)
     return dict(zip(("TS", "PI", "CF"), map(float, got)))
 
-# %% ../../nbs/bench/rotbench.ipynb #b7269a85
+# %% ../../nbs/bench/rotbench.ipynb #bc4392bf
 def judged(
     items: Sequence[Item],
     rollouts: Sequence[Rollout],  # of these items
