@@ -1,10 +1,7 @@
 "Backend unsloth against plain on one tape of rollouts: what both compute, and the weights after two updates."
 
-import json
-
 import pretended
 import pytest
-import spawned
 import tape
 import torch
 
@@ -74,14 +71,3 @@ def test_unsloths_own_checkpointing_is_the_one_that_runs(runs):
         assert "unsloth" not in str(slow["checkpoints"]) and len(slow["checkpoints"]) == 2
     else:
         assert fast["checkpoints"] == slow["checkpoints"] == {None}
-
-
-def test_train_leaves_its_process_plain_and_the_model_merged(
-    plain, padded_folder, environments, tmp_path
-):
-    config = tape.config_for(padded_folder, tmp_path, updates=1, prompts=1)
-    here, before, after = plain(spawned.trained, config, environments[:2])
-    assert not here and before.keys() == after.keys()
-    assert sum(not torch.equal(before[n].bfloat16(), after[n]) for n in before) == 14
-    log = json.loads((tmp_path / "rl" / "log.json").read_text())
-    assert "sampling/importance_sampling_ratio/mean" in log[0]
