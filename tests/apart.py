@@ -84,6 +84,70 @@ def command(*arguments: str):
     main()
 
 
+def doors():
+    "Open a door through a chapter, and see that it, and what it needs, were shut before."
+    from toolrl_lit import collect
+
+    assert not [name for name in sys.modules if name.startswith("toolrl_lit.doors")]
+    assert "openai" not in sys.modules
+    assert collect.EndpointPolicy and "toolrl_lit.doors.endpoint" in sys.modules
+
+
+def launch(how: list[str], task, *args):
+    "Start a task as `accelerate launch` does, in processes that are forked from this one and not new: what they import takes longest."
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed import run as distributed
+
+    plain = distributed.config_from_args
+
+    def forking(given):
+        config, *_ = plain(given)
+        config.start_method = "fork"
+        return config, task, args
+
+    distributed.config_from_args = forking
+    launch_command(launch_command_parser().parse_args([*how, __file__]))
+
+
+def commands(told: list[list[str]]):
+    "Run `toolrl train` several times."
+    for arguments in told:
+        try:
+            command("train", *arguments)
+        except SystemExit as e:
+            if e.code:
+                raise
+
+
+def trainings(file: Path, told: list[dict]):
+    "Train several times; where the folder says so, be interrupted in the second batch of rollouts, and go on."
+    from functools import partial
+
+    from toolrl_lit import train as module
+    from toolrl_lit.engine import sampling, trainer
+
+    trainer.token_scores = partial(trainer.token_scores, chunk=16)
+    plain = sampling.generate_tokens
+
+    def stopped(*args, **kwargs):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return plain(*args, **kwargs)
+
+    for values in told:
+        config, environments = _read(values, file)
+        if config.warm_steps:
+            module.warm_start(config, environments)
+            continue
+        if config.out.endswith("interrupted"):
+            sampling.generate_tokens, calls = stopped, iter(range(1, 100))
+            try:
+                module.train(config, environments)
+            except KeyboardInterrupt:
+                sampling.generate_tokens = plain
+        module.train(config, environments)
+
+
 def tracked(out: Path):
     "Write what trackio has kept, by project and run."
     import json

@@ -11,7 +11,7 @@ import torch
 
 from toolrl_lit.build import build_environments
 from toolrl_lit.collect import CHAT_TEMPLATE, call_text
-from toolrl_lit.engine.tiny import save_tiny
+from toolrl_lit.engine.tiny import stand_in_model, stand_in_tokenizer
 from toolrl_lit.scenario import KnowledgeGenerator
 
 
@@ -30,9 +30,22 @@ def golden_calls(environments):
     return sorted({call_text([c]) for e in environments for wave in e.golden_calls() for c in wave})
 
 
+def save(environments, folder, template, calls):
+    "Write a tiny model; its tokenizer is made from the prompts themselves, which makes them half as long."
+    render = stand_in_tokenizer([], calls, template).apply_chat_template
+    prompts = [
+        render(s.messages, tools=s.tools, add_generation_prompt=True, tokenize=False)
+        for s in (e.start() for e in environments)
+    ]
+    tokenizer = stand_in_tokenizer(prompts, calls, template)
+    stand_in_model(tokenizer, len(calls)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(environments, tmp_path_factory):
-    return save_tiny(
+    return save(
         environments,
         tmp_path_factory.mktemp("tiny") / "model",
         CHAT_TEMPLATE,
@@ -62,7 +75,7 @@ THINKING_TEMPLATE = (
 def thinking_folder(environments, tmp_path_factory):
     "The same for a model that thinks before its calls now and then, with a chat template that behaves as Qwen3's."
     calls = golden_calls(environments)
-    return save_tiny(
+    return save(
         environments,
         tmp_path_factory.mktemp("thinking") / "model",
         THINKING_TEMPLATE,

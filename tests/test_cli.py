@@ -1236,7 +1236,7 @@ def test_the_oracle_is_measured_like_a_model(toolrl, envs, tmp_path):
     lines = [line.split() for line in done.out.splitlines()]
     assert any(line[:2] == ["all", "solve_f1"] and "1.0" in line for line in lines)
     kept = Evaluation.load(tmp_path / "s.json")
-    assert kept.name == "oracle" and kept.settings["model"] == "oracle" and kept.settings["date"]
+    assert kept.name == "oracle" and kept.model == "oracle" and kept.date
     assert refused(
         toolrl("collect", "-e", envs, "-o", tmp_path / "r.jsonl", "-m", "oracle", "--reasoning"),
         "oracle",
@@ -1290,21 +1290,6 @@ def test_the_doctor_agrees_with_the_library_and_ends_with_0(toolrl, monkeypatch)
 
 
 # -- stages
-
-
-def test_parts_of_an_evaluation_make_the_whole_and_go_on(environments, tmp_path):
-    from toolrl_lit.collect import OraclePolicy
-    from toolrl_lit.doors.stages import evaluate_in_parts, part_ends
-    from toolrl_lit.evaluate import evaluate
-
-    assert part_ends(100)[:3] == [3, 15, 27] and part_ends(100)[-1] == 100
-    assert part_ends(4, kept=3) == [4] and part_ends(2) == [2] and part_ends(8, kept=8) == [8]
-    policy = OraclePolicy(environments)
-    out = tmp_path / "t.jsonl"
-    evaluate_in_parts(policy, environments[:5], name="oracle", out=out, step=2)
-    parts = evaluate_in_parts(policy, environments, name="oracle", out=out, step=2)
-    assert parts == evaluate(policy, environments, name="oracle")
-    assert len(read_jsonl(out, Trajectory)) == len(environments)
 
 
 def test_a_report_fills_in_and_says_what_is_missing(tmp_path, capsys):

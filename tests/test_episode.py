@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers.utils import get_json_schema
 
-from toolrl_lit import train as module
+from toolrl_lit import episode as module
 from toolrl_lit.collect import OraclePolicy, TransformersPolicy, call_text, collect
 from toolrl_lit.engine.sandbox import shared
 from toolrl_lit.episode import (
     ToolEnvironment,
+    last_turn_reward,
     tool_method,
     turn_advantages,
     turn_rewards,
@@ -61,7 +62,7 @@ def played(text: str) -> list[str]:
 
 
 def by_hand(texts, env, kind="f1") -> tuple[float, list[float], list[tuple]]:
-    "Solve-F1 of an episode, the value of each turn, call by call, and what came before it."
+    "Solve-F1 of an episode and what its last turn was worth, the value of each turn, call by call, and what came before it."
     step, calls, solved, rewards, seen = env.start(), 0, 0, [], [()]
     for text in texts:
         score = score_turn(text, step, kind=kind)
@@ -81,7 +82,8 @@ def by_hand(texts, env, kind="f1") -> tuple[float, list[float], list[tuple]]:
             (*seen[-1], score.content, *((c.name, str(c.arguments), c.result) for c in score.calls))
         )
     values = [sum(rewards[k:]) / len(rewards[k:]) for k in range(len(rewards))]
-    return 2 * solved / (calls + len(env.scenario.sub_questions)), values, seen[:-1]
+    last = 0 if score.calls else score.reward
+    return 2 * solved / (calls + len(env.scenario.sub_questions)) + last, values, seen[:-1]
 
 
 def units(values) -> list[float]:
@@ -195,6 +197,58 @@ def test_malformed_and_empty_turns_of_episodes_are_counted(
         1 / 5
     )
     assert 0 < row["tokens_per_second"] < sum(map(len, written)) / len(begun)
+
+
+def test_calls_of_no_tool_and_odd_calls_read_the_words_of_evaluation(
+    tiny_folder, environments, tmp_path, monkeypatch
+):
+    said = [
+        '<tool_call>\n{"name": "none", "arguments": {"q": 1}}\n</tool_call>',
+        '<tool_call>\n{"name": 7, "arguments": {}}\n</tool_call>',
+        '<tool_call>\n{"name": "reset", "arguments": {}}\n</tool_call>',
+    ]
+    env, policy, read = environments[0], TransformersPolicy(tiny_folder), []
+
+    def generate(model, prompts, **rest):
+        read.extend(policy.decode(p) for p in prompts)
+        return [policy.ids("\n".join(said) + "<|im_end|>") for _ in prompts]
+
+    config = config_for(
+        tiny_folder, tmp_path, prompts=1, updates=1, group=2, max_episode_tokens=2000
+    )
+    monkeypatch.setattr(
+        "toolrl_lit.engine.sampling.turns_after",
+        lambda policy, ids, *a, **k: (generate(None, ids), None),
+    )
+    train(config, [env])
+    (traj,) = collect(Scripted(["\n".join(said)] * 3), [env], temperature=0, max_turns=3)
+    results = traj.turns[0].results
+    assert len(set(results)) == 3 and traj.n_calls == 9
+    for result in results:
+        assert any(f"<tool_response>\n{result}\n</tool_response>" in prompt for prompt in read)
+    log = json.loads((tmp_path / "rl" / "log.json").read_text())
+    assert next(r for r in log if "reward" in r)["solve_precision"] == 0
+
+
+@pytest.mark.parametrize("said, worth", [("{answer}", 1), ("I am done.", 0.5), ("", -0.5)])
+def test_the_last_turn_of_an_episode_is_paid_as_the_table_says(said, worth):
+    here = ToolEnvironment(TOY)
+    here.capital(q="France"), here.capital(q="Spain"), here.river(q="Paris")
+    text = said.format(answer=TOY.answer)
+    end = [{"role": "tool", "name": "river", "content": "Seine"}]
+    assert last_turn_reward([end, [*end, {"role": "assistant", "content": text}]], [here] * 2) == [
+        0,
+        worth,
+    ]
+    assert (
+        score_turn(text, played_out([MENU[5], text]) and TOY).reward
+        == last_turn_reward([[{"role": "assistant", "content": text}]], [ToolEnvironment(TOY)])[0]
+    )
+
+
+def test_a_malformed_last_turn_costs():
+    said = {"role": "assistant", "content": "<tool_call>{"}
+    assert last_turn_reward([[said]], [ToolEnvironment(TOY)]) == [-0.3]
 
 
 class Scripted:

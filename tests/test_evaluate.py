@@ -16,23 +16,26 @@ from IPython.display import HTML
 from plotly.offline import get_plotlyjs
 
 from toolrl_lit.collect import OraclePolicy, collect
+from toolrl_lit.engine.curves import seed_interval
 from toolrl_lit.evaluate import (
+    CUTS,
     METRICS,
     RESAMPLES,
     Evaluation,
     Score,
     bootstrap,
-    compare,
     distinct,
     ending,
     evaluate,
     figure,
     most_different,
+    paired_difference,
     report_sections,
     results_table,
     score,
     score_trajectories,
     trajectory_html,
+    truncated,
     write_report,
 )
 from toolrl_lit.reward import reward_table
@@ -296,7 +299,7 @@ def test_rollouts_of_one_question_are_averaged_first():
 def test_compare_is_paired():
     rng = np.random.default_rng(0)
     before = rng.integers(0, 9, 80)
-    result = compare(scores(before), scores(before + 1), metrics=["solve_r"]).iloc[0]
+    result = paired_difference(scores(before), scores(before + 1), metrics=["solve_r"]).iloc[0]
     assert (
         result["difference"] == pytest.approx(0.1)
         and result["low"] == pytest.approx(0.1) == result["high"]
@@ -309,10 +312,12 @@ def test_compare_is_paired():
 def test_compare_does_not_depend_on_the_order_of_rows():
     a, b = scores([1, 5, 9, 3]), scores([2, 5, 10, 9])
     shuffled = b.model_copy(update={"rows": b.rows[::-1]})
-    pd.testing.assert_frame_equal(compare(a, b, by="kind"), compare(a, shuffled, by="kind"))
+    pd.testing.assert_frame_equal(
+        paired_difference(a, b, by="kind"), paired_difference(a, shuffled, by="kind")
+    )
     assert (
-        compare(a, b, metrics=["solve_r"])["difference"].item()
-        == -compare(b, a, metrics=["solve_r"])["difference"].item()
+        paired_difference(a, b, metrics=["solve_r"])["difference"].item()
+        == -paired_difference(b, a, metrics=["solve_r"])["difference"].item()
     )
 
 
@@ -325,7 +330,7 @@ def test_compare_by_kind_keeps_the_groups_apart():
             for r in a.rows
         ]
     )
-    result = compare(a, b, by="kind", metrics=["solve_r"])
+    result = paired_difference(a, b, by="kind", metrics=["solve_r"])
     assert result["kind"].tolist() == ["single-hop", "multi-hop"] and result["n"].tolist() == [2, 1]
     assert result["difference"].tolist() == pytest.approx([0.1, 0.3]) and result[
         "before"
@@ -335,12 +340,12 @@ def test_compare_by_kind_keeps_the_groups_apart():
 def test_compare_refuses_different_items():
     a, b = scores([1, 2, 3]), scores([1, 2])
     with pytest.raises(UserError, match="only in 'policy': e2; only in 'policy': none"):
-        compare(a, b)
+        paired_difference(a, b)
     with pytest.raises(UserError, match="same environments"):
-        compare(b, a)
+        paired_difference(b, a)
     other = Evaluation(rows=[r.model_copy(update={"sub_questions": 11}) for r in a.rows])
     with pytest.raises(UserError, match="'e0' has 10 sub-questions.*11"):
-        compare(a, other)
+        paired_difference(a, other)
 
 
 def test_save_and_load(tmp_path):
@@ -538,7 +543,7 @@ def test_rollouts_of_one_environment_are_averaged_before_environments_are():
     }
     mixed = Evaluation(rows=[row("a", 0, 10), row("a", 1, 0), row("b", 0, 10)])
     assert mixed.items()["solve_r"].to_dict() == {"a": 0.5, "b": 1.0}
-    difference = compare(e, mixed, metrics=["solve_r"])
+    difference = paired_difference(e, mixed, metrics=["solve_r"])
     assert (
         difference["n"][0],
         difference["before"][0],
@@ -625,6 +630,28 @@ def test_an_overview_has_a_row_for_each_scenario_and_one_for_all():
     )
 
 
+def test_names_that_changed_are_still_found():
+    import toolrl_lit.build
+    import toolrl_lit.doors.serve
+    import toolrl_lit.evaluate
+
+    assert toolrl_lit.evaluate.compare is paired_difference
+    assert toolrl_lit.build.attempt is toolrl_lit.build.run_stages
+    assert toolrl_lit.doors.serve.Session is toolrl_lit.doors.serve.ClientSession
+    with pytest.raises(AttributeError, match="no attribute 'compared'"):
+        toolrl_lit.evaluate.compared  # noqa: B018
+
+
+def test_each_scenario_and_all_together_come_from_one_table():
+    e = evaluate(Says("It is Vienna."), ENVS)
+    table = e.by_scenario(["solve_r"]).set_index("kind")
+    assert table.index.tolist() == ["single-hop", "parallel single-hop", "all"]
+    assert table.loc["all", "mean"] == e.summary(metrics=["solve_r"])["mean"].item()
+    assert (
+        e.overview(["solve_r"]).loc["all", "Solve-R"].startswith(f"{table.loc['all', 'mean']:.3f}")
+    )
+
+
 def test_small_numbers_keep_their_digits(tmp_path):
     table = pd.DataFrame({"change": [0.00042, 0.0, 0.5], "share": [0.25, 0.5, 1.0]})
     page = write_report(tmp_path / "r.html", "T", [("A", [table])]).read_text()
@@ -664,3 +691,72 @@ def test_a_report_is_readable_by_night_and_its_tables_say_that_they_go_on(report
     _, page = report
     assert "prefers-color-scheme: dark" in page and "overflow-x: auto" in page
     assert page.count("class='wide' tabindex='0'") == 4
+
+
+# -- controls in which nothing is learnt
+
+
+def turn(*calls, solved=(), text=""):
+    "A turn with calls by one letter each, of which those named solve something."
+    return Turn(
+        text=text,
+        calls=[ToolCall(name=c, arguments={"a": 1, "b": 2}) for c in calls],
+        results=["x"] * len(calls),
+        solved=[(c, "x") if c in solved else None for c in calls],
+        reward=0.0,
+        case="calls" if calls else "answer",
+    )
+
+
+@pytest.mark.parametrize(
+    "turns, kept",
+    [
+        ([turn("a", solved="a"), turn("b", solved="b"), turn("a"), turn(text="x")], (1, 2, 2)),
+        ([turn("a", solved="a"), turn("a", "b", solved="b"), turn("c")], (1, 3, 2)),
+        ([turn("a", "a"), turn("a"), turn("b", solved="b")], (1, 1, 1)),
+        ([turn("a"), turn(text="I do not know."), turn("a")], (1, 2, 2)),
+        ([turn("a", "b", solved="ab"), turn("c")], (1, 2, 1)),
+        ([turn(text="Paris")], (1, 1, 1)),
+        ([], (0, 0, 0)),
+    ],
+)
+def test_a_rule_ends_a_rollout_where_it_says(turns, kept):
+    whole = Trajectory(environment="e0", messages=[], turns=turns, sub_questions=2)
+    assert tuple(truncated([whole], rule).rows[0].turns for rule in CUTS) == kept
+    for rule, n in zip(CUTS, kept):
+        (row,) = truncated([whole], rule, "warm").rows
+        assert row.calls == sum(len(t.calls) for t in turns[:n])
+        assert row.solved == sum(s is not None for t in turns[:n] for s in t.solved)
+    assert len(whole.turns) == len(turns)  # the rollout itself stays as it was
+
+
+def test_the_same_arguments_in_another_order_are_a_repeated_call():
+    first, again = turn("a"), turn("a")
+    again.calls[0].arguments = {"b": 2, "a": 1}
+    rollout = Trajectory(environment="e0", messages=[], turns=[first, again], sub_questions=1)
+    assert truncated([rollout], "no repeats").rows[0].turns == 1
+    again.calls[0].arguments = {"b": 1, "a": 1}
+    assert truncated([rollout], "no repeats").rows[0].turns == 2
+
+
+def test_truncation_controls_are_compared_with_a_policy_and_an_unknown_rule_is_refused():
+    kept = collect(Says("no call"), ENVS, temperature=0)
+    assert truncated(kept, "one turn", "warm").name == "warm, one turn"
+    assert (
+        paired_difference(truncated(kept, "one turn"), score_trajectories(kept))
+        .difference.eq(0)
+        .all()
+    )
+    with pytest.raises(UserError, match="rule: expected one of 'one turn', .*got 'two turns'"):
+        truncated(kept, "two turns")
+
+
+def test_the_interval_over_seeds_is_students_and_covers_as_often_as_it_says():
+    low, high = seed_interval([0.12, 0.06, 0.10])
+    x = np.array([0.12, 0.06, 0.10])
+    half = 4.302653 * x.std(ddof=1) / 3**0.5
+    assert (low, high) == pytest.approx((x.mean() - half, x.mean() + half))
+    assert seed_interval([0.3]) == (0.3, 0.3)
+    drawn = np.random.default_rng(0).normal(size=(3, 4000))
+    low, high = seed_interval(drawn)
+    assert np.mean((low < 0) & (0 < high)) == pytest.approx(0.95, abs=0.015)

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import get_json_schema
 from trl import chat_template_utils
+from two_hops import environment, lookup
 
 from toolrl_lit.collect import CHAT_TEMPLATE, OraclePolicy, call_text, collect
 from toolrl_lit.doors.export import (
@@ -32,9 +33,6 @@ from toolrl_lit.episode import ToolEnvironment, tool_method
 from toolrl_lit.reward import score_turn
 from toolrl_lit.schema import (
     Environment,
-    Scenario,
-    SubQuestion,
-    Tool,
     ToolDoc,
     UserError,
     from_ftrl,
@@ -45,53 +43,6 @@ from toolrl_lit.schema import (
 from toolrl_lit.train import make_config
 
 datasets.disable_progress_bars()
-
-
-def lookup(name, param, facts):
-    doc = ToolDoc(
-        name=name,
-        description=f"Find the {name}.",
-        parameters={
-            "type": "object",
-            "properties": {param: {"type": "string", "description": f"A {param}."}},
-            "required": [param],
-        },
-    )
-    return Tool(
-        doc=doc, code=f"def {name}({param}):\n    return {facts!r}.get({param}, 'unknown')\n"
-    )
-
-
-def environment(id="e1", split="train", code="NCE", country="France", capital="Paris"):
-    first = SubQuestion(
-        id="q1",
-        question="Which country?",
-        answer=country,
-        tool="country_of",
-        arguments={"code": code},
-    )
-    second = SubQuestion(
-        id="q2",
-        question="Its capital?",
-        answer=capital,
-        tool="capital_of",
-        arguments={"country": country},
-        depends_on=["q1"],
-    )
-    return Environment(
-        tools=[
-            lookup("country_of", "code", {code: country}),
-            lookup("capital_of", "country", {country: capital}),
-        ],
-        scenario=Scenario(
-            id=id,
-            kind="multi-hop",
-            question=f"Capital of the country of {code}?",
-            answer=capital,
-            split=split,
-            sub_questions=[first, second],
-        ),
-    )
 
 
 @pytest.fixture(scope="module")

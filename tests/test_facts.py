@@ -17,6 +17,7 @@ from toolrl_lit.engine.facts import (
     fact_versions,
     load_facts,
     load_people,
+    source_versions,
     specific,
 )
 from toolrl_lit.engine.relations import RELATIONS, SUBJECTS, read_relations
@@ -27,7 +28,7 @@ BOTH = {r: load_facts()["train"][r] | load_facts()["test"][r] for r in RELATIONS
 def installed(recorded: bool) -> bool:
     "Whether the sources are installed, and in the recorded versions if that is asked for."
     try:
-        here = gather.source_versions()
+        here = source_versions()
     except importlib.metadata.PackageNotFoundError:
         return False
     return not recorded or here == {s["name"]: s["version"] for s in fact_sources()["sources"]}

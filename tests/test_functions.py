@@ -20,6 +20,7 @@ RATES = {"EUR": 1.0, "PLN": 4.25}
 NAMES = [("euro", "EUR"), ("zloty", "PLN")]
 CYCLE: list = []
 CYCLE.append(CYCLE)
+PATTERN = re.compile(r"[a-z]+")
 
 
 def code_of(name: str) -> str:
@@ -64,6 +65,16 @@ def odd(n: int) -> bool:
 def test_the_text_of_a_function_gives_what_the_function_gives(function, arguments):
     tool = tool_from_function(function)
     assert shared().call(tool.name, arguments, tool.code).text == str(function(**arguments))
+
+
+def has_letters(text: str) -> bool:
+    "Return whether a text has small letters."
+    return bool(PATTERN.search(text))
+
+
+def test_what_a_module_of_the_standard_library_has_made_is_not_imported_from_there():
+    with pytest.raises(UserError, match="uses PATTERN, a Pattern; expected plain data"):
+        source_of(has_letters)
 
 
 def test_the_document_says_what_the_function_says():

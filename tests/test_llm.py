@@ -130,8 +130,9 @@ def first(mood, *stages):
 def test_on_a_bad_day_what_is_accepted_is_right_and_nothing_is_lost_or_doubled(setup, tmp_path):
     canary = tmp_path / "canary"
     server, generator = setup(
-        mood=0.4, seed=1, slow=4, canary=str(canary), config=dict(timeout=3, repairs=3)
+        mood=0.4, seed=1, slow=2, canary=str(canary), config=dict(timeout=1.5, repairs=3)
     )
+    server.retry_after = lambda: "0.1"
     built = build(generator, out=tmp_path / "e.jsonl")
     assert len(server.moods) >= 10 and {*CONTENT} <= {*server.moods}, (
         "the day was not bad enough"
@@ -207,8 +208,9 @@ def test_a_request_that_fails_is_repeated(setup, mood):
 def test_no_more_attempts_are_made_than_allowed_and_the_lost_ones_are_booked_at_their_worst(
     setup, tmp_path, mood
 ):
-    limits = dict(retries=1, timeout=3, max_tokens=300)
-    server, generator = setup(questions=1, always=lambda *_: mood, slow=4, config=limits)
+    patience = 1 if mood == "slow" else 3
+    limits = dict(retries=1, timeout=patience, max_tokens=300)
+    server, generator = setup(questions=1, always=lambda *_: mood, slow=1.5, config=limits)
     ask = lambda e: ask_decompose(e, generator.questions[0], "s", "train", 4, Counter())
     with generator.endpoint.open(), pytest.raises(Unanswered, match="fails.*after 1 retries"):
         ask(generator.endpoint)
@@ -744,9 +746,10 @@ def test_the_budget_is_kept_and_a_larger_one_goes_on(setup, tmp_path, limit, moo
     server, generator = setup(
         mood=mood,
         moods=TRANSPORT,
-        slow=4,
-        config=dict(concurrency=4, max_tokens=2000, timeout=3 if mood else 60) | limit,
+        slow=2,
+        config=dict(concurrency=4, max_tokens=2000, timeout=1.5 if mood else 60) | limit,
     )
+    server.retry_after = lambda: "0.1"
     with pytest.raises(UserError, match="budget is spent.*raise it"):
         build(generator, out=tmp_path / "e.jsonl")
     ledger = generator.endpoint.ledger
@@ -762,7 +765,7 @@ def test_the_budget_is_kept_and_a_larger_one_goes_on(setup, tmp_path, limit, moo
     more = setup(
         server,
         config={k: 20 * v for k, v in limit.items()}
-        | dict(max_tokens=2000, timeout=3 if mood else 60),
+        | dict(max_tokens=2000, timeout=1.5 if mood else 60),
     )[1]
     built = build(more, out=tmp_path / "e.jsonl")
     assert len(built) == 12 and (mood or max(server.paid.values()) == 1)

@@ -22,7 +22,7 @@ from mcp.shared.exceptions import MCPError
 
 from toolrl_lit.collect import call_text, collect
 from toolrl_lit.doors.cli import main
-from toolrl_lit.doors.serve import Session, keep, mcp_server
+from toolrl_lit.doors.serve import ClientSession, keep, mcp_server
 from toolrl_lit.engine.sandbox import ToolSandbox
 from toolrl_lit.evaluate import score
 from toolrl_lit.reward import score_turn
@@ -366,7 +366,7 @@ def test_a_time_out_does_not_tell_the_source():
     env = environment(slow)
     env.scenario.sub_questions[0].tool = "slow"
     with ToolSandbox(workers=1, timeout=0.5) as box:
-        session = Session(env, sandbox=box)
+        session = ClientSession(env, sandbox=box)
 
         async def run():
             async with Client(mcp_server(env, lambda ctx: session)) as client:
@@ -390,7 +390,7 @@ def test_a_time_out_does_not_tell_the_source():
 
 def test_calls_at_once_are_all_counted_and_keep_their_state():
     env, box = environment(COUNT), ToolSandbox(workers=2)
-    session = Session(env, data={"n": 0}, sandbox=box)
+    session = ClientSession(env, data={"n": 0}, sandbox=box)
 
     async def run():
         async with (
@@ -416,7 +416,9 @@ def test_calls_at_once_are_all_counted_and_keep_their_state():
 
 def test_the_given_state_is_not_changed():
     data = {"n": 5}
-    assert Session(environment(COUNT), data).call("count", {}).text == "6" and data == {"n": 5}
+    assert ClientSession(environment(COUNT), data).call("count", {}).text == "6" and data == {
+        "n": 5
+    }
 
 
 plain = st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=8)
@@ -435,7 +437,7 @@ some_arguments = st.dictionaries(
 @settings(max_examples=60, deadline=None)
 def test_a_session_scores_as_the_library_does(calls, match):
     env = environment(tool("echo", "def echo(x): return x", {"x": {}}))
-    session, step = Session(env, match=match), env.start()
+    session, step = ClientSession(env, match=match), env.start()
     for name, arguments in calls:
         got = session.call(name, arguments)
         assert got.ok or got.text.startswith(f"an error occured when call {name}: ")
@@ -466,7 +468,7 @@ whole_turns = st.lists(
 @given(whole_turns)
 @settings(max_examples=40, deadline=None)
 def test_a_session_scores_whole_turns_as_the_library_does(turns):
-    session, step = Session(environment()), environment().start()
+    session, step = ClientSession(environment()), environment().start()
     for said, keys in turns:
         calls = [ToolCall(name="ask", arguments={"key": k}) for k in keys]
         session.turn(said, calls)
@@ -477,7 +479,7 @@ def test_a_session_scores_whole_turns_as_the_library_does(turns):
 
 
 def test_trajectories_are_added_to_a_file_and_nothing_else_is_touched(tmp_path):
-    session = Session(environment())
+    session = ClientSession(environment())
     session.call("ask", {"key": "k"})
     for n in (1, 2):
         assert len(read_jsonl(keep([session.trajectory], tmp_path / "t.jsonl"), Trajectory)) == n
@@ -540,7 +542,7 @@ def test_the_calls_of_a_turn_run_in_one_batch_and_keep_their_case():
             return super().call_many(calls, *more)
 
     with Watched(workers=1) as box:
-        session = Session(env, sandbox=box)
+        session = ClientSession(env, sandbox=box)
         session.turn("Both.", [ToolCall(name="ask", arguments={"key": k}) for k in ("x", "k", "k")])
         for said in (f" {SECRET} ", "Hm.", "", "  ", "<tool_call>{"):
             session.turn(said)
@@ -560,7 +562,7 @@ def test_the_calls_of_a_turn_run_in_one_batch_and_keep_their_case():
 
 
 def test_each_call_of_a_turn_sees_the_state_that_the_one_before_left():
-    session = Session(environment(COUNT), {"n": 0})
+    session = ClientSession(environment(COUNT), {"n": 0})
     assert [r.text for r in session.turn("", [ToolCall(name="count")] * 3)] == [
         "1",
         "2",
@@ -581,7 +583,7 @@ def test_a_session_is_a_rollout_as_the_collector_keeps_it():
                 for messages, _ in prompts
             ]
 
-    kept, session = collect(Plays(), [env], temperature=0)[0], Session(env)
+    kept, session = collect(Plays(), [env], temperature=0)[0], ClientSession(env)
     session.turn("", [call])
     session.turn(SECRET)
     said = lambda t: [turn.model_dump(exclude={"text"}) for turn in t.turns]
@@ -603,7 +605,7 @@ def test_a_tool_that_does_not_say_that_it_takes_an_object_is_listed(parameters):
         doc=ToolDoc(name="now", description="", parameters=parameters),
         code="def now(): return 'noon'",
     )
-    session = Session(environment(now))
+    session = ClientSession(environment(now))
 
     async def run():
         async with Client(mcp_server(session.env, lambda ctx: session)) as client:

@@ -5,12 +5,9 @@ import ctypes
 import errno
 import itertools
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -36,6 +33,7 @@ from toolrl_lit.engine import trainer as engine_trainer
 from toolrl_lit.engine.config import FIRST, PARTS, listing
 from toolrl_lit.engine.demo import demo_environment
 from toolrl_lit.engine.generate import own_cache, prefill
+from toolrl_lit.engine.packing import check_logits
 from toolrl_lit.engine.sandbox import ToolSandbox
 from toolrl_lit.layers import compare
 from toolrl_lit.reward import parse_qwen, score_turn
@@ -430,6 +428,61 @@ def test_rows_that_are_no_whole_groups_are_an_error(llama):
         StepTrainer._group_logps(self, llama, ids, torch.ones_like(ids), 1, False)
 
 
+@pytest.mark.parametrize(
+    "kind, config, more",
+    [
+        ("Granite", "GraniteConfig", dict(logits_scaling=8.0)),
+        ("Cohere", "CohereConfig", dict(logit_scale=0.0625)),
+        ("Gemma2", "Gemma2Config", dict(final_logit_softcapping=3.0, head_dim=8)),
+    ],
+)
+def test_a_models_own_scale_of_logits_is_kept(kind, config, more):
+    import transformers
+
+    torch.manual_seed(0)
+    shape = dict(
+        vocab_size=61,
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = getattr(transformers, f"{kind}ForCausalLM")(
+        getattr(transformers, config)(**shape | more)
+    )
+    self = SimpleNamespace(
+        whole_rows=False,
+        num_generations=2,
+        temperature=0.7,
+        _entropy_bonus_enabled=True,
+        model_kwarg_keys={"logits_to_keep"},
+        accelerator=SimpleNamespace(unwrap_model=lambda m: m, autocast=contextlib.nullcontext),
+    )
+    self._group_logps = StepTrainer._group_logps.__get__(self)
+    ids = torch.randint(3, 61, (2, 7))
+    ids[1, :4] = ids[0, :4]
+    ours, theirs = (
+        compute(self, model, ids, torch.ones_like(ids), 3, compute_entropy=True)
+        for compute in (
+            StepTrainer._get_per_token_logps_and_entropies,
+            GRPOTrainer._full_logits_logps,
+        )
+    )
+    for a, b in zip(ours[:2], theirs[:2]):
+        assert torch.allclose(a, b, atol=1e-4)
+    check_logits(model.eval())
+    model.config.final_logit_softcapping, plain = None, model.lm_head.forward
+    model.lm_head.forward = lambda states: plain(states) ** 3
+    model.get_output_embeddings = lambda: SimpleNamespace(forward=plain)
+    with pytest.raises(UserError, match="makes its logits in a way"):
+        check_logits(model)
+
+
 def test_scores_in_chunks_are_those_of_one_piece():
     torch.manual_seed(0)
     head, hidden, targets = (
@@ -465,6 +518,42 @@ def test_merging_writes_the_adapted_weights(tiny_folder):
     )
 
 
+def test_what_samples_and_what_is_evaluated_is_what_was_trained_in_16_bits(
+    tiny_folder, environments, tmp_path, computes, monkeypatch, capsys
+):
+    "A change so small that weights of 16 bits would lose it reaches the sampling policy and the adapter's folder."
+    computes(torch.bfloat16)
+    seen = []
+    plain = module.refresh
+
+    def refreshed(policy, tuned):
+        plain(policy, tuned)
+        ids = torch.arange(5, 30)[None]
+        with torch.no_grad():
+            seen.append((policy.model(ids).logits, tuned.get_base_model()(ids).logits))
+        assert policy.model.lm_head.weight is tuned.get_base_model().lm_head.weight
+
+    monkeypatch.setattr(module, "refresh", refreshed)
+    config = config_for(tiny_folder, tmp_path, learning_rate=3e-4, epochs=1, updates=3)
+    folder = train(config, environments)
+    assert all(torch.equal(ours, theirs) for ours, theirs in seen)
+    assert not torch.equal(seen[0][0], seen[-1][0]), "the test shows nothing"
+    ids = torch.arange(5, 30)[None]
+    start, merged, apart_ = (
+        TransformersPolicy(f) for f in (tiny_folder, folder, folder.with_name("adapter"))
+    )
+    with torch.no_grad():
+        a, b, c = (p.model(ids).logits for p in (start, merged, apart_))
+    assert (c - a).abs().max() > (b - a).abs().max()
+    assert apart_.fingerprint != merged.fingerprint
+    said = re.search(
+        r"which hold (\d+)% of what was learnt; .*adapter holds all", capsys.readouterr().out
+    )
+    assert said and int(said[1]) < 98
+    adapters = load_file(folder.with_name("adapter") / "adapter_model.safetensors")
+    assert {v.dtype for v in adapters.values()} == {torch.float32}
+
+
 # -- step records and rewards
 
 
@@ -492,23 +581,13 @@ def config_for(folder, out, **changes) -> TrainConfig:
     )
 
 
-def test_steps_are_as_many_as_an_epoch_needs_and_short_enough(tiny_folder, environments, tmp_path):
+@pytest.mark.parametrize("repeat", [False, True])
+def test_steps_are_as_many_as_an_epoch_needs_and_short_enough(
+    tiny_folder, environments, tmp_path, repeat
+):
     policy = TransformersPolicy(tiny_folder)
     shown = collect(OraclePolicy(environments, slips=0.6), environments, temperature=0)
     records = [(s, t) for e, t in zip(environments, shown) for s in t.step_records(e)]
-    lengths = sorted(len(policy.render(s.messages, s.tools)) for s, _ in records)
-    config = config_for(
-        tiny_folder,
-        tmp_path,
-        updates=20,
-        oversample=1,
-        max_prompt_tokens=lengths[len(lengths) // 2],
-    )
-    steps, dropped = choose_steps(config, policy, environments, shown, epoch=0)
-    assert len(steps) == 40 and dropped == sum(n > config.max_prompt_tokens for n in lengths)
-    assert all(len(policy.render(s.messages, s.tools)) <= config.max_prompt_tokens for s in steps)
-    times = Counter((s.environment, s.turn) for s in steps)
-    assert len(times) == len(lengths) - dropped
     kind = {(s.environment, s.turn): situation(s, t) for s, t in records}
     assert set(kind.values()) == {"first", "next", "retry", "answer"}
     for s, t in records:
@@ -522,11 +601,31 @@ def test_steps_are_as_many_as_an_epoch_needs_and_short_enough(tiny_folder, envir
             if any(before.solved)
             else "retry"
         )
-    shares = Counter(kind[s.environment, s.turn] for s in steps)
-    assert max(shares.values()) - min(shares.values()) <= 1  # no kind drowns in the others
-    for name in shares:
-        mine = [n for record, n in times.items() if kind[record] == name]
-        assert max(mine) - min(mine) <= 1  # nor a record in its kind
+    lengths = {(s.environment, s.turn): len(policy.render(s.messages, s.tools)) for s, _ in records}
+    longest = sorted(lengths.values())[len(lengths) // 2]
+    config = config_for(
+        tiny_folder,
+        tmp_path,
+        updates=20,
+        oversample=1,
+        max_prompt_tokens=longest,
+        repeat_records=repeat,
+    )
+    steps, dropped = choose_steps(config, policy, environments, shown, epoch=0)
+    assert len(steps) == 40
+    assert dropped == Counter(kind[k] for k, n in lengths.items() if n > longest)
+    assert all(len(policy.render(s.messages, s.tools)) <= longest for _, s in steps)
+    assert all(k == kind[s.environment, s.turn] for k, s in steps)
+    times = Counter((s.environment, s.turn) for _, s in steps)
+    assert len(times) == len(lengths) - dropped.total()
+    shares = Counter(k for k, _ in steps)
+    if repeat:
+        assert max(shares.values()) - min(shares.values()) <= 1  # no kind drowns in the others
+        for name in shares:
+            mine = [n for record, n in times.items() if kind[record] == name]
+            assert max(mine) - min(mine) <= 1  # nor a record in its kind
+    else:
+        assert max(times.values()) - min(times.values()) <= 1
     assert steps != choose_steps(config, policy, environments, shown, epoch=1)[0]
     with pytest.raises(UserError, match="max_prompt_tokens=16"):
         choose_steps(
@@ -536,6 +635,59 @@ def test_steps_are_as_many_as_an_epoch_needs_and_short_enough(tiny_folder, envir
             shown,
             epoch=0,
         )
+
+
+def test_no_record_comes_twice_while_another_has_not_come_and_kinds_are_spread(
+    tiny_folder, environments, tmp_path
+):
+    policy = TransformersPolicy(tiny_folder)
+    shown = collect(OraclePolicy(environments, slips=0.6), environments, temperature=0)
+    config = config_for(tiny_folder, tmp_path, updates=6, prompts=2, oversample=2)
+    steps, _ = choose_steps(config, policy, environments, shown, epoch=0)
+    assert len(steps) == len({(s.environment, s.turn) for _, s in steps}) == 24
+    kinds = [k for k, _ in steps]
+    for kind in set(kinds):
+        early, late = kinds[:12].count(kind), kinds[12:].count(kind)
+        assert abs(early - late) <= 1  # not all answers in the first updates
+
+
+def test_neighbouring_seeds_share_no_environments(tiny_folder, environments, tmp_path, monkeypatch):
+    chosen = {}
+
+    def collected(policy, where, seed, **rest):
+        chosen.setdefault(collected.of, []).append(([e.id for e in where], seed))
+        return []
+
+    monkeypatch.setattr(module, "collect", collected)
+    for collected.of in (0, 1):
+        config = config_for(tiny_folder, tmp_path, seed=collected.of, environments=3)
+        rollouts = module.StepRollouts(
+            config, tmp_path, None, None, environments, SimpleNamespace(sandbox=None)
+        )
+        rollouts.trainer = SimpleNamespace(
+            accelerator=SimpleNamespace(main_process_first=contextlib.nullcontext)
+        )
+        for epoch in range(4):
+            rollouts.collected(epoch)
+    for (where, seed), (others, another) in zip(chosen[0][1:], chosen[1]):
+        assert where != others and seed != another  # epoch e + 1 of seed 0, epoch e of seed 1
+
+
+def test_the_first_update_moves_the_weights(tiny_folder, environments, tmp_path, monkeypatch):
+    changed, plain = [], module.refresh
+
+    def refreshed(policy, tuned):
+        plain(policy, tuned)
+        changed.append(max(p.abs().max() for n, p in tuned.named_parameters() if "lora_B" in n))
+
+    monkeypatch.setattr(module, "refresh", refreshed)
+    train(config_for(tiny_folder, tmp_path, epochs=1, updates=4, warmup=0.5), environments)
+    assert (
+        changed[:2] == [0, 0] and changed[2] > 0
+    )  # of the epoch, of the first batch and the second
+    shares = [engine_trainer.rate_share(k, 2, 8) for k in range(8)]
+    assert shares[:3] == [1 / 3, 2 / 3, 1] and shares[3:] == sorted(shares[3:], reverse=True)
+    assert min(shares) > 0 and engine_trainer.rate_share(0, 0, 4) == 1
 
 
 def test_naming_an_epochs_prompts_does_not_copy_the_model(tiny_folder):
@@ -617,6 +769,61 @@ def test_what_is_logged_is_of_all_turns_that_were_sampled_and_not_of_those_that_
     assert any(abs(row["reward"] - row["mean_reward"]) > 0.05 for row in log), (
         "the kept ones are like the others; the test shows nothing"
     )
+
+
+@pytest.mark.parametrize("most", [None, 0.02])
+def test_an_update_that_leaps_is_seen_warned_of_and_pulled_back_if_asked(
+    tiny_folder, environments, tmp_path, capsys, most
+):
+    config = config_for(
+        tiny_folder,
+        tmp_path,
+        epochs=1,
+        updates=3,
+        learning_rate=1.0,
+        max_update_kl=most,
+    )
+    train(config, environments)
+    log = [r for r in json.loads((tmp_path / "rl" / "log.json").read_text()) if "reward" in r]
+    moves, shares = [r["update_kl"] for r in log], [r["update_share"] for r in log]
+    assert len(log) == 3 and all(r["grad_norm"] >= 0 for r in log)
+    said = "collapse watch" in capsys.readouterr().out
+    if most:
+        assert max(moves) <= most and min(shares) < 1 and not said
+        assert set(shares) <= {1, 0.5, 0.25, 0.125, 0}
+    else:
+        assert max(moves) > 0.1 and set(shares) == {1} and said
+
+
+def test_an_update_that_is_undone_leaves_the_weights_as_they_were(
+    tiny_folder, environments, tmp_path
+):
+    config = config_for(
+        tiny_folder, tmp_path, epochs=1, updates=2, learning_rate=50.0, max_update_kl=1e-9
+    )
+    folder = train(config, environments)
+    start, end = (load_file(f / "model.safetensors") for f in (tiny_folder, folder))
+    assert all(torch.equal(v.bfloat16(), end[k]) for k, v in start.items() if k in end)
+
+
+def test_the_kl_of_an_update_is_the_one_computed_by_hand(tiny_folder, environments, tmp_path):
+    kept = []
+
+    class Hand(callbacks.TrainerCallback):
+        def on_optimizer_step(self, args, state, control, **kwargs):
+            inputs, before = trainer.seen
+            said, now = inputs["completion_mask"], trainer.logps_of(inputs).detach()
+            ratio = (now - before)[said.bool()].exp()
+            kept.append(float((ratio - 1 - ratio.log()).mean()))
+
+    config = config_for(tiny_folder, tmp_path, epochs=1, updates=2)
+    policy = TransformersPolicy(tiny_folder)
+    tuned = lora(TransformersPolicy(tiny_folder).model, 4)
+    trainer = module.step_trainer(config, tmp_path, policy, tuned, environments)
+    trainer.add_callback(Hand())
+    trainer.train()
+    log = [r["update_kl"] for r in trainer.state.log_history if "update_kl" in r]
+    assert log == pytest.approx(kept, abs=1e-6) and max(log) > 0
 
 
 # -- one update, by hand
@@ -1717,37 +1924,17 @@ def test_a_killed_warm_start_goes_on_to_the_same_weights(
 # -- several processes
 
 
-def launched(script: Path, *arguments: str, fsdp: bool = False) -> str:
-    "What a script prints that `accelerate launch` starts in two processes."
+def launched(log: Path, task, *args, fsdp: bool = False) -> str:
+    "What a task of `apart` prints that `accelerate launch` starts in two processes."
     cut_up = ["--use_fsdp", "--fsdp_version", "2"]
     cut_up += ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
     plain = dict(num_processes=2, num_machines=1, mixed_precision="no", dynamo_backend="no")
     how = [*(cut_up if fsdp else ["--multi_gpu"]), "--main_process_port", "0"]
     how += [a for k, v in plain.items() for a in (f"--{k}", str(v))]
-    root = str(Path(module.__file__).parent.parent)
-    done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *how, script, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root},
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
-    return done.stdout
+    code = apart.run(apart.launch, how, task, *args, log=log, OMP_NUM_THREADS="1")
+    assert code == 0, log.read_text()[-5000:]
+    return log.read_text()
 
-
-# `toolrl train` as a user starts it, several times in one start of the processes
-COMMANDS = """
-import json, sys
-from toolrl_lit.doors.cli import main
-
-if __name__ == "__main__":
-    for arguments in json.loads(sys.argv[1]):
-        sys.argv = ["toolrl", "train", *arguments]
-        try: main()
-        except SystemExit as e:
-            if e.code: raise
-"""
 
 SHARED = dict(
     warm_steps=0,
@@ -1772,7 +1959,6 @@ def together(tmp_path_factory, tiny_folder, environments):
     "A folder of those trainings by two processes, and what each was told."
     folder = tmp_path_factory.mktemp("together")
     file = write_jsonl(folder / "train.jsonl", environments)
-    (folder / "commands.py").write_text(COMMANDS)
     told = {
         name: SHARED | dict(model=str(tiny_folder), out=str(folder / name), updates=1) | values
         for name, values in TOGETHER.items()
@@ -1781,7 +1967,7 @@ def together(tmp_path_factory, tiny_folder, environments):
         ["-e", str(file), *(a for k, v in values.items() for a in ("-p", f"{k}={v}"))]
         for values in told.values()
     ]
-    said = launched(folder / "commands.py", json.dumps(commands))
+    said = launched(folder / "said.txt", apart.commands, commands)
     assert said.count("the trained policy is in") == len(told)  # one of the processes says it
     return folder, told
 
@@ -1808,32 +1994,6 @@ def test_two_processes_train_as_one_does(together, name, stage, tmp_path, enviro
         assert kept[0] == kept[1]
 
 
-# Several trainings by two processes that cut up the weights: all of them after one start.
-TRAININGS = """
-import json, sys
-from functools import partial
-from toolrl_lit import train as module
-from toolrl_lit.engine import sampling, trainer
-from toolrl_lit.schema import Environment, read_jsonl
-
-def stopped(*args, **kwargs):
-    if next(calls) == 2: raise KeyboardInterrupt              # in the second batch of rollouts
-    return plain(*args, **kwargs)
-
-if __name__ == "__main__":
-    trainer.token_scores = partial(trainer.token_scores, chunk=16)
-    environments, plain = read_jsonl(sys.argv[1], Environment), sampling.generate_tokens
-    for values in json.loads(sys.argv[2]):
-        config = module.make_config(**values)
-        if config.warm_steps: module.warm_start(config, environments)
-        elif not config.out.endswith("interrupted"): module.train(config, environments)
-        else:
-            sampling.generate_tokens, calls = stopped, iter(range(1, 100))
-            try: module.train(config, environments)
-            except KeyboardInterrupt: sampling.generate_tokens = plain
-            module.train(config, environments)
-"""
-
 SHARDED = {
     "warm": dict(warm_steps=3),
     "lora": dict(kl=0.1),
@@ -1846,7 +2006,6 @@ def sharded(tmp_path_factory, tiny_folder, environments):
     "A folder of those trainings, and what each was told."
     folder = tmp_path_factory.mktemp("sharded")
     write_jsonl(folder / "train.jsonl", environments)
-    (folder / "trainings.py").write_text(TRAININGS)
     told = {
         name: SHARED
         | dict(model=str(tiny_folder), out=str(folder / name), updates=2, save_updates=1)
@@ -1854,7 +2013,7 @@ def sharded(tmp_path_factory, tiny_folder, environments):
         for name in ("warm", "lora", "lora-interrupted", "all", "all-interrupted")
     }
     rows = folder / "train.jsonl"
-    launched(folder / "trainings.py", rows, json.dumps(list(told.values())), fsdp=True)
+    launched(folder / "said.txt", apart.trainings, rows, list(told.values()), fsdp=True)
     return folder, told
 
 
@@ -2010,22 +2169,27 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(
     )
 
 
+SMALL = dict(
+    warm_steps=0,
+    prompts=2,
+    group=2,
+    oversample=1,
+    updates=2,
+    epochs=1,
+    environments=4,
+    max_new_tokens=16,
+    max_prompt_tokens=2000,
+)
+
+
 def test_a_tracker_gets_the_curves(tmp_path, tiny_folder, environments):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = make_config(
         model=str(tiny_folder),
         out=str(tmp_path),
-        warm_steps=0,
-        prompts=2,
-        group=2,
-        oversample=1,
-        updates=2,
-        epochs=1,
-        environments=4,
-        max_new_tokens=16,
-        max_prompt_tokens=2000,
         report_to="tensorboard",
+        **SMALL,
     )
     train(config, environments)
     events = EventAccumulator(str(tmp_path / "rl" / "tensorboard")).Reload()
@@ -2052,16 +2216,8 @@ def test_trackio_gets_the_curves_of_a_run_in_the_project_of_the_library(
     values = dict(
         model=tiny_folder,
         out=tmp_path / "first",
-        warm_steps=0,
-        prompts=2,
-        group=2,
-        oversample=1,
-        updates=2,
-        epochs=1,
-        environments=4,
-        max_new_tokens=16,
-        max_prompt_tokens=2000,
         report_to="trackio",
+        **SMALL,
     )
     params = [str(x) for k, v in values.items() for x in ("-p", f"{k}={v}")]
     log, kept = tmp_path / "said.txt", tmp_path / "kept.json"

@@ -15,6 +15,7 @@ vf = pytest.importorskip(
     "verifiers.v1",
     reason="verifiers is not in this environment; `make test` runs this file in another",
 )
+from two_hops import environment
 from verifiers.v1.cli.eval.runner import run_eval
 from verifiers.v1.configs.cli.eval import EvalConfig
 from verifiers.v1.utils.loaders import load_environment
@@ -22,10 +23,11 @@ from verifiers.v1.utils.loaders import load_environment
 from toolrl_lit.collect import call_text
 from toolrl_lit.doors.export import to_verifiers
 from toolrl_lit.reward import score_turn
-from toolrl_lit.schema import Environment, Scenario, SubQuestion, Tool, ToolCall, ToolDoc
+from toolrl_lit.schema import Tool, ToolCall, ToolDoc
 
 
 def lookup(name, param, facts):
+    "A tool whose parameters are no plain strings, and which fails where it knows nothing."
     schema = {
         "type": "object",
         "required": [param],
@@ -37,41 +39,9 @@ def lookup(name, param, facts):
     )
 
 
-def environment(id, airport, country, capital):
-    first = SubQuestion(
-        id="q1",
-        question="Which country?",
-        answer=country,
-        tool="country_of",
-        arguments={"code": airport},
-    )
-    second = SubQuestion(
-        id="q2",
-        question="Its capital?",
-        answer=capital,
-        tool="capital_of",
-        arguments={"country": country},
-        depends_on=["q1"],
-    )
-    tools = [
-        lookup("country_of", "code", {airport: country}),
-        lookup("capital_of", "country", {country: capital}),
-    ]
-    return Environment(
-        tools=tools,
-        scenario=Scenario(
-            id=id,
-            kind="multi-hop",
-            question=f"Capital of the country of {airport}?",
-            answer=capital,
-            sub_questions=[first, second],
-        ),
-    )
-
-
 ENVIRONMENTS = [
-    environment("e1", "NCE", "France", "Paris"),
-    environment("e2", "VIE", "Austria", "Vienna"),
+    environment("e1", lookup=lookup),
+    environment("e2", "train", "VIE", "Austria", "Vienna", lookup),
 ]
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,8 +36,10 @@ from toolrl_lit.schema import (
 class Policy(Protocol):
     """Write the next assistant turn of conversations.
 
-    A policy that remembers earlier calls drops them in a method `forget()`. A policy that counts its tokens in an attribute `generated` has
-    its speed shown."""
+    A policy that remembers earlier calls drops them in a method `forget()`. A policy that counts
+    its tokens in an attribute `generated` has
+    its speed shown. A policy with an attribute `tell` finds a function there, to be called with
+    the share of its turns that it has written."""
 
     # the tool-call format it writes: a name in `reward.PARSERS`, or a function
     parser: str | Parser
@@ -44,7 +47,9 @@ class Policy(Protocol):
     def generate(
         self, prompts: list[Prompt], *, temperature: float, max_new_tokens: int, seed: int
     ) -> list[str]:
-        "Return one raw assistant text for each prompt, a `Reply` where calls came as data. `temperature` 0 means greedy."
+        """Return one raw assistant text for each prompt, a `Reply` where calls came as data.
+
+        `temperature` 0 means greedy."""
 
 # %% ../nbs/09_collect.ipynb #44976b32
 def call_text(calls: list[ToolCall]) -> str:
@@ -59,7 +64,8 @@ def wrong_calls(
     env: Environment,  # where to err
     chance: random.Random,  # picks the tool
 ) -> list[ToolCall]:
-    """Return the first golden calls, each sent to a tool that does not answer it, with one argument where both tools have some.
+    """Return the first golden calls, each sent to a tool that does not answer it, with one
+    argument where both tools have some.
 
     Empty if there is no other tool."""
     wrong = []
@@ -76,7 +82,8 @@ def wrong_calls(
 class OraclePolicy:
     """Replay the golden calls of known environments, then say the final answer.
 
-    In a share `slips` of the environments the first turn goes to a wrong tool, so that what follows shows how to recover."""
+    In a share `slips` of the environments the first turn goes to a wrong tool, so that what
+    follows shows how to recover."""
 
     parser = "qwen"
 
@@ -162,11 +169,17 @@ def part_seed(
     seed: int,  # of the whole
     part: int,  # number of the part
 ) -> int:
-    "Return the seed (63 bits) of one part of what is done under `seed`. Neighbouring seeds and parts have nothing in common."
+    """Return the seed (63 bits) of one part of what is done under `seed`.
+
+    Neighbouring seeds and parts have nothing in common."""
     digest = hashlib.sha256(f"{seed} {part}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1  # torch takes 63 bits
 
 # %% ../nbs/09_collect.ipynb #78899aa5
+# rollouts that have ended and parts of others; the rest of the line is tqdm's
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} rollouts [{elapsed}<{remaining}{postfix}]"
+
+
 class _Run:
     "Rollouts under way: those that have begun, in the order of `starts`, and the next step of each that has not ended."
 
@@ -175,6 +188,8 @@ class _Run:
         self.begun, self.batch = begun, rules.batch
         self.taken = sum(len(t.turns) + (t.stop == "too_long") for t in begun)  # turns so far
         self.since, self.tokens = time.perf_counter(), getattr(policy, "generated", 0)
+        if hasattr(policy, "tell"):
+            policy.tell = self.moved
         self.go_on()
 
     def go_on(self):
@@ -202,7 +217,13 @@ class _Run:
         seed = part_seed(self.rules.seed, self.taken)
         self.taken += len(self.active)
         self.active = _wave(self.policy, self.active, self.rules, seed)
-        self.progress.update(self.ended() - self.progress.n)
+        self.moved()
+
+    def moved(self, share: float = 0):
+        """Move the bar to where rollouts are when `share` of the wave is done: a turn counts half
+        of what is left of its rollout."""
+        begun = sum(1 - 0.5 ** (len(t.turns) + share) for _, t in self.active)
+        self.progress.update(max(0, self.ended() + begun - self.progress.n))
 
     def snapshot(self, keep):
         "Hand all that has begun to `keep` once another `batch` rollouts have ended, and go on as if from the file."
@@ -222,12 +243,17 @@ class _Run:
 
 # %% ../nbs/09_collect.ipynb #fcc3fce1
 def _rollouts(policy, starts, begun, rules: _Rules, keep, progress) -> list[Trajectory]:
-    "Roll out `starts`, pairs of a step record and a sample number; `begun` are the first of them, `keep` is handed each snapshot."
+    """Roll out `starts`, pairs of a step record and a sample number; `begun` are the first of them,
+    `keep` is handed each snapshot."""
     run = _Run(policy, starts, begun, rules, progress)
-    while run.unfinished():
-        run.fill()
-        run.wave()
-        run.snapshot(keep)
+    try:
+        while run.unfinished():
+            run.fill()
+            run.wave()
+            run.snapshot(keep)
+    finally:
+        if hasattr(policy, "tell"):
+            policy.tell = None
     run.show()
     return run.begun
 
@@ -251,6 +277,35 @@ def _settings(policy, samples: int, rules: _Rules) -> dict[str, Any]:
         settings["paper_scope"] = True
     return settings
 
+# %% ../nbs/09_collect.ipynb #b2b3e76c
+def _rolled_out(
+    policy, starts: list, begun: list, rules: _Rules, keep: Callable, desc: str
+) -> list[Trajectory]:
+    "Roll out what has not ended, with a bar that shows how far it is."
+    ended = len(begun) - len(under_way(starts, begun, rules.max_turns))
+    with tqdm(
+        total=len(starts), initial=ended, desc=desc, bar_format=_BAR, miniters=0, smoothing=0
+    ) as progress:
+        return _rollouts(policy, starts, begun, rules, keep, progress)
+
+
+def _kept_on_disk(
+    policy, samples: int, starts: list, rules: _Rules, out: Path, desc: str
+) -> list[Trajectory]:
+    "Roll out as `_rolled_out` does, from where a file is, and write the file in the end."
+    begun, held = kept(out, starts)
+    same_settings(out, _settings(policy, samples, rules), held)
+
+    def keep(snapshot: list[Trajectory]):
+        write_jsonl(unfinished(out), snapshot)
+
+    missing = len(begun) < len(starts) or under_way(starts, begun, rules.max_turns)
+    done = _rolled_out(policy, starts, begun, rules, keep, desc)
+    if missing:
+        write_jsonl(out, done)
+    unfinished(out).unlink(missing_ok=True)
+    return done
+
 # %% ../nbs/09_collect.ipynb #4d867286
 def collect(
     policy: Policy,  # writes the turns
@@ -273,8 +328,10 @@ def collect(
 ) -> list[Trajectory]:
     """Return trajectories of `policy`, environment by environment in order (paper, training details).
 
-    With `out`, what has been done is kept beside it whenever another `batch` rollouts have ended, and `out` itself is written in the
-    end. Raises `UserError` if they hold trajectories of other environments, settings or weights, or if two environments have one id."""
+    With `out`, what has been done is kept beside it whenever another `batch` rollouts have ended,
+    and `out` itself is written in the
+    end. Raises `UserError` if they hold trajectories of other environments, settings or weights,
+    or if two environments have one id."""
     check_distinct("collect", environments)
     for name, n in (("max_turns", max_turns), ("batch", batch)):
         if n < 1:
@@ -282,23 +339,10 @@ def collect(
     asked = dict(temperature=temperature, max_new_tokens=max_new_tokens)
     scoring = dict(kind=kind, match=match, sandbox=sandbox, paper_scope=paper_scope)
     rules = _Rules(max_turns, batch, seed, asked, scoring)
-    starts, begun = [(e.start(), k) for e in environments for k in range(samples)], []
+    starts = [(e.start(), k) for e in environments for k in range(samples)]
     if out:
-        begun, held = kept(out := Path(out), starts)
-        same_settings(out, _settings(policy, samples, rules), held)
-
-    def keep(snapshot: list[Trajectory]):
-        if out:
-            write_jsonl(unfinished(out), snapshot)
-
-    ended = len(begun) - len(under_way(starts, begun, max_turns))
-    with tqdm(total=len(starts), initial=ended, desc=desc, unit="rollout") as progress:
-        done = _rollouts(policy, starts, begun, rules, keep, progress)
-    if out and ended < len(starts):
-        write_jsonl(out, done)
-    if out:
-        unfinished(out).unlink(missing_ok=True)
-    return done
+        return _kept_on_disk(policy, samples, starts, rules, Path(out), desc)
+    return _rolled_out(policy, starts, [], rules, lambda snapshot: None, desc)
 
 # %% ../nbs/09_collect.ipynb #96f2ef7f
 __getattr__ = old_names(

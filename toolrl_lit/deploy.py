@@ -8,9 +8,11 @@ __all__ = ['render', 'deploy', 'fill', 'Probe', 'probes', 'mentions', 'final_tol
 # %% ../nbs/06_deploy.ipynb #792fb884
 import json
 import re
+import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice, product
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import referencing.exceptions
@@ -18,7 +20,7 @@ import referencing.exceptions
 from .document import Draft, Option, ToolPlan, tool_doc
 from .engine import sandbox as sandboxes
 from .engine.match import gives_away, match_paper, match_strict, plain
-from .engine.sandbox import Call
+from .engine.sandbox import Call, CallResult
 from .engine.source import code_problem, embedded, factors, is_number  # noqa: F401
 from .schema import Environment, SubQuestion, Tool
 
@@ -203,6 +205,10 @@ def _wrong_calls(tool: Tool, said: list[str]) -> Iterator[tuple[str, dict[str, A
     texts += [("entity of the question", s) for s in said]
     schemas = tool.doc.parameters.get("properties", {})
     required = tool.doc.parameters.get("required", [])
+    if all(
+        "enum" in schemas[p] for p in required
+    ):  # whatever the text is, the choices are the same
+        texts = texts[:2]
     for why, text in texts:
         choices = product(*(fill(schemas[p], text) for p in required))
         for values in islice(choices, 8):
@@ -230,9 +236,7 @@ def _probes_of(tool: Tool, subs: list[SubQuestion], said: list[str]) -> Iterator
     for why, arguments in (*_wrong_calls(tool, said), *_other_units(tool, asked)):
         if arguments not in seen:
             seen.append(arguments)
-            said = plain(json.dumps(arguments, ensure_ascii=False))
-            news = tuple(answer for answer in forbidden if answer not in said)
-            yield Probe(tool.name, arguments, why, None, news)
+            yield Probe(tool.name, arguments, why, None, forbidden)
 
 
 def probes(env: Environment) -> list[Probe]:
@@ -279,11 +283,21 @@ def final_told(env: Environment) -> list[str]:
     return [where for where, text in texts.items() if mentions(text, final)]
 
 # %% ../nbs/06_deploy.ipynb #78c5b4b4
+@lru_cache(maxsize=1)
+def _jsonschema() -> ModuleType:
+    "Import jsonschema without the grammar of IRIs that comes with Jupyter: it takes a second, and no format is examined here."
+    absent = sys.modules.setdefault("rfc3987_syntax", None) is None
+    import jsonschema  # not at the top: few commands examine documents
+
+    if absent:
+        sys.modules.pop("rfc3987_syntax", None)
+    return jsonschema
+
+
 @lru_cache(maxsize=1 << 14)
 def _schema_problem(schema: str) -> str:
     "Return what is wrong with a JSON Schema; nothing if it is one. Parameters of many tools are alike."
-    import jsonschema  # takes a second, and few commands examine documents
-
+    jsonschema = _jsonschema()
     try:
         jsonschema.Draft202012Validator.check_schema(json.loads(schema))
     except jsonschema.SchemaError as e:
@@ -294,15 +308,12 @@ def _schema_problem(schema: str) -> str:
 @lru_cache(maxsize=4096)
 def _validator(text: str) -> Any:
     "Return a validator for the JSON Schema of parameters, or what is wrong with the schema."
-    import jsonschema
-
     schema = json.loads(text)
-    inner = schema.get("properties")
-    parts = [schema]
+    inner, parts = schema.get("properties"), [schema]
     if isinstance(inner, dict):
         parts = [schema | {"properties": {}}, *inner.values()]
     problems = (_schema_problem(json.dumps(part)) for part in parts)
-    return next(filter(None, problems), None) or jsonschema.Draft202012Validator(schema)
+    return next(filter(None, problems), None) or _jsonschema().Draft202012Validator(schema)
 
 
 def _undescribed(parameters: dict) -> list[str]:
@@ -353,12 +364,19 @@ def _gives(text: str, wanted: str, type: str) -> bool:
     return match_paper(text, wanted) and match_strict(text, wanted, type)
 
 
-def _verdict(probe: Probe, text: str) -> str:
+def _news(probe: Probe, result: CallResult) -> list[str]:
+    "Return the answers that a result must not hold. Records and errors may repeat what they were asked about."
+    said = plain(json.dumps(probe.arguments, ensure_ascii=False))
+    repeats = not result.ok or result.text[:1] in ("{", "[")
+    return [a for a in probe.forbidden if not (repeats and a in said)]
+
+
+def _verdict(probe: Probe, result: CallResult) -> str:
     "Return what is wrong with the result of a probe; nothing if it is fine."
-    call = f"{probe.tool}({probe.arguments})"
+    call, text = f"{probe.tool}({probe.arguments})", result.text
     if probe.wanted is not None and not _gives(text, probe.wanted, probe.type):
         return f"golden call fails: {call} gave {text[:80]!r}, expected {probe.wanted!r}"
-    return f"solved by {probe.why}: {call}" if gives_away(text, probe.forbidden) else ""
+    return f"solved by {probe.why}: {call}" if gives_away(text, _news(probe, result)) else ""
 
 
 def check_many(
@@ -374,7 +392,7 @@ def check_many(
     calls = [Call(p.tool, p.arguments, codes[i][p.tool], group=i) for i, p in todo]
     results, engines = (sandbox or sandboxes.shared()).examine(calls)
     for (i, probe), result in zip(todo, results):
-        if problem := _verdict(probe, result.text):
+        if problem := _verdict(probe, result):
             found[i].append(problem)
     for i in codes:
         for tool in environments[i].tools:

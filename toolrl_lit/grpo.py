@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CALL_PIECES', 'group_advantages', 'word_tokenizer', 'prompt_text', 'tiny_model', 'Turns', 'pack_turns',
            'token_logprobs', 'clipped_objective', 'k3', 'turn_mean', 'grpo_loss', 'imitate', 'batch_advantages',
-           'token_mean', 'sample_turns', 'learn']
+           'token_mean', 'sample_turns', 'rewards_of', 'improve', 'learn']
 
 # %% ../nbs/10_grpo.ipynb #b495174d
 from collections.abc import Callable
@@ -224,6 +224,40 @@ def sample_turns(
     return Turns(ids, seen, said, tokenizer.batch_decode(written))
 
 
+def rewards_of(
+    turns: Turns,  # group after group
+    steps: list[StepRecord],  # their prompts
+    group: int,  # turns for each prompt
+) -> torch.Tensor:
+    "Return the environment's reward of each turn; results are matched strictly."
+    asked = [s for s in steps for _ in range(group)]
+    return torch.tensor(
+        [s.reward for s in score_batch(list(zip(turns.texts, asked)), match="strict")]
+    )
+
+# %% ../nbs/10_grpo.ipynb #7fe13332
+def improve(
+    model: PreTrainedModel,  # the policy, changed in place
+    optimizer: torch.optim.Optimizer,  # of its weights
+    turns: Turns,  # that it has just sampled
+    gains: torch.Tensor,  # advantage of each turn
+    start: torch.Tensor,  # log-probabilities of the tokens under the start policy
+    iterations: int = 2,  # steps of the optimizer
+    beta: float = 0.001,  # weight of the KL term
+    mean: Callable = turn_mean,  # over what the loss is averaged
+) -> torch.Tensor:
+    "Update a policy on one batch of turns; return the log-probabilities with which it had sampled their tokens."
+    for i in range(iterations):
+        logprobs = token_logprobs(model, turns)
+        sampled = logprobs.detach() if i == 0 else sampled
+        loss = grpo_loss(logprobs, sampled, start, gains, turns.said, beta=beta, mean=mean)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return sampled
+
+# %% ../nbs/10_grpo.ipynb #1aea1c80
 def learn(
     model: PreTrainedModel,  # the policy, changed in place
     tokenizer: PreTrainedTokenizerFast,  # of the policy
@@ -245,27 +279,21 @@ def learn(
     history = []
     for _ in range(updates):
         turns = sample_turns(model, tokenizer, steps, group)
-        asked = [s for s in steps for _ in range(group)]
-        scores = score_batch(list(zip(turns.texts, asked)), match="strict")
-        rewards = torch.tensor([s.reward for s in scores])
+        rewards = rewards_of(turns, steps, group)
         credited = rewards[torch.randperm(len(rewards))] if shuffle_rewards else rewards
         gains = advantages(credited, group)
         with torch.no_grad():
             start = token_logprobs(reference, turns)
-        for i in range(iterations):
-            logprobs = token_logprobs(model, turns)
-            sampled = logprobs.detach() if i == 0 else sampled
-            loss = grpo_loss(logprobs, sampled, start, gains, turns.said, beta=beta, mean=mean)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-        spread = credited.view(-1, group).std(1) > 0
-        history.append(
-            dict(
-                reward=rewards.mean().item(),
-                groups_with_spread=spread.float().mean().item(),
-                kl=turn_mean(k3(sampled, start), turns.said).item(),
-            )
-        )
+        sampled = improve(model, optimizer, turns, gains, start, iterations, beta, mean)
+        kl = turn_mean(k3(sampled, start), turns.said)
+        history.append(_batch_row(rewards, credited, group, kl))
     return history
+
+
+def _batch_row(
+    rewards: torch.Tensor, credited: torch.Tensor, group: int, kl: torch.Tensor
+) -> dict[str, float]:
+    "Return what is told of a batch: mean reward, share of groups that can teach, distance from the start."
+    spread = credited.view(-1, group).std(1) > 0
+    told = dict(reward=rewards.mean(), groups_with_spread=spread.float().mean(), kl=kl)
+    return {name: value.item() for name, value in told.items()}

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .engine.store import first_few
 from .schema import UserError, read_text
 
 # %% ../nbs/13_layers.ipynb #6122fc48
@@ -44,7 +45,8 @@ KINDS = {
 def place(
     name: str,  # name of a weight
 ) -> tuple[int | None, str]:
-    "Return layer (None outside the layers) and kind of a weight: 'q', 'gate', 'embedding' ...; a bias is 'q bias'; else 'other'."
+    """Return layer (None outside the layers) and kind of a weight: 'q', 'gate', 'embedding' ...; a
+    bias is 'q bias'; else 'other'."""
     layer = re.search(r"\.layers\.(\d+)\.", name)
     *_, module, parameter = ["", *name.split(".")]
     kind = KINDS.get(module, "other")
@@ -174,15 +176,9 @@ def _check_names(base: Collection[str], tuned: "Mapping[str, Tensor] | Adapter")
     raw = any(".lora_" in n or ".base_layer." in n for n in extra)
     raise UserError(
         "the two models do not have the same weights; "
-        f"only in base: {_some(missing)}; only in tuned: {_some(extra)}."
+        f"only in base: {first_few(missing)}; only in tuned: {first_few(extra)}."
         + (" Save the adapter and give its folder." if raw else "")
     )
-
-
-def _some(names: list[str]) -> str:
-    "Return the first few of a list of names."
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more or "none"
 
 
 def _tuned(source: Source) -> "Mapping[str, Tensor] | Adapter":
@@ -247,7 +243,9 @@ def cells(
     df: pd.DataFrame,  # what `compare` returned
     kinds: Collection[str] = MATRICES,  # rows, from the bottom
 ) -> pd.DataFrame:
-    "Return relative changes, kinds by layers; weights outside the layers are left out. Raises `UserError` if none is left."
+    """Return relative changes, kinds by layers; weights outside the layers are left out.
+
+    Raises `UserError` if none is left."""
     part = df[df["layer"].notna() & df["kind"].isin(kinds)]
     if part.empty:
         raise UserError(f"heatmap: no weight in a layer is of kind {', '.join(kinds)}")
@@ -291,7 +289,8 @@ def by_depth(
     df: pd.DataFrame,  # what `compare` returned
     lowest: int = 3,  # how many layers are the lowest
 ) -> pd.DataFrame:
-    "Return the mean relative change of MLP and attention matrices, in the lowest layers and above them (paper, parameter analysis)."
+    """Return the mean relative change of MLP and attention matrices, in the lowest layers and above
+    them (paper, parameter analysis)."""
     part = df[df["layer"].notna() & df["kind"].isin(MATRICES)]
     in_mlp = part["kind"].isin(("gate", "up", "down"))
     module = in_mlp.map({True: "MLP", False: "attention"}).rename("module")
@@ -323,6 +322,22 @@ def _chosen(
         raise UserError("no weight is in these layers and of these kinds")
     return chosen
 
+# %% ../nbs/13_layers.ipynb #990efca4
+def _write_mixture(
+    base: Path, old: Weights, new: "Mapping[str, Tensor] | Adapter", chosen: set[str], draft: Path
+):
+    "Copy a model folder, replacing the chosen weights."
+    for file in base.iterdir():
+        if file.is_file() and file.suffix != ".safetensors":
+            shutil.copy2(file, draft / file.name)
+    for file in sorted(set(old.files.values())):
+        tensors = {name: old[name] for name, where in old.files.items() if where == file}
+        for name in chosen & tensors.keys():
+            given = new.apply(name, tensors[name]) if isinstance(new, Adapter) else new[name]
+            _check_shape(name, tensors[name].shape, given.shape)
+            tensors[name] = given.detach().cpu().to(tensors[name].dtype).contiguous()
+        save_file(tensors, draft / file.name, metadata={"format": "pt"})
+
 # %% ../nbs/13_layers.ipynb #add5dc1a
 def transplant(
     base: str | Path,  # folder of the model that receives
@@ -333,9 +348,11 @@ def transplant(
     kinds: Collection[str] | None = None,  # kinds to take, such as "gate" and "up"; None takes all
     out: str | Path,  # folder to write: new, or empty
 ) -> list[str]:
-    """Save the base model with the chosen weights of the tuned one as a model folder, and return the names of the weights taken.
+    """Save the base model with the chosen weights of the tuned one as a model folder, and return
+    the names of the weights taken.
 
-    Raises `UserError` if the models differ in weights or shapes, a layer or kind is unknown, or `out` has something in it."""
+    Raises `UserError` if the models differ in weights or shapes, a layer or kind is unknown, or
+    `out` has something in it."""
     base, out, old, new = Path(base), Path(out), Weights(base), _tuned(tuned)
     _check_names(old, new)
     chosen = set(_chosen(list(old), layers, kinds))
@@ -354,19 +371,3 @@ def transplant(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return sorted(chosen)
-
-# %% ../nbs/13_layers.ipynb #990efca4
-def _write_mixture(
-    base: Path, old: Weights, new: "Mapping[str, Tensor] | Adapter", chosen: set[str], draft: Path
-):
-    "Copy a model folder, replacing the chosen weights."
-    for file in base.iterdir():
-        if file.is_file() and file.suffix != ".safetensors":
-            shutil.copy2(file, draft / file.name)
-    for file in sorted(set(old.files.values())):
-        tensors = {name: old[name] for name, where in old.files.items() if where == file}
-        for name in chosen & tensors.keys():
-            given = new.apply(name, tensors[name]) if isinstance(new, Adapter) else new[name]
-            _check_shape(name, tensors[name].shape, given.shape)
-            tensors[name] = given.detach().cpu().to(tensors[name].dtype).contiguous()
-        save_file(tensors, draft / file.name, metadata={"format": "pt"})

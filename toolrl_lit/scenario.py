@@ -8,6 +8,7 @@ __all__ = ['follow', 'compose', 'faults', 'Difficulty', 'extent', 'Generator', '
 
 # %% ../nbs/02_scenario.ipynb #93281f4c
 import random
+from collections.abc import Set
 from functools import lru_cache
 from typing import Protocol
 
@@ -222,13 +223,13 @@ class Generator(Protocol):
         "Return the names of all relations."
 
 # %% ../nbs/02_scenario.ipynb #ebeffdab
-def _next_steps(path: list[Relation], usable: set[str]) -> list[Relation]:
-    "Return the relations that start where a path ends and lead to a type that is not in it."
-    met = _types_met(path)
+@lru_cache(maxsize=256)
+def _next_steps(end: str, met: frozenset[str], usable: frozenset[str]) -> list[Relation]:
+    "Return the relations that start where a path ends and lead to a type that it has not met; any may begin one."
     return [
         r
         for name, r in RELATIONS.items()
-        if name in usable and r.value not in met and (not path or r.subject == path[-1].value)
+        if name in usable and r.value not in met and end in ("", r.subject)
     ]
 
 
@@ -245,7 +246,7 @@ def _may_follow(relation: Relation, path: list[Relation]) -> bool:
 
 def find_path(
     hops: int,  # how many relations
-    usable: set[str],  # names of relations to choose from
+    usable: Set[str],  # names of relations to choose from
     rng: random.Random,
     path: list[Relation] | None = None,  # relations chosen so far
     failed: set | None = None,  # situations that are known to lead nowhere
@@ -256,10 +257,11 @@ def find_path(
     if len(path) == hops:
         return path
     end, of_cities = path[-1].value if path else "", (r.name for r in path if r.subject == "city")
-    situation = (len(path), end, _types_met(path), frozenset(of_cities))
+    met = _types_met(path)
+    situation = (len(path), end, met, frozenset(of_cities))
     if hops > 4 and situation in failed:
         return []
-    steps = _next_steps(path, usable)
+    steps = _next_steps(end, met, frozenset(usable))
     for relation in rng.sample(steps, len(steps)):
         if _may_follow(relation, path):
             if found := find_path(hops, usable, rng, [*path, relation], failed):
@@ -312,7 +314,7 @@ def walk(
     "Return branches, mostly over the same path; fewer than `n` if the facts run out."
     same = rng.random() < (0.85 if hops > 1 else 0.6)
     facts = load_facts()[split]
-    usable = {name for name, r in RELATIONS.items() if facts[name] and _takes_part(r, hops, rng)}
+    usable = frozenset(n for n, r in RELATIONS.items() if facts[n] and _takes_part(r, hops, rng))
     branches, path = [], []
     for _ in range(30 * n):
         if len(branches) == n:

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['ScenarioKind', 'SCENARIOS', 'Strategy', 'STRATEGIES', 'Dependencies', 'SubQuestion', 'Scenario', 'ToolDoc', 'Tool',
-           'ToolCall', 'Environment', 'check_distinct', 'check_ids', 'StepRecord', 'answer_types', 'Turn', 'Trajectory']
+           'ToolCall', 'Environment', 'StepRecord', 'answer_types', 'Turn', 'Trajectory']
 
 # %% ../nbs/01_schema.ipynb #9a31c841
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 from fastcore.basics import patch
@@ -55,7 +54,7 @@ class Scenario(BaseModel):
     answer: str  # golden final answer
     answer_type: AnswerType | Literal[""] = ""  # what it is; "": inferred when it is read
     sub_questions: list[SubQuestion] = Field(min_length=1)
-    split: Literal["train", "test"] = "train"
+    split: Literal["train", "validation", "test"] = "train"
 
     @model_validator(mode="after")
     def _references_exist(self):
@@ -234,28 +233,6 @@ def from_functions(cls: Environment, *arguments, **settings) -> Environment:
 
     return environment_from_functions(*arguments, **settings)
 
-# %% ../nbs/01_schema.ipynb #cebab3ce
-def check_distinct(
-    what: str,  # where the environments are wanted
-    environments: Iterable,  # `Environment`s and step records, of which many may be of one environment
-):
-    "Raise `UserError` if two environments have one id: their rollouts could not be told apart."
-    times = Counter(e.id for e in environments if isinstance(e, Environment))
-    if twice := [i for i, n in times.items() if n > 1]:
-        raise UserError(
-            f"{what}: expected every id once, {twice[0]!r} appears {times[twice[0]]} times"
-        )
-
-
-def check_ids(
-    what: str,  # where the environments are wanted
-    environments: Sequence[Environment],  # those to compare
-):
-    "Raise `UserError` if there are no environments, or two have one id."
-    if not environments:
-        raise UserError(f"{what}: expected at least one environment, got none")
-    check_distinct(what, environments)
-
 # %% ../nbs/01_schema.ipynb #35fe7b5e
 class StepRecord(BaseModel):
     "Hold one training prompt (paper section 3.3): the history, the tools, and the sub-answers still unsolved."
@@ -347,9 +324,7 @@ class Turn(BaseModel):
     results: list[str] = []  # feedback text of each call
     solved: list[tuple[str, str] | None] = []  # for each call: the (tool, golden answer) it solved
     reward: float = 0.0  # reward of this turn
-    case: str = (
-        ""  # row of the reward table: "calls", "empty", "malformed", "answer", "done", "other"
-    )
+    case: str = ""  # row of the reward table: "calls", "empty", "malformed", "answer", ...
 
 
 class Trajectory(BaseModel):
@@ -445,9 +420,13 @@ def step_records(
 __getattr__ = old_names(
     __name__,
     {
-        "engine.store": "M explain holds_work lacks_memory read_text refuse_other replacing reserve sha256 write_jsonl write_text",
+        "engine.store": (
+            "M explain holds_work lacks_memory read_text refuse_other replacing "
+            "reserve sha256 write_jsonl write_text"
+        ),
         "engine.shards": "GROUP Manifest OnDisk Shard read_jsonl read_manifest rows_of verified",
         "engine.ftrl": "additions from_ftrl is_ftrl read_ftrl to_ftrl",
+        "engine.twice": "check_distinct check_ids",
         "engine.figures": "show",
     },
 )

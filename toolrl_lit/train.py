@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import set_seed
 
-from .collect import TransformersPolicy, collect, find_model, load_model, save_model
+from .collect import TransformersPolicy, collect, find_model, load_model, part_seed
 from .engine.adapters import lora, merge_adapter, trainable, without_adapters  # noqa: F401
 from .engine.callbacks import Epochs, LiveCurves, memory_gb, use_tracker
 from .engine.checkpoints import begin, explained, finish, run
@@ -34,20 +34,26 @@ from toolrl_lit.engine.config import (  # noqa: F401, some for others
 )
 from .engine.curves import CURVES, curves  # noqa: F401, for others
 from .engine.memory import check_fits, check_room, kept_bytes, memory_needed  # noqa: F401
+from .engine.models import save_model
 from .engine.packing import group_mask, pack_groups, token_scores  # noqa: F401, for others
 from toolrl_lit.engine.sampling import (
     SlotPrompts,
     Speaker,
     chosen_questions,
+    copy_to_sample,
+    in_turns,
+    keeps_apart,
     reading_tokenizer,
     refresh,
+    say_steps,
     turns_after,
 )
 from .engine.sharding import check_sharding, gathered, merge_into, processes, sharded  # noqa: F401
-from .engine.trainer import StepTrainer, make_trainer, shares
+from .engine.shares import Told, told_shares
+from .engine.trainer import StepTrainer, make_trainer
 from .engine.unsloth import UnslothSampling, adapted, apart, choose_backend, load_unsloth
 from .engine.vllm import ServerSampling, check_server
-from .episode import trl_environment, turn_advantages, turn_rewards
+from .episode import last_turn_reward, trl_environment, turn_worth
 from .reward import score_batch
 from .schema import Environment, StepRecord, Trajectory, UserError, write_text
 from .warm import demonstrations, warm_start  # noqa: F401, for others
@@ -65,23 +71,16 @@ def situation(
     return "next" if any(traj.turns[step.turn - 1].solved) else "retry"
 
 # %% ../nbs/11_train.ipynb #7813c8b3
-def _in_turns(steps: list[tuple[str, StepRecord]]):
-    "Give step records for ever: the situations take turns, and in each the records take turns."
-    kinds = {kind for kind, _ in steps}
-    by_kind = {kind: itertools.cycle([s for k, s in steps if k == kind]) for kind in kinds}
-    order = [kind for kind in ("first", "next", "retry", "answer") if kind in by_kind]
-    for kind in itertools.cycle(order):
-        yield next(by_kind[kind])
-
-
 def choose_steps(
     config: TrainConfig,
     policy: TransformersPolicy,  # renders the prompts
     environments,
     trajectories: list[Trajectory],
     epoch: int,  # from 0; another epoch has another order
-) -> tuple[list[StepRecord], int]:
-    "Return the epoch's training prompts, situations taking turns, and how many step records were left out as too long."
+) -> tuple[list[tuple[str, StepRecord]], Counter]:
+    """Return the epoch's training prompts with what each asks for, and by situation how many step records were left out as too long.
+
+    No record comes twice while another has not come, unless `repeat_records` gives the situations equal shares."""
     by_id = {e.id: e for e in environments}
     steps = [
         (situation(s, t), s) for t in trajectories for s in t.step_records(by_id[t.environment])
@@ -90,9 +89,11 @@ def choose_steps(
     short = [(k, s) for k, s in steps if len(policy.render(s.messages, s.tools)) <= longest]
     if not short:
         raise UserError(f"no step record has at most max_prompt_tokens={longest} tokens; raise it")
-    random.Random(config.seed * 1009 + epoch).shuffle(short)
+    random.Random(part_seed(config.seed, epoch)).shuffle(short)
     need = config.prompts * config.oversample * config.updates
-    return list(itertools.islice(_in_turns(short), need)), len(steps) - len(short)
+    return in_turns(short, need, config.repeat_records), Counter(k for k, _ in steps) - Counter(
+        k for k, _ in short
+    )
 
 # %% ../nbs/11_train.ipynb #3af83066
 class StepRewards:
@@ -103,11 +104,12 @@ class StepRewards:
     def __init__(self, config: TrainConfig, policy: TransformersPolicy, sandbox=None):
         self.config, self.policy, self.sandbox = config, policy, sandbox
         self.rule = find_rule(config.reward) if config.reward else None
-        # the epoch's training prompts; a dataset row is an index into it
+        # the epoch's training prompts, and what each asks for; a dataset row is an index into both
         self.steps: list[StepRecord] = []
+        self.kinds: list[str] = []
         self.speed = 0.0  # tokens sampled in a second, in this process
         # `told` of all turns that were sampled for a batch, where only some are kept
-        self.tried: list[tuple] = []
+        self.tried: list[Told] = []
 
     def score(self, completion_ids: list[list[int]], slot: list[int]) -> list:
         "Return a `TurnScore` for each turn, given as token ids and the place of its step record."
@@ -123,24 +125,14 @@ class StepRewards:
             return [s._replace(reward=float(self.rule(s))) for s in scores]
         return scores
 
-    def told(self, scores: list, slot: list[int]) -> list[tuple]:
-        "Return what is logged of each turn: reward, calls, those that solved something, sub-questions that were open, malformed or not, empty or not."
-        return [
-            (
-                s.reward,
-                len(s.calls),
-                sum(c.solved is not None for c in s.calls),
-                self.steps[i].open(),
-                s.case == "malformed",
-                s.case == "empty",
-            )
-            for s, i in zip(scores, slot)
-        ]
+    def told(self, scores: list, slot: list[int]) -> list[Told]:
+        "Return what is logged of each turn."
+        kinds = self.kinds or [""] * len(self.steps)
+        return [Told.of(s, self.steps[i], kinds[i]) for s, i in zip(scores, slot)]
 
-    def log(self, turns: list[tuple], log_metric) -> None:
+    def log(self, turns: list[Told], log_metric) -> None:
         "Log the shares of a batch, of all turns that were sampled, and what sampling takes."
-        reward, *counts = map(sum, zip(*turns))
-        values = shares(reward / len(turns), len(turns), *counts)
+        values = told_shares(turns, self.config.group)
         values |= dict(tokens_per_second=self.speed, memory_gb=memory_gb())
         for name, value in values.items():
             log_metric(name, value)
@@ -190,7 +182,9 @@ class StepRollouts:
         "Return the trajectories of an epoch; the first process collects, and the others read its file."
         config, everywhere = self.config, self.environments
         wanted = min(config.environments, len(everywhere))
-        where = random.Random(config.seed + epoch).sample(everywhere, wanted)
+        # a seed of its own, or an epoch would see the environments of the next seed's epoch before
+        seed = part_seed(config.seed, epoch)
+        where = random.Random(seed).sample(everywhere, wanted)
         with self.trainer.accelerator.main_process_first():
             return collect(
                 self.policy,
@@ -201,7 +195,7 @@ class StepRollouts:
                 match=config.match,
                 max_new_tokens=config.max_new_tokens,
                 sandbox=self.rewards.sandbox,
-                seed=config.seed + 7919 * epoch,
+                seed=seed,
                 batch=config.collect_rows,
                 out=self.out / f"trajectories-{epoch}.jsonl",
                 desc=f"collect, epoch {epoch + 1} of {config.epochs}",
@@ -213,13 +207,10 @@ class StepRollouts:
         trajectories = self.collected(epoch)
         if self.policy.memory:
             self.policy.memory.replace([])  # of no use once the weights change
-        config, where = self.config, self.environments
-        steps, dropped = choose_steps(config, self.policy, where, trajectories, epoch)
-        self.rewards.steps = steps
-        if dropped:
-            print(
-                f"{dropped} step records were longer than {config.max_prompt_tokens} tokens and left out"
-            )
+        where = self.environments
+        steps, dropped = choose_steps(self.config, self.policy, where, trajectories, epoch)
+        self.rewards.kinds, self.rewards.steps = map(list, zip(*steps))
+        say_steps(self.rewards.steps, dropped, self.config.max_prompt_tokens)
 
     def sampled(self, slots: list[int], step: int, first: int) -> list[tuple]:
         "Return prompt, turn, slot and log-probabilities (or None) of a turn for each slot."
@@ -237,7 +228,7 @@ class StepRollouts:
         told = self.rewards.told(self.rewards.score(rows, slots), slots)
         everywhere = gather_object(list(zip(turns, told)))
         self.rewards.tried = [t for _, t in everywhere]
-        rewards = [reward for reward, *_ in self.rewards.tried]
+        rewards = [t.reward for t in self.rewards.tried]
         kept = informative(rewards, group, wanted * self.trainer.accelerator.num_processes)
         mine = kept[me * wanted * group :][: wanted * group]
         return [everywhere[k][0] for k in mine]
@@ -289,6 +280,11 @@ def step_trainer(
     return rollouts.trainer
 
 # %% ../nbs/11_train.ipynb #634600af
+def _cases(texts: list[str], anywhere: StepRecord, how: dict) -> list[str]:
+    "Return which rows of the reward table turns without calls meet."
+    return [s.case for s in score_batch([(text, anywhere) for text in texts], **how)]
+
+
 def episode_trainer(
     config: TrainConfig,
     out: Path,  # folder of the training
@@ -299,21 +295,9 @@ def episode_trainer(
 ) -> StepTrainer:
     "Return TRL's trainer on whole episodes, whose turns the policy writes."
     chosen = chosen_questions(config, policy, environments)
-    factories, rows = trl_environment(list(chosen.values()), config.match, sandbox)
-    need, anywhere = config.prompts * config.updates, environments[0].start()
     how = dict(parser=policy.parser, sandbox=sandbox)
-
-    def cases(texts: list[str]) -> list[str]:
-        return [s.case for s in score_batch([(text, anywhere) for text in texts], **how)]
-
-    def worth(turns: list[list[list[int]]], rows: list[dict]) -> list[list[float]]:
-        episodes = [
-            ([policy.decode(ids) for ids in said], chosen[row["environment"]])
-            for said, row in zip(turns, rows)
-        ]
-        rewards = turn_rewards(episodes, kind=config.kind, match=config.match, **how)
-        return turn_advantages(rewards, trainer.num_generations)
-
+    factories, rows = trl_environment(list(chosen.values()), config.match, sandbox, policy.parser)
+    need = config.prompts * config.updates
     trainer = make_trainer(
         config,
         out,
@@ -321,10 +305,17 @@ def episode_trainer(
         tuned,
         processing_class=reading_tokenizer(policy),
         environment_factory=factories,
+        reward_funcs=last_turn_reward,
         train_dataset=rows.select([i % len(rows) for i in range(need)]),
     )
-    trainer.speak = Speaker(config, policy, tuned, trainer, cases)
-    trainer.worth, trainer.heard = worth if config.credit == "turn" else None, Counter()
+    trainer.heard = Counter()
+    anywhere = environments[0].start()
+    trainer.speak = Speaker(
+        config, policy, tuned, trainer, lambda texts: _cases(texts, anywhere, how)
+    )
+    if config.credit == "turn":
+        scoring = dict(kind=config.kind, match=config.match, **how)
+        trainer.worth = turn_worth(policy.decode, chosen, config.group, **scoring)
     # to the letter, as in evaluation; TRL would read the methods
     trainer._env_tools = {e.id: e.documents() for e in chosen.values()}
     return trainer
@@ -437,12 +428,22 @@ def train(
     return _train_plain(config, environments, sandbox, out, start, live)
 
 
+def _policy_beside(config: TrainConfig, base, tokenizer, start) -> TransformersPolicy:
+    "Return the policy that samples while a plain model is trained."
+    if config.vllm_server:
+        return _sampling_policy(ServerPolicy, config, base, tokenizer)
+    rank = config.lora_rank
+    copy = copy_to_sample(base, lambda: load_model(start)[0], rank)
+    policy = _sampling_policy(TransformersPolicy, config, copy, tokenizer)
+    if keeps_apart(copy, rank):
+        trainable(copy, rank).requires_grad_(False)
+    return policy
+
+
 def _train_plain(config, environments, sandbox, out: Path, start, live: bool) -> Path:
     "Train by transformers and PEFT, in this process."
     base, tokenizer = load_model(start)
-    copy = base if config.vllm_server else load_model(start)[0]
-    kind = ServerPolicy if config.vllm_server else TransformersPolicy
-    policy = _sampling_policy(kind, config, copy, tokenizer)
+    policy = _policy_beside(config, base, tokenizer, start)
     # FSDP moves it to a GPU layer by layer, cut up
     tuned = trainable(base.cpu() if sharded() else base, config.lora_rank)
     make = step_trainer if config.credit == "step" else episode_trainer
@@ -452,6 +453,5 @@ def _train_plain(config, environments, sandbox, out: Path, start, live: bool) ->
     if live:
         trainer.add_callback(LiveCurves())
     run(trainer, out, f"train, {config.algorithm}")
-    if config.vllm_server:
-        copy, _ = load_model(start)
-    return finish(trainer, out, copy, tuned, tokenizer)
+    policy.model = None  # a merged model takes its place
+    return finish(trainer, out, load_model(start)[0], tuned, tokenizer)

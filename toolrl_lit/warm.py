@@ -20,7 +20,7 @@ from .engine.callbacks import use_tracker
 from .engine.checkpoints import begin, explained, finish, run
 from .engine.config import LearningConfig, TrainConfig
 from .engine.sharding import Sharded, check_sharding, sharded, share
-from .engine.trainer import trainer_arguments
+from .engine.trainer import Rates, trainer_arguments
 from .schema import Environment, Trajectory, UserError
 
 # %% ../nbs/10a_warm.ipynb #6d57fc49
@@ -91,7 +91,7 @@ def oracle_examples(
     return _by_length(examples[:wanted], config.warm_batch)
 
 # %% ../nbs/10a_warm.ipynb #c94d336c
-class WarmTrainer(Sharded, SFTTrainer):
+class WarmTrainer(Rates, Sharded, SFTTrainer):
     "TRL's SFTTrainer, whose weights may be cut up among several processes."
 
 

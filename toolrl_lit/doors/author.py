@@ -193,7 +193,8 @@ def ask_deploy(endpoint: Endpoint, sketch: Sketch, sandbox, counts: Counter) -> 
 
 # %% ../../nbs/doors/author.ipynb #f2c2d91e
 class LLMGenerator:
-    """The second generator: a language model answers all five stages (paper section 3.1), and so gives whole environments, one
+    """The second generator: a language model answers all five stages (paper section 3.1), and so
+    gives whole environments, one
     for each question. What is true is its word, or the user's; that all agrees with it is checked."""
 
     def __init__(
@@ -214,21 +215,23 @@ class LLMGenerator:
         rates: dict[Strategy, float],
         sandbox=None,
     ) -> Iterator[tuple[Environment | None, Counter]]:
-        "Yield what becomes of the first `n` questions, in their order. Raises `UserError` at the end if some got no answer."
+        """Yield what becomes of the first `n` questions, in their order.
+
+        Raises `UserError` at the end if some got no answer."""
         if n > len(self.questions):
             raise UserError(f"n: there are {len(self.questions)} questions, not {n}")
 
         def one(place: int) -> tuple[Environment | None, Counter]:
             id, rng = f"{split}-{seed}-{place:06d}", Random(f"{seed} {split} {place} 0")
             told = self.questions[place], id, split, difficulty, rates, rng, sandbox
-            env, counts = self.attempt(*told)
+            env, counts = self.run_stages(*told)
             return env and env.model_copy(update=dict(seed=seed)), counts
 
         return self._in_threads(one, n)
 
 
 @patch
-def attempt(
+def run_stages(
     self: LLMGenerator,
     question: Question,
     id: str,  # of the environment

@@ -65,7 +65,7 @@ def _final_problems(s: Scenario, q: Question) -> Iterator[str]:
     if not any(mentions(final, a) for a in answers) and not _adds_up(final, s):
         yield f"final answer does not follow from the steps: {s.answer}"
 
-
+# %% ../../nbs/doors/author_checks.ipynb #98b48481
 def scenario_problems(
     s: Scenario,  # a decomposition
     q: Question,  # what was asked
@@ -166,7 +166,7 @@ def odd_schema(
         parts[f"{where}[]"] = schema["items"]
     return [p for name, part in parts.items() for p in odd_schema(part, name, depth - 1)]
 
-
+# %% ../../nbs/doors/author_checks.ipynb #55148909
 def odd_document(doc: ToolDoc) -> list[str]:
     "Return why a document cannot become a Python function; nothing if it can."
     if doc.parameters.get("type") != "object":
@@ -194,21 +194,20 @@ def _call_problem(
     schema, given = docs[call.tool].parameters, set(call.arguments)
     known, required = set(schema.get("properties", {})), set(schema.get("required", []))
     if not given or not required <= given <= known:
-        return f"not the required arguments: {q.id} must give every required parameter of {call.tool}, at least one, and none that it does not have"
+        return (
+            f"not the required arguments: {q.id} must give every required parameter of "
+            f"{call.tool}, at least one, and none that it does not have"
+        )
     if any(plain(answer) not in as_text(call.arguments) for answer in needed):
         return f"dependency not used: no argument of {q.id} holds what it depends on"
     return ""
 
-
-def bind(
-    scenario: Scenario,  # stage 1's result
-    answer: Toolset,  # what the model said
-    strategies: list[Strategy],  # applied so far
-) -> tuple[Sketch | None, list[str]]:
-    "Return the sketch that an answer of stages 2 to 4 makes, and what is wrong with it."
+# %% ../../nbs/doors/author_checks.ipynb #c2658244
+def _answer_problems(scenario: Scenario, answer: Toolset) -> list[str]:
+    "Return what is wrong with the documents and the calls of an answer, each by itself."
     calls, docs = {c.sub_question: c for c in answer.calls}, {t.name: t for t in answer.tools}
     if found := [p for t in answer.tools for p in odd_document(t)]:
-        return None, found
+        return found
     answers = {q.id: q.answer for q in scenario.sub_questions}
     for q in scenario.sub_questions:
         needed = [answers[d] for d in q.depends_on]
@@ -217,8 +216,18 @@ def bind(
         found.append("given twice: a tool")
     if len(answer.calls) > len(scenario.sub_questions):
         found.append("given twice: a call")
-    if found := [f for f in found if f]:
+    return [f for f in found if f]
+
+
+def bind(
+    scenario: Scenario,  # stage 1's result
+    answer: Toolset,  # what the model said
+    strategies: list[Strategy],  # applied so far
+) -> tuple[Sketch | None, list[str]]:
+    "Return the sketch that an answer of stages 2 to 4 makes, and what is wrong with it."
+    if found := _answer_problems(scenario, answer):
         return None, found
+    calls = {c.sub_question: c for c in answer.calls}
     subs = [
         q.model_copy(update=dict(tool=calls[q.id].tool, arguments=calls[q.id].arguments))
         for q in scenario.sub_questions
@@ -281,7 +290,9 @@ def stage_problems(
     new: Sketch,  # after
     extra: int = 0,  # how many tools were to be added
 ) -> list[str]:
-    "Return whether a stage did what it is there for. The strategies that change a tool may find none that fits, and change nothing."
+    """Return whether a stage did what it is there for.
+
+    The strategies that change a tool may find none that fits, and change nothing."""
     if name == "document":
         return _document_problems(new)
     if name == "integrate":
@@ -344,7 +355,8 @@ def neighbours(
     answer: str,  # what it must return
     goldens: list[str],  # what this and the tool's other golden calls must return
 ) -> list[dict[str, Any]] | None:
-    "Return the golden call for some other subjects of the same table; None if the answer is not written out in the code."
+    """Return the golden call for some other subjects of the same table; None if the answer is not
+    written out in the code."""
     nodes, calls = list(ast.walk(ast.parse(code))), []
     if not any(_holds(n, answer) for n in nodes):
         return None

@@ -63,7 +63,7 @@ class Endpoint:
             self.stopped = self.stopped or why
             self._money.notify_all()
 
-
+# %% ../../nbs/doors/author_endpoint.ipynb #9c5b3662
 def _read_answer(file: Path) -> Answer:
     "Return an answer from the cache."
     try:
@@ -147,7 +147,8 @@ def _check_length(self: Endpoint, answer: Answer, most: Spent):
     c, took = self.config, (answer.prompt_tokens, answer.completion_tokens)
     if (c.budget or c.budget_tokens) and (took[0] > most[1] or took[1] > most[2]):
         self.stop(
-            f"an answer took {took[0]} + {took[1]} tokens, more than the {most[1]} + {most[2]} that were reserved, so the budget cannot be "
+            f"an answer took {took[0]} + {took[1]} tokens, more than the {most[1]} + {most[2]} "
+            f"that were reserved, so the budget cannot be "
             "kept; an endpoint that does not know max_completion_tokens may take settings={max_tokens: ...}"
         )
 
@@ -223,14 +224,15 @@ UNSENT = (  # names of errors in httpx after which nothing has left this machine
 
 
 def _free(e: Exception) -> bool:
-    "Tell whether a failed attempt costs nothing: it was refused, though not by a gateway that was tired of waiting, or it never left."
+    """Tell whether a failed attempt costs nothing: it was refused, though not by a gateway that was
+    tired of waiting, or it never left."""
     import openai
 
     if isinstance(e, openai.APIStatusError):
         return e.status_code not in (408, 504, 524)
     return type(e.__cause__).__name__ in UNSENT
 
-
+# %% ../../nbs/doors/author_endpoint.ipynb #d3e88248
 @patch
 def _keep(self: Endpoint, file: Path, answer: Answer):
     "Write to the cache. Where that fails nothing more is asked, since it could not be kept."
@@ -294,7 +296,7 @@ def _passing(e: Exception) -> bool:
         return said == "true"
     return e.status_code in (408, 409, 429) or e.status_code >= 500
 
-
+# %% ../../nbs/doors/author_endpoint.ipynb #5f296749
 @patch
 def _pause(self: Endpoint, attempt: int, e: Exception):
     "Wait before the next attempt, no longer than until all is stopped."

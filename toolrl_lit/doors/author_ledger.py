@@ -58,7 +58,10 @@ class LLMConfig(BaseModel):
     )
     embedder: str | None = Field(
         None,
-        description="Sentence-Transformers model, folder or hub name, that tells which documents overlap in meaning; default compares words",
+        description=(
+            "Sentence-Transformers model, folder or hub name, that tells which "
+            "documents overlap in meaning; default compares words"
+        ),
     )
     prompts: str | None = Field(
         None, description="folder with your own versions of the prompts; default the packaged ones"
@@ -85,7 +88,8 @@ LOST = "lost"  # row of the ledger with attempts that were sent, may be billed, 
 
 
 class Answer(BaseModel):
-    "A paid answer, as the cache keeps it; or a lost attempt, of stage `LOST`, with no text and the most it can have taken."
+    """A paid answer, as the cache keeps it; or a lost attempt, of stage `LOST`, with no text and
+    the most it can have taken."""
 
     model_config = ConfigDict(extra="forbid")
     stage: str  # what was asked for, such as "decompose"
@@ -102,7 +106,7 @@ class Spent(NamedTuple):
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
-
+# %% ../../nbs/doors/author_ledger.ipynb #444519a2
 class Ledger(dict):
     "What was paid for, by stage; attempts that may be are in the row `LOST`."
 

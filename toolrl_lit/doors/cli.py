@@ -68,20 +68,23 @@ def run(
     if (folder / "report.html").exists():
         tell_next(f"open {folder / 'report.html'} in a browser")
 
-
+# %% ../../nbs/doors/cli.ipynb #ef659f9f
 def combinations(
     grid: dict[str, list],  # the values of each parameter
 ) -> list[dict]:
     "Return every combination of parameter values, one dictionary each."
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
-
+# %% ../../nbs/doors/cli.ipynb #fae5a22a
 def sweep(
     name: Annotated[str, typer.Argument(help="Name of a run in runs/, or the path of a notebook.")],
     param: Pairs = None,
     out: RunOut = None,
 ):
-    "Execute a run for every combination of parameter values; a list such as -p seed=[0,1] gives several. Finished ones are not run again."
+    """Execute a run for every combination of parameter values; a list such as -p seed=[0,1] gives
+    several.
+
+    Finished ones are not run again."""
     if out:
         check_out(out, folder=True)
     takes = [k for k in notebook_parameters(find_notebook(name)) if k != "out"]
@@ -108,7 +111,7 @@ def _say_version(wanted: bool):
         print(f"toolrl_lit {__version__}")
         raise typer.Exit()
 
-
+# %% ../../nbs/doors/cli.ipynb #ba281096
 def about(
     version: Annotated[
         bool,
@@ -169,7 +172,7 @@ def usage_sentence(
     said = said if said.endswith("?") else f"{said.rstrip('.')};"
     return f"{said} `{command} -h` explains the options"
 
-
+# %% ../../nbs/doors/cli.ipynb #12ea58a7
 def main():
     "Run the command that was typed: what the user can mend is one sentence on standard error and exit code 2."
     if not leads():

@@ -38,7 +38,9 @@ def split_of(
     path: Path,  # file or folder
     records: bool = False,  # True if records of the authors are expected
 ) -> Sequence:
-    "Return the environments of a file or folder, or the authors' records, named by file and line. Raises `UserError` for the other kind."
+    """Return the environments of a file or folder, or the authors' records, named by file and line.
+
+    Raises `UserError` for the other kind."""
     if is_ftrl(path) != records:
         kinds = ("environments, as `toolrl build` writes them", "records of the authors")
         raise UserError(
@@ -48,7 +50,7 @@ def split_of(
         return OnDisk(path, Environment)
     return [s.model_copy(update=dict(environment=f"{path} {s.id}")) for s in read_ftrl(path)]
 
-
+# %% ../../nbs/doors/cli_data.ipynb #1dd0adde
 def tell_findings(
     findings: list,  # of an audit
     data: Iterable,  # what was audited

@@ -100,10 +100,9 @@ def show(
             known = f" -e {environments}" if environments else ""
             tell_next(f"toolrl show {file}{known} --index {place + 1} (of {len(rows)})")
         return
-    what = "Environment" if kind is Environment else "Rollout"
-    print(
-        f"written: {look.write_page(out, f'{what} {chosen.id if kind is Environment else chosen.environment}', sections)}"
-    )
+    is_env = kind is Environment
+    title = f"Environment {chosen.id}" if is_env else f"Rollout {chosen.environment}"
+    print(f"written: {look.write_page(out, title, sections)}")
     tell_next(f"open {out} in a browser")
 
 # %% ../../nbs/doors/cli_look.ipynb #3bef0a90
@@ -133,7 +132,7 @@ def when_closed(
 
     return ended
 
-
+# %% ../../nbs/doors/cli_look.ipynb #d6c9545d
 def serve(
     environments: Annotated[
         Path, typer.Argument(help="File of environments, as `toolrl build` writes it.")

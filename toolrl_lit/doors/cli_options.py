@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['ENDINGS', 'PATH', 'Split', 'Rule', 'Pairs', 'Out', 'Environments', 'Model', 'Seed', 'Reasoning', 'BaseUrl', 'Turns',
            'Tokens', 'Batch', 'Longest', 'as_path', 'check_ending', 'check_out', 'check_model', 'tell_next', 'leads',
-           'read_environments']
+           'read_environments', 'typed']
 
 # %% ../../nbs/doors/cli_options.ipynb #4bbeff0d
 import os
+import shlex
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,7 +34,7 @@ def as_path(
         raise UserError("--out: expected a file or folder, got an empty text")
     return Path(text)
 
-
+# %% ../../nbs/doors/cli_options.ipynb #a0388f33
 def check_ending(
     out: Path,  # where to write
     *fits: str,  # endings that say what will be there, such as ".jsonl"; none for a folder
@@ -44,7 +46,7 @@ def check_ending(
     expected = f"a name that ends in {' or '.join(fits)}" if fits else "the name of a folder"
     raise UserError(f"{out}: expected {expected}, got one that ends in {ending!r}")
 
-
+# %% ../../nbs/doors/cli_options.ipynb #8a1425d4
 def _nearest_folder(out: Path, folder: bool) -> Path:
     "Return what is there of a path. Raises `UserError` if the rest cannot be made in it."
     fits = Path.is_dir if folder else Path.is_file
@@ -86,7 +88,7 @@ def tell_next(
     for command in commands:
         print(f"next: {command}")
 
-
+# %% ../../nbs/doors/cli_options.ipynb #387a7496
 def leads() -> bool:
     "Return whether this process keeps the folder and speaks for all that `accelerate launch` started."
     return os.environ.get("RANK", "0") == "0"
@@ -103,7 +105,7 @@ def read_environments(
 
 # %% ../../nbs/doors/cli_options.ipynb #be8d8f68
 PATH = dict(parser=as_path, metavar="PATH")
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
 Rule = Literal["paper", "strict"]
 Pairs = Annotated[
     list[str] | None,
@@ -130,7 +132,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="Use this model: 'smollm2-warm' (packaged; writes tool calls), 'smollm2' (packaged, as published; writes none), "
+        help="Use this model: 'smollm2-warm' (packaged; writes tool calls), 'smollm2' "
+        "(packaged, as published; writes none), "
         "'oracle' (the golden calls, for comparison), a local folder, or a name on the hub.",
     ),
 ]
@@ -144,11 +147,12 @@ Reasoning = Annotated[
 BaseUrl = Annotated[
     str | None,
     typer.Option(
-        help="Ask an OpenAI-compatible endpoint at this URL, such as a vLLM server's, for the model. The key is in OPENAI_API_KEY.",
+        help=(
+            "Ask an OpenAI-compatible endpoint at this URL, such as a vLLM server's, for the "
+            "model. The key is in OPENAI_API_KEY."
+        ),
     ),
 ]
-
-# %% ../../nbs/doors/cli_options.ipynb #fc327410
 Turns = Annotated[int, typer.Option(help="Cut a rollout after this many turns.")]
 Tokens = Annotated[
     int,
@@ -159,7 +163,8 @@ Tokens = Annotated[
 Batch = Annotated[
     int | None,
     typer.Option(
-        help="Decode this many conversations together (default 64; fewer need less memory), or ask an endpoint for as many at a time "
+        help="Decode this many conversations together (default 64; fewer need less memory), or "
+        "ask an endpoint for as many at a time "
         "(default 16)."
     ),
 ]
@@ -170,3 +175,23 @@ Longest = Annotated[
         help="End a conversation that grows longer than this (default 4096; the preset 'paper' of training: 16384).",
     ),
 ]
+
+# %% ../../nbs/doors/cli_options.ipynb #1f2b601a
+def typed(
+    command: Callable,  # a command of `toolrl`
+    line: str,  # what follows the name of the command
+) -> str:
+    "Return what a user sees who types a command: the line itself, then its output or the sentence that ends it."
+    from typer.testing import CliRunner
+
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command()(command)
+    plain = {"FORCE_COLOR": None}  # a notebook sets it; codes of colours would stand in the text
+    done = CliRunner(env=plain).invoke(
+        app, shlex.split(line), prog_name=f"toolrl {command.__name__}"
+    )
+    if isinstance(done.exception, UserError):
+        return f"$ toolrl {command.__name__} {line}\n{done.stdout}error: {done.exception}"
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return f"$ toolrl {command.__name__} {line}\n{done.stdout.rstrip()}"

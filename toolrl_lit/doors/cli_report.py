@@ -19,7 +19,9 @@ def evaluated(
     evaluation,  # an `Evaluation`
     given: Path | None,  # where its environments are; None: where it says that they were
 ) -> list[Environment]:
-    "Return the environments of an evaluation; none if they are not there any more. Raises `UserError` if a file that is given holds others."
+    """Return the environments of an evaluation; none if they are not there any more.
+
+    Raises `UserError` if a file that is given holds others."""
     path = given or Path(evaluation.settings.get("environments", ""))
     if not given and (path == Path() or not path.exists()):
         return []
@@ -30,11 +32,12 @@ def evaluated(
     missing = sorted(sizes.keys() - {e.id for e in envs})
     if missing and given:
         raise UserError(
-            f"{path}: expected the environments of {evaluation.name!r}; {missing[0]!r} is not there, or has other sub-questions"
+            f"{path}: expected the environments of {evaluation.name!r}; {missing[0]!r} is not "
+            f"there, or has other sub-questions"
         )
     return [] if missing else envs
 
-
+# %% ../../nbs/doors/cli_report.ipynb #d1bd19cd
 def played(
     evaluations: list[Path],  # files that `toolrl evaluate` has written
 ) -> list[list[Trajectory]]:
@@ -91,7 +94,7 @@ def adapter_or_folder(
         return WARM_ADAPTER
     return unpacked(tuned)
 
-
+# %% ../../nbs/doors/cli_report.ipynb #e48e4f03
 def layers(
     base: Annotated[
         str, typer.Argument(help="The model before: a folder, or packaged: smollm2, smollm2-warm.")
@@ -99,7 +102,10 @@ def layers(
     tuned: Annotated[
         str,
         typer.Argument(
-            help="The model after: its adapter's folder (best: no 16 bits have rounded it), its own folder, or a packaged name."
+            help=(
+                "The model after: its adapter's folder (best: no 16 bits have rounded it), its "
+                "own folder, or a packaged name."
+            )
         ),
     ],
     out: Out = Path("layers.html"),

@@ -27,7 +27,7 @@ class Check(NamedTuple):
     enough: bool = True  # for the quickstart, or for what the advice says
     advice: str = ""  # what to do for more; empty: nothing
 
-
+# %% ../../nbs/doors/doctor.ipynb #9e954040
 def has_package(
     name: str,  # as it is imported
 ) -> bool:
@@ -65,7 +65,7 @@ def computes_in_16_bits() -> bool | None:
         return bool(flags & {"amx_bf16", "avx512_bf16"})
     return True if "bf16" in flags else None
 
-
+# %% ../../nbs/doors/doctor.ipynb #c33f7430
 def processor_check() -> list[Check]:
     "Return what there is to say of the processor."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -105,7 +105,7 @@ def room_checks(
         ),
     ]
 
-
+# %% ../../nbs/doors/doctor.ipynb #f70aba3f
 def graphics_check() -> Check:
     "Return what there is to say of graphics cards, as NVIDIA's own program lists them."
     advice = "Models above about 0.5 billion parameters need one; `--preset consumer-24gb` is made for one card."
@@ -161,7 +161,7 @@ def sandbox_checks() -> list[Check]:
         ),
     ]
 
-
+# %% ../../nbs/doors/doctor.ipynb #8e5c364d
 def picture_check() -> Check:
     "Return whether figures can be stored as pictures."
     names = (
@@ -230,7 +230,7 @@ def examine(
         *package_checks(),
     ]
 
-
+# %% ../../nbs/doors/doctor.ipynb #d0e82de9
 def print_checks(
     checks: list[Check],  # of `examine`
     console=None,  # a `rich.console.Console`; None: standard output
@@ -241,7 +241,7 @@ def print_checks(
     from rich.table import Table
     from rich.text import Text
 
-    console = console or Console()
+    console = console or Console(force_jupyter=False)
     table = Table("what", "found", "", box=box.SIMPLE_HEAD)
     for check in checks:
         mark = Text("ok", style="green") if check.enough else Text("–", style="yellow")

@@ -42,7 +42,9 @@ def _tokens_of(reply: Any) -> int:
 
 # %% ../../nbs/doors/endpoint.ipynb #119d194e
 class EndpointPolicy:
-    "Use a model behind an OpenAI-compatible endpoint as a policy. Raises `UserError` if there is no API key or the URL is none."
+    """Use a model behind an OpenAI-compatible endpoint as a policy.
+
+    Raises `UserError` if there is no API key or the URL is none."""
 
     parser = "qwen"
 
@@ -59,6 +61,7 @@ class EndpointPolicy:
         self.model, self.concurrency, self.settings = model, concurrency, settings
         self.name = model  # what reports call it
         self.generated = 0  # tokens so far
+        self.tell = None  # called with the share of a `generate` that is done
         self._client = Client(base_url, None, timeout, retries, most_bytes)
         self.fingerprint = json.dumps([self._client.where, model, hide(settings)], sort_keys=True)
 
@@ -80,7 +83,11 @@ class EndpointPolicy:
 
         with ThreadPoolExecutor(self.concurrency) as pool:
             try:
-                turns = list(pool.map(turn, range(len(prompts))))
+                turns = []
+                for said in pool.map(turn, range(len(prompts))):
+                    turns.append(said)
+                    if self.tell:
+                        self.tell(len(turns) / len(prompts))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise

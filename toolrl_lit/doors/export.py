@@ -86,14 +86,15 @@ def _spoken(step: StepRecord) -> tuple[dict[str, str], list[dict[str, str]]]:
         said.insert(0, {"role": "system", "content": ""})
     return said[0], said[1:]
 
-
+# %% ../../nbs/doors/export.ipynb #b2c782f2
 def plain_messages(
     step: StepRecord,  # a step record
     tokenizer=None,  # words the tools as its chat template does; None: as this library's own does
 ) -> list[dict[str, str]]:
     """Return a history as messages of role and content only: tools in the system message, calls as text.
 
-    Raises `UserError` for a message or a tool that is none, and if the tokenizer's template cannot be made to say the same."""
+    Raises `UserError` for a message or a tool that is none, and if the tokenizer's template cannot
+    be made to say the same."""
     system, rest = _spoken(step)
     if tokenizer:
         return [{"role": "system", "content": _system(step, rest, tokenizer)}, *rest]
@@ -103,7 +104,7 @@ def plain_messages(
     content = "\n".join(part for part in (system["content"], told) if part)
     return [{"role": "system", "content": content}, *rest]
 
-
+# %% ../../nbs/doors/export.ipynb #9146ba20
 def _system(step: StepRecord, rest: list[dict[str, str]], tokenizer) -> str:
     "Return the system message with which a chat template writes, without being given tools, what it writes with them."
     show = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
@@ -119,7 +120,8 @@ def _system(step: StepRecord, rest: list[dict[str, str]], tokenizer) -> str:
     except (TemplateError, TypeError):
         pass
     raise UserError(
-        f"tokenizer: expected a chat template that writes the tools into the system message and calls as Qwen's does, since "
+        f"tokenizer: expected a chat template that writes the tools into the system message and "
+        f"calls as Qwen's does, since "
         f"{step.environment!r}, turn {step.turn}, reads otherwise as plain messages; leave it out"
     )
 
@@ -156,7 +158,9 @@ def step_records(
 def to_hf_dataset(
     steps: Iterable[StepRecord | Environment],  # what to write; an environment gives its start
 ) -> datasets.Dataset:
-    "Return one row a record: id, kind, split, turn, unsolved, solve_rate, prompt, record. Raises `UserError` if there is none."
+    """Return one row a record: id, kind, split, turn, unsolved, solve_rate, prompt, record.
+
+    Raises `UserError` if there is none."""
     rows = [_row(s.start()) for s in steps]
     if not rows:
         raise UserError("to_hf_dataset: expected at least one step record or environment, got none")
@@ -189,7 +193,9 @@ def to_ftrl_jsonl(
     steps: Iterable[StepRecord | Environment],  # what to write; an environment gives its start
     path: str | Path,  # file to write
 ) -> Path:
-    "Write the authors' JSON Lines, whole or not at all. Raises `UserError` if the disk refuses, or for a text that cannot be written."
+    """Write the authors' JSON Lines, whole or not at all.
+
+    Raises `UserError` if the disk refuses, or for a text that cannot be written."""
     return write_text(
         path, "".join(json.dumps(to_ftrl(s), ensure_ascii=False) + "\n" for s in steps)
     )
@@ -200,7 +206,9 @@ import json
 from toolrl_lit.reward import score_turn
 
 
-def compute_score(data_source, solution_str, ground_truth, extra_info=None, kind="f1", match="paper", parser="qwen", **_):
+def compute_score(
+    data_source, solution_str, ground_truth, extra_info=None, kind="f1", match="paper", parser="qwen", **_
+):
     "Score one generated turn. kind, match and parser can be set in reward_kwargs."
     turn = score_turn(solution_str, json.loads(ground_truth), kind=kind, match=match, parser=parser)
     return {"score": turn.reward, "calls": len(turn.calls), "solved": sum(c.solved is not None for c in turn.calls)}
@@ -211,21 +219,25 @@ _VERL_TRAIN = """#!/usr/bin/env bash
 # The paper's settings in verl, on 8 GPUs: MODEL=Qwen/Qwen3-8B bash train.sh [further settings of verl]
 # Reinforce++: algorithm.adv_estimator=reinforce_plus_plus
 # Reasoning: data.max_response_length=8192 ++data.apply_chat_template_kwargs.enable_thinking=True
-# The prompts stay as they are in all epochs, while the paper collects them anew at the start of each with the current policy.
+# The prompts stay as they are in all epochs, while the paper collects them anew at the start of each
+# with the current policy.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 exec "${PYTHON:-python3}" -m verl.trainer.main_ppo \\
     data.train_files="$here/TRAIN.parquet" data.val_files="$here/VALIDATE.parquet" \\
-    data.train_batch_size=512 data.max_prompt_length=16384 data.max_response_length=1024 data.filter_overlong_prompts=True \\
+    data.train_batch_size=512 data.max_prompt_length=16384 data.max_response_length=1024 \\
+    data.filter_overlong_prompts=True \\
     ++data.apply_chat_template_kwargs.enable_thinking=False \\
     algorithm.adv_estimator=grpo algorithm.use_kl_in_reward=False \\
     actor_rollout_ref.model.path="${MODEL:?set MODEL to a folder or a name on the hub}" \\
     actor_rollout_ref.model.enable_gradient_checkpointing=True \\
     actor_rollout_ref.actor.optim.lr=1e-6 actor_rollout_ref.actor.ppo_mini_batch_size=32 \\
     actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1 actor_rollout_ref.actor.entropy_coeff=0.001 \\
-    actor_rollout_ref.actor.use_kl_loss=True actor_rollout_ref.actor.kl_loss_coef=0.001 actor_rollout_ref.actor.kl_loss_type=low_var_kl \\
+    actor_rollout_ref.actor.use_kl_loss=True actor_rollout_ref.actor.kl_loss_coef=0.001 \\
+    actor_rollout_ref.actor.kl_loss_type=low_var_kl \\
     actor_rollout_ref.rollout.name=vllm actor_rollout_ref.rollout.n=16 actor_rollout_ref.rollout.temperature=1.0 \\
-    actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1 actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=1 \\
+    actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1 \\
+    actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=1 \\
     ++custom_reward_function.path="$here/reward.py" ++custom_reward_function.name=compute_score \\
     ++reward.custom_reward_function.path="$here/reward.py" ++reward.custom_reward_function.name=compute_score \\
     ++reward_manager.name=naive ++reward_model.reward_manager=naive \\
@@ -264,7 +276,7 @@ def _by_split(steps: Iterable[StepRecord | Environment]) -> dict[str, list[StepR
         raise UserError(f"split {odd!r}: expected a word, since it names a file")
     return dict(sorted(splits.items()))
 
-
+# %% ../../nbs/doors/export.ipynb #931f7ead
 def _write_parquet(rows: datasets.Dataset, path: Path) -> Path:
     "Write Parquet under another name first, so that no crash leaves half a file."
     draft = path.with_name(f".{path.name}.part")
@@ -284,7 +296,8 @@ def to_verl(
 ) -> list[Path]:
     """Write `<split>.parquet` for each split, `reward.py` and `train.sh`.
 
-    Raises `UserError` if there is nothing, a record holds what a table cannot, the tokenizer does not fit, or the disk refuses."""
+    Raises `UserError` if there is nothing, a record holds what a table cannot, the tokenizer does
+    not fit, or the disk refuses."""
     out, splits = Path(out), _by_split(steps)
     tables = {
         k: _dataset([_verl_row(s, i, tokenizer) for i, s in enumerate(part)], "to_verl")

@@ -20,13 +20,13 @@ from pathlib import Path
 import openai
 import verifiers.v1 as vf
 from toolrl_lit.schema import Environment, ToolCall, read_jsonl
-from toolrl_lit.doors.serve import Session
+from toolrl_lit.doors.serve import ClientSession
 
 __all__ = ["ToolTaskset", "ToolHarness", "ToolEnv"]
 
 
 def parse(calls):
-    "Calls as (id, call) pairs from (id, name, arguments as JSON); those that do not parse are left out, as the paper does."
+    "Calls as (id, call) pairs; those whose arguments are no JSON are left out, as the paper does."
     found = []
     for id, name, arguments in calls:
         try: found.append((id, ToolCall(name=name, arguments=json.loads(arguments or "{}"))))
@@ -50,7 +50,7 @@ class ToolTaskConfig(vf.TaskConfig):
 class ToolTask(vf.Task[ToolData, vf.State, ToolTaskConfig]):
     def played(self, trace):
         "The trajectory of a rollout: its turns, in a session of their own."
-        session = Session(self.data.environment, match=self.config.match)
+        session = ClientSession(self.data.environment, match=self.config.match)
         for m in trace.assistant_messages:
             wrote = m.tool_calls or []
             calls = parse((c.id, c.name, c.arguments) for c in wrote)
@@ -85,7 +85,7 @@ class ToolHarness(vf.Harness[vf.HarnessConfig]):
     async def launch(self, ctx, trace, runtime, endpoint, secret, mcp_urls, data):
         system, question = self.resolve_prompt(data)
         messages = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": question}]
-        session, tools = Session(data.environment), data.environment.documents()
+        session, tools = ClientSession(data.environment), data.environment.documents()
         try:
             async with openai.AsyncOpenAI(base_url=endpoint, api_key=secret, max_retries=0, timeout=None) as client:
                 while True:
@@ -131,7 +131,8 @@ def to_verifiers(
 ) -> Path:
     """Write a package for verifiers 0.4: `pip install FOLDER`, then `vf-eval NAME` or its trainer.
 
-    verifiers pins older versions of openai and mcp than this library's constraints.txt, so install it into an environment
+    verifiers pins older versions of openai and mcp than this library's constraints.txt, so install
+    it into an environment
     of its own, without those constraints. Raises `UserError` if there are no environments, an id appears twice, the
     folder's name cannot be a Python package's, or the disk refuses."""
     folder = Path(folder)

@@ -54,7 +54,7 @@ def _tools(env: Environment) -> Grid:
     ]
     return Grid(("tool", "parameters", "what its document says", "needed"), rows)
 
-
+# %% ../../nbs/doors/look.ipynb #32d07711
 def environment_sections(
     env: Environment,  # what to show
     code: bool = False,  # show the source of its tools too
@@ -91,7 +91,7 @@ def turn_section(
         things.append(Grid(("call", "result", "credit"), rows))
     return f"Turn {number}: reward {turn.reward:+.2f}", things
 
-
+# %% ../../nbs/doors/look.ipynb #9dafa47a
 def rollout_sections(
     trajectory: Trajectory,  # what to show
     env: Environment | None = None,  # where it took place, for its golden calls
@@ -103,7 +103,10 @@ def rollout_sections(
     asked = [str(m.get("content") or "") for m in t.messages[: t.start] if m.get("role") == "user"]
     stops = {"answer": "it answered", "max_turns": "it had no turns left"}
     stops |= {"too_long": "the conversation grew too long", "empty": "it said nothing"}
-    end = f"{t.n_solved} of {t.sub_questions} sub-questions solved with {t.n_calls} calls; it ended because {stops[t.stop]}"
+    end = (
+        f"{t.n_solved} of {t.sub_questions} sub-questions solved with {t.n_calls} calls; it "
+        f"ended because {stops[t.stop]}"
+    )
     golden = [("Golden calls", [_steps(env)])] if env else []
     return [
         ("Question", asked[:1] or ["(none)"]),
@@ -126,7 +129,7 @@ def print_sections(
         parts.append(Text(heading, style="bold"))
         parts += [Text(x) if isinstance(x, str) else _table(x) for x in things]
         parts.append(Text())
-    (console or Console()).print(Group(*parts))
+    (console or Console(force_jupyter=False)).print(Group(*parts))
 
 
 def _table(grid: Grid):
@@ -140,7 +143,7 @@ def _table(grid: Grid):
         table.add_row(*map(Text, row))
     return table
 
-
+# %% ../../nbs/doors/look.ipynb #8023ff65
 def write_page(
     out: Path,  # HTML file
     title: str,  # heading of the page

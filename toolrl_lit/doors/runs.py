@@ -34,7 +34,8 @@ from toolrl_lit.schema import (
 
 # %% ../../nbs/doors/runs.ipynb #181c3919
 class _Yaml(yaml.SafeLoader):
-    "YAML with the numbers, truth values and nothing of YAML 1.2: 1:30, yes, 1_000 and 2024-01-01 are text, and 012 is 12."
+    """YAML with the numbers, truth values and nothing of YAML 1.2: 1:30, yes, 1_000 and 2024-01-01
+    are text, and 012 is 12."""
 
     yaml_implicit_resolvers = {}
 
@@ -66,7 +67,9 @@ def _scalar(loader: _Yaml, bare: str, typed: str) -> Any:
 def parse_value(
     text: str,  # as typed
 ) -> Any:
-    "Return what was typed: a number, a truth value, nothing, a list, an object or text. Raises `UserError` for half a list."
+    """Return what was typed: a number, a truth value, nothing, a list, an object or text.
+
+    Raises `UserError` for half a list."""
     bare = text.strip()
     try:
         loader = _Yaml(bare)
@@ -90,7 +93,7 @@ def nearest(
     near = difflib.get_close_matches(name, list(known), 1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
-
+# %% ../../nbs/doors/runs.ipynb #eb250641
 def parse_parameters(
     pairs: list[str],  # "name=value", as typed
     known: list[str],  # names that exist
@@ -133,7 +136,7 @@ def release_runs():
     while HELD:
         HELD.pop().release()
 
-
+# %% ../../nbs/doors/runs.ipynb #19f05661
 def open_run(
     out: str | Path,  # the run's folder
     parameters: dict[str, Any],  # what the run depends on
@@ -141,7 +144,9 @@ def open_run(
     mend: str = "choose another folder with --out, or start over with --fresh",  # what to do if it holds another run
     changeable: Iterable[str] = (),  # parameters that may differ from those of the earlier calls
 ) -> Path:
-    "Return the folder, ready to work in or to go on in. Raises `UserError` if it is taken, holds another run, or has no room."
+    """Return the folder, ready to work in or to go on in.
+
+    Raises `UserError` if it is taken, holds another run, or has no room."""
     out = Path(out)
     HELD.append(reserve(out).lock)
     free = shutil.disk_usage(out).free / 1e9
@@ -172,7 +177,7 @@ def known_runs() -> list[str]:
         }
     )
 
-
+# %% ../../nbs/doors/runs.ipynb #80cd65b4
 def find_notebook(
     name: str,  # a run's name, or a notebook's path
 ) -> Path:
@@ -198,7 +203,7 @@ def notebook_parameters(
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise UserError(f"{notebook}: cannot be read as a notebook with a kernel: {why}") from e
 
-
+# %% ../../nbs/doors/runs.ipynb #491712bf
 def like_default(
     name: str,  # of the parameter
     value: Any,  # as typed
@@ -223,7 +228,8 @@ def _prepare(notebook: Path, out: Path, fresh: bool):
         if fresh and out.exists():
             if any(out.iterdir()) and not (out / notebook.name).exists():
                 raise UserError(
-                    f"{out}: holds no run of {notebook.stem}, so --fresh does not delete it; choose another folder with --out"
+                    f"{out}: holds no run of {notebook.stem}, so --fresh does not delete it; "
+                    f"choose another folder with --out"
                 )
             shutil.rmtree(out)
         out.mkdir(parents=True, exist_ok=True)
@@ -255,14 +261,16 @@ def _execute(notebook: Path, out: Path, values: dict[str, Any]):
             raise KeyboardInterrupt from e
         raise
 
-
+# %% ../../nbs/doors/runs.ipynb #8d24f3da
 def run_notebook(
     name: str,  # a run's name, or a notebook's path
     parameters: list[str],  # "name=value"
     out: str | Path | None = None,  # the run's folder; None is runs/out/NAME
     fresh: bool = False,  # throw away what the folder holds
 ) -> Path:
-    "Execute a run with papermill, its output on the terminal, and return its folder. Raises `UserError` where the user can help."
+    """Execute a run with papermill, its output on the terminal, and return its folder.
+
+    Raises `UserError` where the user can help."""
     notebook = find_notebook(name)
     takes = notebook_parameters(notebook)
     typed = parse_parameters(parameters, [k for k in takes if k != "out"])

@@ -197,9 +197,10 @@ OTHER_NAMES = {
     if len(name) > 2
 }
 SMALL = set(
-    """the a an is are was were in on at of to and or for by with as it its has have had from that this these i you we
-    they he she de la le el du des al there here about approximately around roughly exactly circa ca under between than per above
-    below high long tall wide deep old away total only also just so thus hence therefore not no""".split()
+    """the a an is are was were in on at of to and or for by with as it its has have had from that this these i
+    you we they he she de la le el du des al there here about approximately around roughly exactly circa ca under
+    between than per above below high long tall wide deep old away total only also just so thus hence therefore not
+    no""".split()
 )
 
 

@@ -43,8 +43,8 @@ def _stacked(
 class Prompts:
     """Keep keys and values of distinct prompts, shared by the rows that continue them.
 
-    `keys` and `values` hold a tensor (prompts, key heads, length, d) for each layer. `seen` (prompts, length) is 1 for tokens and 0 for the
-    padding on the left. `owner` is the prompt of each row, in ascending order."""
+    `keys` and `values` hold a tensor (prompts, key heads, length, d) for each layer. `seen` (prompts, length) is 1
+    for tokens and 0 for the padding on the left. `owner` is the prompt of each row, in ascending order."""
 
     def __init__(
         self,
@@ -122,7 +122,9 @@ def grouped_attention(
     prompts: Prompts | None = None,  # what the rows continue, beside their own keys and values
     **kwargs,
 ):
-    "Return attention (rows, new, heads, d), in which query heads of one key head are further positions. Raises `UserError` if the model wants more."
+    """Return attention (rows, new, heads, d), in which query heads of one key head are further positions.
+
+    Raises `UserError` if the model wants more."""
     if more := [k for k in ("softcap", "s_aux", "position_bias") if kwargs.get(k) is not None]:
         raise UserError(
             f"the attention of this model has {', '.join(more)}, which rollouts here do not know; {ELSEWHERE}"
@@ -141,7 +143,9 @@ def grouped_attention(
 
 
 def grouped_mask(*args, **kwargs):
-    "Return the mask of `grouped_attention`, always written out: an implicit causal mask would take query heads for later positions."
+    """Return the mask of `grouped_attention`, always written out.
+
+    An implicit causal mask would take query heads for later positions."""
     return sdpa_mask(*args, **kwargs | {"allow_is_causal_skip": False})
 
 

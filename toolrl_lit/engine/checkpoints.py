@@ -166,6 +166,14 @@ def run(
         return trainer.train(resume_from_checkpoint=resume(folder))
 
 
+def _say_kept(kept: float, out: Path) -> None:
+    "Print how much of the adapters a model in 16 bits holds, where it is not nearly all."
+    if kept < 0.98:
+        print(
+            f"{out / 'model'} has 16 bits, which hold {kept:.0%} of what was learnt; {out / 'adapter'} holds all of it: evaluate that"
+        )
+
+
 def finish(
     trainer,  # one of transformers' trainers, when it is done
     out: Path,  # folder of the training
@@ -175,12 +183,13 @@ def finish(
 ) -> Path:
     """Write the log, the adapters as they were trained, and the model in 16 bits with the adapters merged; return the model's folder.
     Every process calls it; the first one writes, and the others wait."""
-    merge_into(copy, tuned)
+    kept = merge_into(copy.bfloat16(), tuned)
     adapters = {name: whole(p) for name, p in tuned.named_parameters() if "lora_" in name}
     if trainer.is_world_process_zero():
         write_text(out / "log.json", json.dumps(trainer.state.log_history))
         if adapters:
             tuned.save_pretrained(out / "adapter", state_dict=adapters, save_embedding_layers=False)
-        save_model(copy.bfloat16(), tokenizer, out / "model")
+            _say_kept(kept, out)
+        save_model(copy, tokenizer, out / "model")
     trainer.accelerator.wait_for_everyone()
     return out / "model"

@@ -34,7 +34,9 @@ def _login(user: str) -> tuple[dict[str, str], list[str]]:
 def _taken_apart(
     base_url: str | None,
 ) -> tuple[str | None, dict[str, str], dict[str, str], list[str]]:
-    "An address without user and query, the header and the query that take their places, and the secrets among them. Raises `ValueError`."
+    """An address without user and query, the header and the query that take their places, the secrets in them.
+
+    Raises `ValueError`."""
     if base_url is None:
         return None, {}, {}, []
     parts = urlsplit(base_url)

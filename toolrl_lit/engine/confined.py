@@ -58,90 +58,40 @@ def execute(name, arguments, code, compiled=None, paper_scope=False, kwargs=None
     return value if type(value) is str else str(value)
 
 # %% ../../nbs/engine/confined.ipynb #357e1d37
-SYSCALLS = {  # calls that are harmless whatever their arguments: (x86_64, aarch64)
-    "read": (0, 63),
-    "write": (1, 64),
-    "close": (3, 57),
-    "fstat": (5, 80),
-    "lseek": (8, 62),
-    "mmap": (9, 222),
-    "mprotect": (10, 226),
-    "munmap": (11, 215),
-    "brk": (12, 214),
-    "rt_sigaction": (13, 134),
-    "rt_sigprocmask": (14, 135),
-    "rt_sigreturn": (15, 139),
-    "pread64": (17, 67),
-    "readv": (19, 65),
-    "writev": (20, 66),
-    "sched_yield": (24, 124),
-    "mremap": (25, 216),
-    "madvise": (28, 233),
-    "dup": (32, 23),
-    "nanosleep": (35, 101),
-    "getitimer": (36, 102),
-    "setitimer": (38, 103),
-    "getpid": (39, 172),
-    "exit": (60, 93),
-    "uname": (63, 160),
-    "getcwd": (79, 17),
-    "gettimeofday": (96, 169),
-    "getrusage": (98, 165),
-    "sysinfo": (99, 179),
-    "times": (100, 153),
-    "getuid": (102, 174),
-    "getgid": (104, 176),
-    "geteuid": (107, 175),
-    "getegid": (108, 177),
-    "getppid": (110, 173),
-    "sigaltstack": (131, 132),
-    "gettid": (186, 178),
-    "futex": (202, 98),
-    "sched_getaffinity": (204, 123),
-    "getdents64": (217, 61),
-    "restart_syscall": (219, 128),
-    "clock_gettime": (228, 113),
-    "clock_getres": (229, 114),
-    "clock_nanosleep": (230, 115),
-    "exit_group": (231, 94),
-    "newfstatat": (262, 79),
-    "faccessat": (269, 48),
-    "pselect6": (270, 72),
-    "ppoll": (271, 73),
-    "set_robust_list": (273, 99),
-    "dup3": (292, 24),
-    "getrandom": (318, 278),
-    "statx": (332, 291),
-    "rseq": (334, 293),
-    "faccessat2": (439, 439),
-    "stat": (4, None),
-    "lstat": (6, None),
-    "poll": (7, None),
-    "access": (21, None),
-    "select": (23, None),
-    "dup2": (33, None),
-    "arch_prctl": (158, None),
-    "time": (201, None),
-}
-GUARDED = {
-    "open": (2, None),
-    "openat": (257, 56),
-    "clone": (56, 220),
-    "clone3": (435, 435),
-    "prlimit64": (302, 261),
-    "fcntl": (72, 25),
-}
-MACHINES = {
-    "x86_64": (0, 0xC000003E),
-    "aarch64": (1, 0xC00000B7),
-}  # column above, and the kernel's name of the architecture
+def _numbers(text):
+    "The numbers of system calls by name: on x86_64 and on aarch64, None where there is no such call."
+    rows = (row.split() for row in text.split("|"))
+    return {name: tuple(None if n == "-" else int(n) for n in numbers) for name, *numbers in rows}
+
+
+# calls that are harmless whatever their arguments
+SYSCALLS = _numbers("""
+read 0 63 | write 1 64 | close 3 57 | fstat 5 80 | lseek 8 62 | mmap 9 222 | mprotect 10 226 |
+munmap 11 215 | brk 12 214 | rt_sigaction 13 134 | rt_sigprocmask 14 135 |
+rt_sigreturn 15 139 | pread64 17 67 | readv 19 65 | writev 20 66 | sched_yield 24 124 |
+mremap 25 216 | madvise 28 233 | dup 32 23 | nanosleep 35 101 | getitimer 36 102 |
+setitimer 38 103 | getpid 39 172 | exit 60 93 | uname 63 160 | getcwd 79 17 |
+gettimeofday 96 169 | getrusage 98 165 | sysinfo 99 179 | times 100 153 | getuid 102 174 |
+getgid 104 176 | geteuid 107 175 | getegid 108 177 | getppid 110 173 | sigaltstack 131 132 |
+gettid 186 178 | futex 202 98 | sched_getaffinity 204 123 | getdents64 217 61 |
+restart_syscall 219 128 | clock_gettime 228 113 | clock_getres 229 114 |
+clock_nanosleep 230 115 | exit_group 231 94 | newfstatat 262 79 | faccessat 269 48 |
+pselect6 270 72 | ppoll 271 73 | set_robust_list 273 99 | dup3 292 24 | getrandom 318 278 |
+statx 332 291 | rseq 334 293 | faccessat2 439 439 | stat 4 - | lstat 6 - | poll 7 - |
+access 21 - | select 23 - | dup2 33 - | arch_prctl 158 - | time 201 -
+""")
+GUARDED = _numbers("""
+open 2 - | openat 257 56 | clone 56 220 | clone3 435 435 | prlimit64 302 261 | fcntl 72 25
+""")
+# column above, and the kernel's name of the architecture
+MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 # %% ../../nbs/engine/confined.ipynb #800244b7
 _LOAD, _EQUAL, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 
 
 def _step(code, k, yes=0, no=0):
-    "One instruction of a filter: what to do, with which number, and how many instructions to skip if it holds, and if not."
+    "One instruction of a filter: what to do, with which number, how many instructions to skip if it holds, if not."
     return struct.pack("HBBI", code, yes, no, k)
 
 
@@ -338,7 +288,7 @@ def _serve(limits, data):
 
 
 def child(fd, limits, program):
-    "Serve one group of calls in this throw-away process: close everything else, put the filter over it, run call after call."
+    "Serve one group of calls in this throw-away process, behind the filter, with everything else closed."
     os.dup2(fd, 0)
     os.closerange(3, 64)
     die_with_parent()
@@ -386,7 +336,7 @@ _OFTEN = "calendar copy datetime functools hashlib itertools math random re _str
 
 
 def _prepare(limits):
-    "Import what children often need, close what they must not have, and lower the limits; return the socket of our parent."
+    "Import what children need, close what they must not have, lower the limits; return our parent's socket."
     for module in _OFTEN:
         __import__(module)
     control = socket.socket(fileno=os.dup(0))
@@ -414,7 +364,7 @@ def _obey(control, children, limits, program):
 
 
 def main(limits):
-    "Fork a child for each descriptor that our parent sends (`F`), kill one when asked to (`K`), end when our parent does."
+    "Fork a child for each descriptor that our parent sends (`F`), kill one if asked to (`K`), end when it does."
     parent, children, program = os.getppid(), set(), None if limits["unsafe"] else seccomp_filter()
     control = _prepare(limits)
     control.sendall(struct.pack("I", os.getpid()))

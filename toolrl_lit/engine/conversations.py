@@ -15,7 +15,9 @@ from ..schema import UserError
 def plain_history(
     messages: list[dict],  # of a conversation, of whatever maker
 ) -> list[dict]:
-    "Return the same messages with content as a text and arguments as objects. Raises `UserError` naming a message that is none."
+    """Return the same messages with content as a text and arguments as objects.
+
+    Raises `UserError` naming a message that is none."""
     return [_plain_message(i, m) for i, m in enumerate(messages, 1)]
 
 
@@ -31,7 +33,8 @@ def _plain_message(i: int, m: dict) -> dict:
         return plain | ({"tool_calls": calls} if calls else {})
     except (AttributeError, LookupError, TypeError) as e:
         raise UserError(
-            f"message {i}: expected role, content as a text, and calls with name and arguments, got {m!r:.80}"
+            f"message {i}: expected role, content as a text, and calls with name and arguments, "
+            f"got {m!r:.80}"
         ) from e
 
 
@@ -63,9 +66,10 @@ def _plain_call(call: dict) -> dict:
 def wire_messages(
     messages: list[dict],  # of a conversation, as trajectories keep them, or of another maker
 ) -> list[dict]:
-    """Return the same messages as the OpenAI protocol wants them: every call has an id, its result names it, arguments are a string.
+    """Return the same messages as the OpenAI protocol wants them.
 
-    Raises `UserError` naming a message that is none, or a result that follows no call."""
+    There every call has an id, its result names that id, and arguments are a string. Raises `UserError` naming a
+    message that is none, or a result that follows no call."""
     out, waiting = [], []
     for i, m in enumerate(plain_history(messages)):
         m = dict(m)
@@ -75,7 +79,8 @@ def wire_messages(
             waiting = waiting or _call_ids(out)
             if not waiting:
                 raise UserError(
-                    f"message {i + 1}: expected as many results of tools as the message before them has calls, got one more"
+                    f"message {i + 1}: expected as many results of tools as the message before them has calls, "
+                    "got one more"
                 )
             id = m.get("tool_call_id") if m.get("tool_call_id") in waiting else waiting[0]
             waiting.remove(id)
@@ -136,7 +141,9 @@ def lost_tool(
     tools: list[dict],  # their documents
     **how,  # what the template was told beside them
 ) -> str | None:
-    "Return the name of a tool that does not stand in what was shown, or only because a message names it; None if all do."
+    """Return the name of a tool that does not stand in what was shown; None if all do.
+
+    A tool that stands there only because a message names it is returned, too."""
     names = [str(t.get("function", t).get("name")) for t in tools]
     if lost := [n for n in names if n not in shown and json.dumps(n)[1:-1] not in shown]:
         return lost[0]

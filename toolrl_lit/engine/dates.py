@@ -10,8 +10,8 @@ import re
 
 # %% ../../nbs/engine/dates.ipynb #86301951
 _NAMES = (
-    "january jan|february feb|march mar|april apr|may|june jun|july jul|august aug|september sept sep|october oct|"
-    "november nov|december dec"
+    "january jan|february feb|march mar|april apr|may|june jun|july jul|august aug|september sept sep|"
+    "october oct|november nov|december dec"
 )
 MONTHS = {m: n for n, names in enumerate(_NAMES.split("|"), 1) for m in names.split()}
 _MONTH = "(?:" + "|".join(sorted(MONTHS, key=len, reverse=True)) + r")\b\.?"
@@ -20,11 +20,13 @@ _DAY, _DAYS = r"\d\d?(?:st|nd|rd|th)?(?![\d:]|[.,]\d)", r"\b\d\d?(?:st|nd|rd|th)
 _ERA = r"\s(?-i:BCE?|AD|CE)\b"
 _YEAR = rf"(?:\d{{4}}\b(?:{_ERA})?|\d{{1,4}}{_ERA})"
 DATE = rf"""(?:
-    (?<![\w.-])\d{{4}}(?P<sep>[-/.])\d\d?(?P=sep)\d\d? | (?<![\w.-])\d{{4}}[-/](?:0[1-9]|1[0-2])(?![-/]) |    # 2020-03-05, 2020-03
-    (?<![\w.-])\d\d?(?P<sep2>[-/.])\d\d?(?P=sep2)\d{{4}} | (?<![\w./-])\d\d?/\d\d?/\d\d |                  # 05.03.2020, 3/5/20
-    (?<![\w./-])(?:0?[1-9]|1[0-2])/\d{{4}} | \b{_MONTH},?\s(?:of\s)?{_YEAR} |                                # 03/2020, March 2020
-    \b{_MONTH}\s{_DAY},?\s{_YEAR} | {_DAYS}[\s-](?:of\s)?{_MONTH}[,-]?\s?{_YEAR} | \b\d{{4}}\s{_MONTH}\s{_DAY} |
-    \b(?-i:AD)\s\d{{1,4}} | (?<![\w.,-])\d{{1,4}}{_ERA} |                                                   # AD 476, 44 BC
+    (?<![\w.-])\d{{4}}(?P<sep>[-/.])\d\d?(?P=sep)\d\d? |                       # 2020-03-05
+    (?<![\w.-])\d{{4}}[-/](?:0[1-9]|1[0-2])(?![-/]) |                            # 2020-03
+    (?<![\w.-])\d\d?(?P<sep2>[-/.])\d\d?(?P=sep2)\d{{4}} |                       # 05.03.2020
+    (?<![\w./-])\d\d?/\d\d?/\d\d | (?<![\w./-])(?:0?[1-9]|1[0-2])/\d{{4}} |      # 3/5/20, 03/2020
+    \b{_MONTH},?\s(?:of\s)?{_YEAR} | \b{_MONTH}\s{_DAY},?\s{_YEAR} |              # March 2020, March 5, 2020
+    {_DAYS}[\s-](?:of\s)?{_MONTH}[,-]?\s?{_YEAR} | \b\d{{4}}\s{_MONTH}\s{_DAY} | # 5 March 2020, 2020 March 5
+    \b(?-i:AD)\s\d{{1,4}} | (?<![\w.,-])\d{{1,4}}{_ERA} |                         # AD 476, 44 BC
     \b{_NAMED}\s{_DAY} | {_DAYS}\s(?:of\s)?{_NAMED})(?!\w|[-/.]\d)"""
 
 # %% ../../nbs/engine/dates.ipynb #074195d0
@@ -60,7 +62,9 @@ def _named_dates(text: str, numbers: list[int], month: int, era: int) -> frozens
 def dates_of(
     text: str,  # a date as it is written
 ) -> frozenset[tuple]:
-    "Return what a written date can mean: (year, month, day), None for what is not given. Empty if there is no such day."
+    """Return what a written date can mean: (year, month, day), None for what is not given.
+
+    The set is empty if there is no such day."""
     low = text.casefold()
     era = -1 if re.search(r"(?:\d|\s)bce?\b", low) else 1
     numbers = [int(x) for x in re.findall(r"\d+", low)]
@@ -70,32 +74,10 @@ def dates_of(
     return _named_dates(text, numbers, month, era)
 
 # %% ../../nbs/engine/dates.ipynb #c7f9ea8f
-_ZONES = {
-    "z": 0,
-    "utc": 0,
-    "gmt": 0,
-    "wet": 0,
-    "bst": 60,
-    "cet": 60,
-    "cest": 120,
-    "eet": 120,
-    "eest": 180,
-    "msk": 180,
-    "ist": 330,
-    "hkt": 480,
-    "sgt": 480,
-    "jst": 540,
-    "kst": 540,
-    "aest": 600,
-    "est": -300,
-    "edt": -240,
-    "cst": -360,
-    "cdt": -300,
-    "mst": -420,
-    "mdt": -360,
-    "pst": -480,
-    "pdt": -420,
-}
+# minutes that a zone is ahead of UTC
+_ZONES = dict(z=0, utc=0, gmt=0, wet=0, bst=60, cet=60, cest=120, eet=120, eest=180, msk=180)
+_ZONES |= dict(ist=330, hkt=480, sgt=480, jst=540, kst=540, aest=600, est=-300, edt=-240)
+_ZONES |= dict(cst=-360, cdt=-300, mst=-420, mdt=-360, pst=-480, pdt=-420)
 _ZONE = "|".join(sorted(_ZONES, key=len, reverse=True))
 TIME = rf"""(?<![\w:.])
     (?:\d\d?:\d\d(?::\d\d(?:\.\d+)?)?(?:\s?[ap]m\b)? | \d\d?\s?[ap]m\b | \d\d?h\d\d\b | noon\b | midnight\b)

@@ -55,7 +55,9 @@ DEMO_TABLES = {
 def demo_environment(
     domain: str = ".fr",  # the internet domain that is asked about: .fr, .pl, .pe or .ke
 ) -> Environment:
-    "Return the environment of the book: two steps, the second needs the answer of the first, and one tool that nobody needs."
+    """Return the environment of the book.
+
+    It has two steps, the second of which needs the answer of the first, and one tool that nobody needs."""
     country = DEMO_TABLES["country_of"][2][domain]
     capital = DEMO_TABLES["capital_of"][2][country]
     scenario = Scenario(

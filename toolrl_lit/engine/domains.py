@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['Kind', 'WORLDS', 'SPLITS', 'UNITS', 'Column', 'Table', 'Domain', 'read_column', 'read_table', 'read_domain',
-           'domains']
+           'texts_version', 'domains']
 
-# %% ../../nbs/engine/domains.ipynb #77e4a115
+# %% ../../nbs/engine/domains.ipynb #779ae2e9
 from functools import lru_cache
+from hashlib import sha256
 from importlib.resources import files
 from typing import Literal, NamedTuple
 
-# %% ../../nbs/engine/domains.ipynb #c41a3186
+# %% ../../nbs/engine/domains.ipynb #c6ab24a5
 Kind = Literal["id", "name", "date", "number", "code", "enum", "flag", "ref"]
 WORLDS = files("toolrl_lit") / "data" / "worlds"  # texts that come with the package
 SPLITS = ("train", "validation", "test")
@@ -63,7 +64,7 @@ class Domain(NamedTuple):
     tables: dict[str, Table]
     scenes: tuple[str, ...]  # sentences that may stand before a question
 
-# %% ../../nbs/engine/domains.ipynb #899e63e7
+# %% ../../nbs/engine/domains.ipynb #f7e7086a
 def _phrases(text: str) -> tuple[str, ...]:
     "Return what is separated by semicolons."
     return tuple(part.strip() for part in text.split(";"))
@@ -118,6 +119,12 @@ def read_domain(
     rows = "\n".join(line for line in lines if not line.startswith('"'))
     tables = [read_table(part) for part in rows.split("= ")[1:]]
     return Domain(name.strip(), split, {t.name: t for t in tables}, scenes)
+
+
+def texts_version() -> str:
+    "Return twelve digits that change with any text that worlds are made of."
+    names = (f"{split}.{what}.txt" for split in SPLITS for what in ("domains", "frames"))
+    return sha256(b"".join((WORLDS / name).read_bytes() for name in names)).hexdigest()[:12]
 
 
 @lru_cache(maxsize=1)

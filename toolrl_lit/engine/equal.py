@@ -50,7 +50,9 @@ def same_number(
     want: Token,  # golden
     got: Token,
 ) -> bool:
-    "Return whether two quantities are the same amount of the same thing. A missing unit is no other unit, but 12.5 is no percentage."
+    """Return whether two quantities are the same amount of the same thing.
+
+    A missing unit is no other unit, but 12.5 is no percentage."""
     if want.bound != got.bound:
         return False
     a, b = want.value, got.value

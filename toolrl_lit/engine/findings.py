@@ -62,24 +62,27 @@ def examples_table(findings: Sequence[Finding]):
     return pd.DataFrame(rows, columns=["check", "example"])
 
 # %% ../../nbs/engine/findings.ipynb #036fc24e
+def _add_bars(fig, findings: Sequence[Finding], name: str, fill: str):
+    "Draw a bar for each finding: in percent of what was looked at, with the numbers beside it."
+    fig.add_bar(
+        y=[f.check for f in findings],
+        x=[f.percent for f in findings],
+        text=[f"{f.count} of {f.of}" for f in findings],
+        name=name,
+        marker_color=fill,
+        orientation="h",
+        textposition="outside",
+        cliponaxis=False,
+    )
+
+
 def findings_figure(findings: Sequence[Finding]):
     "Return a plotly figure: how often each check found what it looks for, in percent of what it looked at."
     import plotly.graph_objects as go
 
     fig, shown = go.Figure(), list(reversed(findings))
-    kinds = ((True, "defect", PALETTE[1]), (False, "no defect, but good to know", PALETTE[0]))
-    for defect, name, fill in kinds:
-        some = [f for f in shown if f.defect == defect]
-        fig.add_bar(
-            y=[f.check for f in some],
-            x=[f.percent for f in some],
-            text=[f"{f.count} of {f.of}" for f in some],
-            name=name,
-            marker_color=fill,
-            orientation="h",
-            textposition="outside",
-            cliponaxis=False,
-        )
+    _add_bars(fig, [f for f in shown if f.defect], "defect", PALETTE[1])
+    _add_bars(fig, [f for f in shown if not f.defect], "no defect, but good to know", PALETTE[0])
     most = max([5, *(1.15 * f.percent for f in shown)])
     fig.update_yaxes(categoryorder="array", categoryarray=[f.check for f in shown])
     fig.update_xaxes(title_text="found, %", rangemode="tozero", range=[0, most])
@@ -101,6 +104,37 @@ class Described(NamedTuple):
     sizes: dict[str, list[int]]  # what else makes it hard, by name
 
 
+class _Counts(NamedTuple):
+    "How often a data set has what."
+
+    origins: Counter  # by (origin, scenario)
+    numbers: Counter  # by (golden answers, tools)
+    sizes: dict[str, Counter]  # by name, then by (scenario, size)
+
+    def scenarios(self) -> list[str]:
+        "Return the scenarios that there are, those of the paper first."
+        rank = {kind: i for i, kind in enumerate(SCENARIOS)}
+        return sorted({k for _, k in self.origins}, key=lambda k: (rank.get(k, len(rank)), k))
+
+    def most_frequent(self) -> list[str]:
+        "Return the origins, those of most environments first."
+        total = Counter()
+        for (origin, _), n in self.origins.items():
+            total[origin] += n
+        return sorted(total, key=lambda origin: (-total[origin], origin))
+
+
+def _counts(rows: Iterable[Described]) -> _Counts:
+    "Count what a data set holds."
+    counts = _Counts(Counter(), Counter(), defaultdict(Counter))
+    for row in rows:
+        counts.origins[row.origin, row.kind] += 1
+        counts.numbers[row.golden, row.tools] += 1
+        for name, values in row.sizes.items():
+            counts.sizes[name].update((row.kind, v) for v in values)
+    return counts
+
+# %% ../../nbs/engine/findings.ipynb #80be867e
 def _layout(titles: Iterable[str]):
     "Return an empty figure: two wide panels above, four narrow ones below."
     from plotly.subplots import make_subplots
@@ -133,36 +167,38 @@ def _add_heatmap(fig, number: Counter):
     )
 
 
-def _rank(kind: str) -> int:
-    return SCENARIOS.index(kind) if kind in SCENARIOS else len(SCENARIOS)
+def _add_scenario(fig, counts: _Counts, kind: str, fill: str):
+    "Draw the bars of one scenario: its origins above, its sizes below."
+    names, bar = counts.most_frequent(), dict(name=kind, marker_color=fill)
+    starts = [counts.origins[origin, kind] for origin in names]
+    fig.add_bar(y=names, x=starts, orientation="h", row=1, col=1, **bar)
+    for col, count in enumerate(counts.sizes.values(), 1):
+        seen = sorted({v for _, v in count})
+        fig.update_xaxes(dtick=1 if seen[-1] - seen[0] < 8 else None, row=2, col=col)
+        fig.add_bar(
+            x=seen, y=[count[kind, v] for v in seen], showlegend=False, row=2, col=col, **bar
+        )
 
 
-def balance_figure(rows: Iterable[Described]):
-    "Return a plotly figure: what there is by origin and scenario, by golden answers and tools, and a histogram of each size."
-    origins, start, number, sizes = Counter(), Counter(), Counter(), defaultdict(Counter)
-    for row in rows:
-        origins[row.origin] += 1
-        start[row.origin, row.kind] += 1
-        number[row.golden, row.tools] += 1
-        for name, values in row.sizes.items():
-            sizes[name].update((row.kind, v) for v in values)
-    names = [name for name, _ in sorted(origins.items(), key=lambda o: (-o[1], o[0]))]
-    fig = _layout(sizes)
-    for i, kind in enumerate(sorted({k for _, k in start}, key=lambda k: (_rank(k), k))):
-        bar = dict(name=kind, marker_color=colour(i))
-        counts = [start[o, kind] for o in names]
-        fig.add_bar(y=names, x=counts, orientation="h", row=1, col=1, **bar)
-        for col, count in enumerate(sizes.values(), 1):
-            seen = sorted({v for _, v in count})
-            fig.update_xaxes(dtick=1 if seen[-1] - seen[0] < 8 else None, row=2, col=col)
-            counts = [count[kind, v] for v in seen]
-            fig.add_bar(x=seen, y=counts, showlegend=False, row=2, col=col, **bar)
-    _add_heatmap(fig, number)
+def _name_axes(fig):
+    "Say what the axes show."
     fig.update_xaxes(title_text="number", row=1, col=1)
     fig.update_xaxes(title_text="golden answers", row=1, col=3)
     fig.update_yaxes(autorange="reversed", row=1, col=1)
     fig.update_yaxes(title_text="tools", row=1, col=3)
     fig.update_yaxes(title_text="number", row=2, col=1)
+
+
+def balance_figure(rows: Iterable[Described]):
+    """Return a plotly figure of what a data set holds.
+
+    Its panels count environments by origin and scenario, by golden answers and tools, and by each size."""
+    counts = _counts(rows)
+    fig = _layout(counts.sizes)
+    for i, kind in enumerate(counts.scenarios()):
+        _add_scenario(fig, counts, kind, colour(i))
+    _add_heatmap(fig, counts.numbers)
+    _name_axes(fig)
     return fig.update_layout(
         template="plotly_white",
         barmode="stack",

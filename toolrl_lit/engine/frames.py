@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Frames', 'expand', 'load_frames']
 
-# %% ../../nbs/engine/frames.ipynb #a3665cd9
+# %% ../../nbs/engine/frames.ipynb #c08b1b85
 import random
 import re
 from functools import lru_cache
 
 from .domains import SPLITS, WORLDS
 
-# %% ../../nbs/engine/frames.ipynb #02899a27
+# %% ../../nbs/engine/frames.ipynb #282e2330
 _CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 
 
@@ -25,7 +25,7 @@ def expand(
         frame = _CHOICE.sub(lambda m: rng.choice(m[1].split("|")), frame)
     return frame
 
-# %% ../../nbs/engine/frames.ipynb #04fec321
+# %% ../../nbs/engine/frames.ipynb #f0b3e9bf
 Frames = dict[str, list[str]]
 
 

@@ -18,16 +18,7 @@ from .store import UserError, explain_line, shortened
 from ..schema import Dependencies, Environment, StepRecord, answer_types
 
 # %% ../../nbs/engine/ftrl.ipynb #fa200cdc
-FIELDS = (
-    "messages",
-    "tools",
-    "codes",
-    "unsolved_set",
-    "answer",
-    "solve_rate",
-    "data_source",
-    "split",
-)
+FIELDS = tuple("messages tools codes unsolved_set answer solve_rate data_source split".split())
 _INNER = ("tools", "codes", "unsolved_set")  # kept as JSON in a string
 
 
@@ -94,7 +85,7 @@ def _inner_fields(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _extra(record: dict[str, Any], inner: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    "What the round trip needs: unknown fields, those that are absent, and those spelled otherwise than we would."
+    "What the round trip needs: unknown fields, those that are absent, and those that we would spell in another way."
     unknown = {k: v for k, v in record.items() if k not in FIELDS and k not in ours}
     extra = unknown | {"_absent": [k for k in FIELDS if k not in record]}
     written = {k: record[k] for k in _INNER if _dumped(inner[k]) != record[k]}

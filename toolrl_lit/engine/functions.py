@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'Step', 'refuse', 'check_source', 'check_function', 'is_plain', 'untitled', 'parameters_of', 'names_in',
-           'imported', 'written', 'source_of', 'tool_from_function', 'leaves', 'sub_question', 'kind_of_steps',
+           'imported', 'literal_source', 'source_of', 'tool_from_function', 'leaves', 'sub_question', 'kind_of_steps',
            'environment_from_functions']
 
 # %% ../../nbs/engine/functions.ipynb #b9ad7936
@@ -43,7 +43,9 @@ def refuse(function, why: str) -> None:
 def check_source(
     function: Any,  # what was given as a tool, or a helper of one
 ) -> None:
-    "Raise `UserError` for what has no source that means the same elsewhere: lambdas, closures, methods, classes, builtins."
+    """Raise `UserError` for what has no source that means the same elsewhere.
+
+    These are lambdas, closures, methods, classes and builtins."""
     if not isinstance(function, FunctionType):
         refuse(function, f"expected a plain function (def), got a {type(function).__name__}")
     if function.__name__ == "<lambda>":
@@ -132,23 +134,27 @@ def parameters_of(
     return {"type": "object", "properties": properties, "required": required}
 
 # %% ../../nbs/engine/functions.ipynb #48b30e44
+def _given_inside(tree: ast.AST) -> set[str]:
+    "Names that a source gives a value itself: parameters, variables, functions, imports."
+    found = set()
+    for n in ast.walk(tree):
+        if isinstance(n, ast.arg):
+            found.add(n.arg)
+        elif isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store):
+            found.add(n.id)
+        elif isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler)):
+            found.add(n.name)
+        elif isinstance(n, ast.alias):
+            found.add((n.asname or n.name).split(".")[0])
+    return found
+
+
 def names_in(
     source: str,  # of one function
 ) -> list[str]:
     "Return the names that a function takes from outside, in order of appearance."
     tree = ast.parse(source)
-    inside = {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
-    inside |= {
-        n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-    }
-    inside |= {
-        n.name
-        for n in ast.walk(tree)
-        if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler))
-    }
-    inside |= {
-        (n.asname or n.name).split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.alias)
-    }
+    inside = _given_inside(tree)
     used = (n.id for n in ast.walk(tree) if isinstance(n, ast.Name))
     return [n for n in dict.fromkeys(used) if n not in inside and not hasattr(builtins, n)]
 
@@ -164,10 +170,14 @@ def imported(
     if isinstance(value, ModuleType):
         return f"import {module}" if module == name else f"import {module} as {name}"
     known = getattr(value, "__name__", None) or getattr(value, "_name", name)
+    if (
+        getattr(sys.modules.get(module), known, None) is not value
+    ):  # made by the module, not its own
+        return None
     return f"from {module} import {known}" + ("" if known == name else f" as {name}")
 
 
-def written(value: Any) -> str | None:
+def literal_source(value: Any) -> str | None:
     "Return plain data as source; None if the text would not give it back."
     try:
         return repr(value) if ast.literal_eval(repr(value)) == value else None
@@ -195,7 +205,7 @@ def source_of(
             done[name] = line
         elif isinstance(value, FunctionType):
             source_of(value, done)
-        elif (text := written(value)) is not None:
+        elif (text := literal_source(value)) is not None:
             done[name] = f"{name} = {text}"
         else:
             refuse(
@@ -210,7 +220,9 @@ def tool_from_function(
     function: Callable,  # a plain function with types and a docstring
     distractor: bool = False,  # True if no golden call needs it
 ) -> Tool:
-    "Return a tool with the document and the source of a function. Raises `UserError` that says what the function lacks."
+    """Return a tool with the document and the source of a function.
+
+    Raises `UserError` that says what the function lacks."""
     check_function(function)
     code = source_of(function)
     description = " ".join(inspect.getdoc(function).split("\n\n")[0].split())
@@ -232,33 +244,43 @@ def leaves(value: Any) -> set[str]:
     return {str(value)}
 
 
+def _call_of(step: Step) -> tuple[str, dict[str, Any]]:
+    "The tool and the arguments of a step."
+    if isinstance(step, SubQuestion):
+        return step.tool, step.arguments
+    function, arguments = step
+    return getattr(function, "__name__", function), arguments
+
+
+def _golden_result(tool: str, arguments: dict[str, Any], codes: dict[str, str]) -> str:
+    "What a golden call gives. Raises `UserError` if there is no such tool, or the call fails."
+    if tool not in codes:
+        raise UserError(f"sub_questions: {tool!r} is not among the functions: {', '.join(codes)}")
+    result = shared().call(tool, arguments, codes[tool])
+    if not result.ok:
+        raise UserError(f"sub_questions: the golden call {tool}({arguments}) fails: {result.text}")
+    return result.text
+
+
 def sub_question(
     step: Step,  # a call, as (function, arguments), or a sub-question that is written out
     earlier: list[SubQuestion],  # those before it
     codes: dict[str, str],  # source by tool name
 ) -> SubQuestion:
     "Return the sub-question that a golden call answers. Raises `UserError` if the call fails or gives another answer."
+    tool, arguments = _call_of(step)
+    result = _golden_result(tool, arguments, codes)
     if isinstance(step, SubQuestion):
-        tool, arguments, wanted = step.tool, step.arguments, step
-    else:
-        tool, arguments = getattr(step[0], "__name__", step[0]), step[1]
-        wanted = None
-    if tool not in codes:
-        raise UserError(f"sub_questions: {tool!r} is not among the functions: {', '.join(codes)}")
-    result = shared().call(tool, arguments, codes[tool])
-    if not result.ok:
-        raise UserError(f"sub_questions: the golden call {tool}({arguments}) fails: {result.text}")
-    if wanted:
-        if not match_paper(result.text, wanted.answer):
+        if not match_paper(result, step.answer):
             raise UserError(
-                f"sub_questions: {tool}({arguments}) gives {result.text!r}, not {wanted.answer!r}"
+                f"sub_questions: {tool}({arguments}) gives {result!r}, not {step.answer!r}"
             )
-        return wanted
+        return step
     words = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
     return SubQuestion(
         id=f"q{len(earlier) + 1}",
         question=f"{tool}({words})",
-        answer=result.text,
+        answer=result,
         depends_on=[q.id for q in earlier if q.answer in leaves(arguments)],
         tool=tool,
         arguments=arguments,
@@ -277,6 +299,23 @@ def kind_of_steps(
     return "multi-hop" if chain else "parallel multi-hop"
 
 # %% ../../nbs/engine/functions.ipynb #1c622c8e
+def _golden_steps(steps: Sequence[Step], codes: dict[str, str], answer: str) -> list[SubQuestion]:
+    "Sub-questions for golden calls. Raises `UserError` if there are none; warns if none says the final answer."
+    asked: list[SubQuestion] = []
+    for step in steps:
+        asked.append(sub_question(step, asked, codes))
+    if not asked:
+        raise UserError(
+            "sub_questions: expected at least one golden call, such as (function, {'name': value})"
+        )
+    if not any(match_paper(q.answer, answer) for q in asked):
+        warnings.warn(
+            f"no step says the final answer {answer!r}; the last one says {asked[-1].answer!r}",
+            stacklevel=3,
+        )
+    return asked
+
+
 def environment_from_functions(
     question: str,  # what the model is asked
     answer: str,  # the golden final answer
@@ -285,22 +324,12 @@ def environment_from_functions(
     id: str | None = None,  # name of the environment; None makes one from the question
     split: Literal["train", "test"] = "train",  # what it is for
 ) -> Environment:
-    """Return an environment whose tools are Python functions, with golden answers that the functions gave. Raises `UserError` that
-    says what is wrong, and warns if no step says the final answer."""
+    """Return an environment whose tools are Python functions, with golden answers that the functions gave.
+
+    Raises `UserError` that says what is wrong, and warns if no step says the final answer."""
     plain = {f.__name__: tool_from_function(f) for f in functions}
     codes = {name: tool.code for name, tool in plain.items()}
-    steps: list[SubQuestion] = []
-    for step in sub_questions:
-        steps.append(sub_question(step, steps, codes))
-    if not steps:
-        raise UserError(
-            "sub_questions: expected at least one golden call, such as (function, {'name': value})"
-        )
-    if not any(match_paper(q.answer, answer) for q in steps):
-        warnings.warn(
-            f"no step says the final answer {answer!r}; the last one says {steps[-1].answer!r}",
-            stacklevel=2,
-        )
+    steps = _golden_steps(sub_questions, codes, answer)
     needed = {q.tool for q in steps}
     tools = [t.model_copy(update={"distractor": name not in needed}) for name, t in plain.items()]
     scenario = Scenario(

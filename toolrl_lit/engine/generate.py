@@ -7,7 +7,7 @@ __all__ = ['PrefixMemory', 'prefill', 'own_cache', 'generate_tokens']
 
 # %% ../../nbs/engine/generate.ipynb #eb182aa8
 import bisect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -99,12 +99,16 @@ def prefill(
     copies: list[int],  # rows of each prompt
     memory: PrefixMemory,  # what has been read before
     pad: int,  # id to pad with
+    done: Callable[[int], None] = lambda tokens: None,  # told how many tokens have been read
 ) -> tuple[Prompts, torch.Tensor]:
     "Read each prompt once. Return what the rows go on from, and the logits (rows, vocabulary) of their first tokens."
     length = max(map(len, prompts))
     at_once = max(1, min(8, 4096 // length))
     pieces = [prompts[i : i + at_once] for i in range(0, len(prompts), at_once)]
-    parts = [_read(model, piece, memory, length, pad) for piece in pieces]
+    parts = []
+    for piece in pieces:
+        parts.append(_read(model, piece, memory, length, pad))
+        done(sum(map(len, piece)))
     keys, values = [], []
     for layers in zip(*(cache.layers for cache, _ in parts)):
         keys.append(_joined([layer.keys for layer in layers]))
@@ -148,9 +152,9 @@ def _sample(logits: torch.Tensor, temperature: float, uniform: torch.Tensor) -> 
 class _Rows:
     "Decode rows together: keep what each has said, and where those that go on stand."
 
-    def __init__(self, model, prompts, copies, memory, pad, room: int, stop: set[int]):
+    def __init__(self, model, prompts, copies, memory, pad, room: int, stop: set[int], done):
         self.model, self.prompts, self.stop = model, prompts, stop
-        self.shared, self.logits = prefill(model, prompts, copies, memory, pad)
+        self.shared, self.logits = prefill(model, prompts, copies, memory, pad, done)
         self.owner, self.own = self.shared.owner, own_cache(self.shared, model, room)
         self.said: list[list[int]] = [[] for _ in self.owner]
         self.number = torch.arange(len(self.said))  # of the rows that are still in the batch
@@ -219,14 +223,16 @@ def _decode(
     pad: int,
     memory: PrefixMemory,
     keep: bool,  # whether to learn what has been read
+    done: Callable[[int], None],  # told how many tokens have been read or written
 ):
     "Return the tokens of each row, and what to remember."
-    rows = _Rows(model, prompts, copies, memory, pad, max_new_tokens, stop)
+    rows = _Rows(model, prompts, copies, memory, pad, max_new_tokens, stop, done)
     with grouped(model):
         for k in range(max_new_tokens):
             uniform = uniforms[rows.number, k].to(rows.logits.device)
             tokens = _sample(rows.logits, temperature, uniform)
             rows.say(tokens.tolist())
+            done(len(tokens))
             live = rows.places(ended=False)
             if not live or k == max_new_tokens - 1:
                 break
@@ -286,6 +292,19 @@ def _uniforms(seed: int, rows: list[int], n: int) -> torch.Tensor:
     return torch.tensor(np.stack([s.random(n, dtype=np.float32) for s in streams]))
 
 
+class _Share:
+    "Tell which share of all tokens has been read or written. Turns that end early make it jump."
+
+    def __init__(self, tell: Callable | None, prompts: list[list[int]], max_new_tokens: int):
+        self.tell, self.done = tell, 0
+        self.most = sum(map(len, {tuple(p) for p in prompts})) + len(prompts) * max_new_tokens
+
+    def add(self, tokens: int):
+        self.done += tokens
+        if self.tell:
+            self.tell(min(1.0, self.done / self.most))
+
+
 def generate_tokens(
     model: PreTrainedModel,  # a causal language model
     prompts: list[list[int]],  # token ids; equal prompts are read once
@@ -298,12 +317,14 @@ def generate_tokens(
     batch: int = 64,  # rows decoded together, at most
     memory: PrefixMemory | None = None,  # what earlier calls have read; updated
     first: int = 0,  # number of the first row, where several processes share the work
+    tell: Callable[[float], None] | None = None,  # called with the share of the tokens that is done
 ) -> list[list[int]]:
     "Return new token ids for each prompt, the stopping id included. Raises `UserError` if the model does not see all of a prompt."
     longest = max(map(len, prompts), default=0) + max_new_tokens
     _check_attention(model.config.get_text_config(), longest)
     out: list[list[int]] = [[] for _ in prompts]
     learnt = []
+    share = _Share(tell, prompts, max_new_tokens)
     for part in _batches(prompts, batch):
         index = [i for _, rows in part for i in rows]
         said, new = _decode(
@@ -317,6 +338,7 @@ def generate_tokens(
             pad,
             memory or PrefixMemory(model),
             keep=memory is not None,
+            done=share.add,
         )
         for i, row in zip(index, said):
             out[i] = row

@@ -18,9 +18,9 @@ from .values import Token, unit_of
 
 # %% ../../nbs/engine/guards.ipynb #8e5099b0
 _TITLES = set(
-    """mr mrs ms dr sir president king queen lake mt city river st airport capital country state province prime minister
-    currency language name answer result agent flight host python order symbol element republic kingdom island islands town planet
-    professor prof lord lady pope emperor captain""".split()
+    """mr mrs ms dr sir president king queen lake mt city river st airport capital country state province prime
+    minister currency language name answer result agent flight host python order symbol element republic kingdom
+    island islands town planet professor prof lord lady pope emperor captain""".split()
 )
 _BE = set("is are was were be been does do did has have had can could would will".split())
 
@@ -98,18 +98,9 @@ def is_longer(
 # %% ../../nbs/engine/guards.ipynb #a3bb1115
 _NOT = set("not never no nor neither without except excluding cannot unlike hardly".split())
 _WRONG = set("wrong incorrect false untrue not never none null".split())
-_OTHER = {
-    ("other", "than"),
-    ("rather", "than"),
-    ("instead", "of"),
-    ("far", "from"),
-    ("apart", "from"),
-    ("used", "to"),
-    ("anything", "but"),
-    ("everything", "but"),
-    ("nothing", "but"),
-    ("all", "but"),
-}
+_OTHER = {("other", "than"), ("rather", "than"), ("instead", "of"), ("used", "to")}
+_OTHER |= {("far", "from"), ("apart", "from")}
+_OTHER |= {(every, "but") for every in ("anything", "everything", "nothing", "all")}
 HEDGES = set(
     "either maybe perhaps possibly probably presumably might unsure uncertain whether guess likely or and/or".split()
 )
@@ -257,12 +248,14 @@ def enumerates(
 # %% ../../nbs/engine/guards.ipynb #c4f4476c
 _REFUSAL = re.compile(
     r"""an\ error\ occured\ when\ call |
-    ^\W*(?:error|invalid|unsupported|failed|failure|exception|traceback|cannot|could\ not|couldn't|unable|no\ such)\b |
-    ^\W*(?:unknown|missing|sorry|please)\b(?:(?!\ (?-i:[A-Z])|\ by\b) | \ \w+\W*$) |               # no title: Unknown Pleasures
+    ^\W*(?:error|invalid|unsupported|failed|failure|exception|traceback|cannot|could\ not|couldn't|unable)\b |
+    ^\W*no\ such\b |
+    ^\W*(?:unknown|missing|sorry|please)\b(?:(?!\ (?-i:[A-Z])|\ by\b) | \ \w+\W*$) |  # no title: Unknown Pleasures
     ^\W*not\ (?:found|available)\b | \b(?:
         no\ (?:data|information|info|results?|records?|entry|entries|match(?:es)?)\b|no\ \w+\ (?:was\ |were\ )?found|
-        not\ found|not\ available|does\ not\ exist|doesn't\ exist|must\ be|should\ be\ one|expected\ one\ of|did\ you\ mean|
-        (?:is|are)\ (?:unknown|unavailable|unsupported|invalid|missing|not\ (?:a\ )?(?:valid|supported|recogni[sz]ed|known))|
+        not\ found|not\ available|does\ not\ exist|doesn't\ exist|must\ be|should\ be\ one|expected\ one\ of|
+        did\ you\ mean|(?:is|are)\ (?:unknown|unavailable|unsupported|invalid|missing)|
+        (?:is|are)\ not\ (?:a\ )?(?:valid|supported|recogni[sz]ed|known)|
         (?:failed|unable)\ to|(?:could\ not|couldn't|cannot|can't|can\ not)\ (?:find|look|get|be)|choose\ from|
         (?:available|valid|allowed|supported|possible)\ \w+\s*(?:are|:))""",
     re.X | re.I,

@@ -58,7 +58,9 @@ def match_paper(
     text: str,  # a call's result as the policy reads it
     golden: str,  # golden answer of a sub-question
 ) -> bool:
-    "Apply the authors' matching rule, exactly (paper section 3.3): every part of the golden answer is somewhere in the result."
+    """Apply the authors' matching rule, exactly (paper section 3.3).
+
+    It holds if every part of the golden answer is somewhere in the result."""
     text = plain(text)
     return all(plain(part) in text for part in golden.split(", "))
 
@@ -74,7 +76,9 @@ def gives_away(
     text: str,  # a result or a fact
     goldens: Iterable[str],  # golden answers
 ) -> bool:
-    "Return whether any rule would find a golden answer here: the paper's, or one that passes over signs and hyphens as `match_strict` does."
+    """Return whether any rule would find a golden answer here.
+
+    That is the paper's rule, or one that passes over signs and hyphens as `match_strict` does."""
     low, bare, goldens = plain(text), _bare_words(text), list(goldens)
     names = (name for g in goldens for name in (g, *OTHER_NAMES.get(g.casefold(), ())))
     return any(_bare_words(name) in bare for name in names) or any(plain(g) in low for g in goldens)
@@ -171,7 +175,9 @@ def match_strict(
     golden: str,  # golden answer of a sub-question
     type: AnswerType | str = "",  # what the answer is, where that is known
 ) -> bool:
-    "Say whether a result gives the golden answer: typed, by whole tokens, not as one row of a table. What we recommend."
+    """Say whether a result gives the golden answer: typed, by whole tokens, not as one row of a table.
+
+    This is the rule that we recommend."""
     text, golden = text.strip(), golden.strip()
     if not golden or not text:
         return text == golden
@@ -257,7 +263,9 @@ def echoes(
     result: str,  # what it gave
     golden: str,  # the answer it holds
 ) -> bool:
-    "Say whether the answer stood in the arguments already, and the result, which repeats all of them, did not choose among them."
+    """Say whether the answer stood in the arguments already, and the result repeats all of them.
+
+    A result that chooses among the arguments is no echo."""
     values = list(arguments.values()) if isinstance(arguments, dict) else [arguments]
     texts = [v if isinstance(v, str) else json.dumps(v) for v in values]
     repeated = all(match_paper(result, t) for t in texts if t.strip())

@@ -114,12 +114,31 @@ def _weights(c: _Counted) -> float:
     return 2 * embedded + 0.5625 * (c.base - embedded)
 
 
+_known: dict[tuple, int] = {}  # runs of one process are often alike
+
+
+def _kept(c: _Counted, row: int, layers: int) -> int:
+    "Return the bytes that so many layers keep of a row; each shape is counted once."
+    key = (c.model.to_json_string(), c.config.lora_rank, c.gpu, c.dtype, row, layers)
+    if key not in _known:
+        _known[key] = kept_bytes(c.skeleton(layers), row, c.dtype)
+    return _known[key]
+
+
+def _copy(c: _Counted, shards: int) -> float:
+    "Bytes of the copy that samples: none where another engine does; beside weights of 16 bits it has adapters and, unless they are cut up, no weights."
+    if c.fast or c.config.vllm_server:
+        return 0
+    apart = not c.full and c.dtype != torch.float32
+    return (0 if apart and shards == 1 else c.base * c.size) + (4 * c.trained if apart else 0)
+
+
 def _update(c: _Counted) -> tuple[float, float]:
     "Bytes of activations and of logits in an update."
     rows = c.config.group // c.config.split_group
     copies = 1 if c.fast else rows  # Unsloth reads the prompt in each row
     row = c.config.max_prompt_tokens + copies * c.config.completion_tokens
-    one, two = (kept_bytes(c.skeleton(n), row, c.dtype) for n in (1, 2))
+    one, two = (_kept(c, row, n) for n in (1, 2))
     layers, layer = c.text.num_hidden_layers, two - one
     at_once = c.config.micro_prompts * (rows if c.fast else 1)
     if c.config.gradient_checkpointing:
@@ -173,7 +192,7 @@ def memory_needed(
     c = _Counted(config, model, gpu, dtype or (torch.bfloat16 if gpu else fast_dtype()))
     parts = {
         "weights": _weights(c),
-        "copy for rollouts": 0 if c.fast or config.vllm_server else c.base * c.size,
+        "copy for rollouts": _copy(c, shards),
         "reference": c.base * 4 if c.full and config.kl else 0,
         "gradients and optimizer": c.trained * (12 if c.full else 16),
     }

@@ -64,7 +64,9 @@ def _markup(name: Any, arguments: Any) -> str:
 def message_calls(
     message: Any,  # a dict or an object, with `tool_calls` or `function_call`
 ) -> tuple[list[ToolCall], list[str]]:
-    "Return the calls that a message of the OpenAI protocol holds as data, and those that are malformed, as a reader sees them. Never raises."
+    """Return the calls that a message of the OpenAI protocol holds as data, and those that are malformed.
+
+    What is malformed is returned as a reader sees it. Never raises."""
     given = _given(message)
     if len(given) > MOST_CALLS:
         return [], [f"{OPEN}\n{len(given)} calls, of which at most {MOST_CALLS} are read\n{CLOSE}"]
@@ -103,7 +105,9 @@ def _marked(call: ToolCall) -> str:
 def reply_text(
     message: Any,  # a dict or an object, as an endpoint or the openai client gives it
 ) -> str:
-    "Return a message of the OpenAI protocol as a turn: its words, and a `Reply` where it has calls. Raises `TypeError` if its content is no text."
+    """Return a message of the OpenAI protocol as a turn: its words, and a `Reply` where it has calls.
+
+    Raises `TypeError` if its content is no text."""
     content = content_text(_get(message, "content")) or content_text(_get(message, "refusal"))
     said = storable(content)
     calls, malformed = message_calls(message)

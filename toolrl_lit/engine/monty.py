@@ -37,7 +37,10 @@ def run(n, name, arguments):
                 made[n] = scope[secret]
             function = made[n]()
         value = function(**json.loads(arguments))
-        text = value if type(value) is str else json.dumps(value, ensure_ascii=False) if type(value) in (dict, list) else str(value)
+        if type(value) is str:
+            text = value
+        else:
+            text = json.dumps(value, ensure_ascii=False) if type(value) in (dict, list) else str(value)
         return (text, None) if len(text) <= limit else ("", "output")
     except BaseException as e:
         return (str(e), type(e).__name__)
@@ -68,7 +71,9 @@ def trusted(
     text: str,  # that Monty gave
     kind: str | None,  # of error
 ) -> bool:
-    "Return whether an outcome of Monty is the tool's own: a result, an error that tools raise, or arguments that do not fit."
+    """Return whether an outcome of Monty is the tool's own.
+
+    That is a result, an error that tools raise, or arguments that do not fit."""
     return kind is None or kind in _OWN or kind == "TypeError" and text.startswith(f"{name}() ")
 
 
@@ -93,7 +98,9 @@ def one_function(
     code: str,  # source of a tool
     name: str,  # of the tool
 ) -> bool:
-    "Return whether a source is one function that does not name itself: then the authors' scope changes nothing that can be seen."
+    """Return whether a source is one function that does not name itself.
+
+    Then the authors' scope changes nothing that can be seen."""
     top = [line for line in code.splitlines() if line[:1] not in ("", " ", "\t", "#", ")")]
     alone = len(top) == 1 and top[0].startswith("def ")
     return alone and len(re.findall(rf"\b{re.escape(name)}\b", code)) == 1
@@ -114,8 +121,10 @@ def any_scope(
 def fits(
     job: Job,
 ) -> bool:
-    """Return whether Monty can make the call: its arguments are an object in which no half of a surrogate pair stands, and the scope
-    that is asked for makes no difference."""
+    """Return whether Monty can make the call.
+
+    It can if the arguments are an object without half of a surrogate pair, and the scope that is asked for makes no
+    difference."""
     if not job.wire.startswith("{"):
         return False
     if "\\ud" in job.wire and "\\ud" in re.sub(r"\\ud[89ab]..\\ud[c-f]..", "", job.wire):
@@ -124,7 +133,9 @@ def fits(
 
 # %% ../../nbs/engine/monty.ipynb #e3840a09
 def monty_binary() -> str | None:
-    "Return where the program of Monty was installed, also where another environment's packages are used; None lets Monty search."
+    """Return where the program of Monty was installed, also where another environment's packages are used.
+
+    None lets Monty search."""
     try:
         files = distribution("pydantic-monty-runtime").files or ()
     except PackageNotFoundError:

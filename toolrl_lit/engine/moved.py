@@ -46,16 +46,18 @@ if not any(type(finder).__name__ == "OldPaths" for finder in sys.meta_path):
 # %% ../../nbs/engine/moved.ipynb #ffedaefa
 def old_names(
     module: str,  # the old module, its `__name__`
-    homes: dict[
-        str, str
-    ],  # names apart by blanks, by the module of this library that holds them now
+    homes: dict[str, str],  # names (apart by blanks) by the module that holds them now
 ) -> Callable[[str], object]:
-    "Return a `__getattr__` for a module: it finds each name that has moved in the module that holds it now."
-    home = {name: place for place, names in homes.items() for name in names.split()}
+    "Return a `__getattr__` for a module: it finds each old name where it is now; `old=new` says its new name."
+    home = {}
+    for place, names in homes.items():
+        for old, _, new in (name.partition("=") for name in names.split()):
+            home[old] = place, new or old
 
     def find(name: str):
         if name in home:
-            return getattr(import_module(f"toolrl_lit.{home[name]}"), name)
+            place, new = home[name]
+            return getattr(import_module(f"toolrl_lit.{place}"), new)
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
     return find

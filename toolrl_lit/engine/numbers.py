@@ -27,9 +27,8 @@ class Token(NamedTuple):
     name: bool = False  # a word written with a capital, or a code
 
 # %% ../../nbs/engine/numbers.ipynb #4bba86dd
-EXACT = Context(
-    prec=60, Emax=99999, Emin=-99999, traps=[]
-)  # nothing raises: what is too large is infinite
+# nothing raises: what is too large is infinite
+EXACT = Context(prec=60, Emax=99999, Emin=-99999, traps=[])
 DIGITS = r"""(?:
     \d{1,3}(?:\.\d{3})+,\d+ | \d{1,3}(?:\.\d{3}){2,}(?![.\d]) |                   # 1.234,5   1.250.000
     \d{1,3}(?:,\d\d\d?)*,\d{3}(?!\d)(?:\.\d+)? |                                 # 1,250,000.5
@@ -162,8 +161,8 @@ def range_of(
 
 # %% ../../nbs/engine/numbers.ipynb #bc47fb19
 _ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen"
 ).split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _WORDS = {w: n for n, w in enumerate(_ONES)} | {w: 10 * n for n, w in enumerate(_TENS, 2)}
@@ -174,17 +173,7 @@ _NTH = {
         1,
     )
 }
-_PARTS = {
-    "half": 2,
-    "halves": 2,
-    "third": 3,
-    "quarter": 4,
-    "fourth": 4,
-    "fifth": 5,
-    "sixth": 6,
-    "eighth": 8,
-    "tenth": 10,
-}
+_PARTS = dict(half=2, halves=2, third=3, quarter=4, fourth=4, fifth=5, sixth=6, eighth=8, tenth=10)
 _PARTS |= {f"{w}s": n for w, n in _PARTS.items()}
 
 
@@ -195,23 +184,35 @@ def _said_before(out: list[Token]) -> Token | None:
     return last if bare else None
 
 
+def _part_in_words(out: list[Token], word: str) -> Token | None:
+    "The fraction that a word ends: `half`, `two thirds`. None if it ends none."
+    low, last = word.casefold(), _said_before(out)
+    if low not in _PARTS or not (last and last.value < 20 or low == "half"):
+        return None
+    above = out.pop().value if last else Decimal(1)
+    return Token("number", EXACT.divide(above, Decimal(_PARTS[low])), f"1/{word}")
+
+
+def _added_to_tens(out: list[Token], value: Decimal) -> Decimal:
+    "A number below ten with the tens before it, which are taken away: `twenty-five`."
+    last = _said_before(out)
+    tens = last and last.value in range(20, 100, 10) and value < 10
+    return value + out.pop().value if tens else value
+
+
 def spelled_number(
     out: list[Token],  # tokens so far; what belongs to the number is taken away
     word: str,  # that was found
     text: str,
     end: int,  # where the word ends in the text
 ) -> tuple[Token, int] | None:
-    "Return a number in words with scale and unit, and where it ends: `twelve`, `third`, `two thirds`, `twenty-five km`."
-    low, start, name, last = word.casefold(), end - len(word), word[0].isupper(), _said_before(out)
-    if low in _PARTS and (last and last.value < 20 or low == "half"):
-        above = out.pop().value if last else Decimal(1)
-        return Token("number", EXACT.divide(above, Decimal(_PARTS[low])), f"1/{word}"), end
-    number = _WORDS.get(low, _NTH.get(low))
-    if number is None:
+    "Return a number in words with scale and unit, and where it ends: `third`, `two thirds`, `twenty-five km`."
+    if part := _part_in_words(out, word):
+        return part, end
+    low, start, name = word.casefold(), end - len(word), word[0].isupper()
+    if low not in _WORDS and low not in _NTH:
         return None
-    value = Decimal(number)
-    if last and last.value in range(20, 100, 10) and value < 10:
-        value += out.pop().value
+    value = _added_to_tens(out, Decimal(_WORDS.get(low, _NTH.get(low))))
     if low in _NTH:
         return Token("number", value, word, "th", name=name), end
     value, end = scaled(value, text, end)

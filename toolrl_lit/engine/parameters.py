@@ -25,8 +25,8 @@ class TaskConfig(BaseModel):
     )
     credit: Literal["step", "episode", "turn"] = Field(
         "step",
-        description="what is sampled and rewarded: step, one turn after a step record (paper); episode, whole episodes, by their Solve-F1 (TRL's "
-        "environment_factory); turn, whole episodes, each turn by what it earned and what followed, among the turns with the same history (after "
+        description="what is sampled and rewarded: step, one turn after a step record (paper); episode, whole episodes, by their Solve-F1 and what the last turn "
+        "is worth (TRL's environment_factory); turn, whole episodes, each turn by what it earned and what followed, among the turns with the same history (after "
         "GiGPO, arXiv 2505.10978)",
     )
     kind: Literal["f1", "p", "r", "pr"] = Field(
@@ -122,6 +122,11 @@ class LearningConfig(BaseModel):
         ge=1,
         description="step records tried for each one in a batch; those whose rewards lie furthest apart are kept (credit=step; else 1)",
     )
+    repeat_records: bool = Field(
+        False,
+        description="let the step records of a scarce situation come again, so that all situations have equal shares; false: none comes twice in an epoch "
+        "while another has not come (credit=step)",
+    )
     group: int = Field(
         8,
         ge=2,
@@ -133,6 +138,12 @@ class LearningConfig(BaseModel):
         ge=0,
         lt=1,
         description="share of the updates in which the learning rate rises to its peak; after it, it falls to 0",
+    )
+    max_update_kl: float | None = Field(
+        None,
+        gt=0,
+        description="KL of one update at most, nats a token: an update that moves the policy farther is halved up to three times, then undone; null: it is "
+        "only logged",
     )
     kl: float = Field(
         0.001, ge=0, description="coefficient of the KL term, k3 estimator, in the loss"

@@ -111,7 +111,7 @@ def _object_call(o: dict, names: tuple[str, ...], marked: bool, source: str) -> 
 def _object_calls(
     text: str, names: tuple[str, ...], marked: bool
 ) -> tuple[list[ToolCall], list[str], int, int]:
-    "Calls that stand in a text as objects, those that are malformed, where the first call starts and the last one ends."
+    "Calls that a text holds as objects, those that are malformed, where the first call starts, the last one ends."
     calls, malformed, first, last = [], [], len(text), len(text)
     for start, end, o in _objects(text):
         try:
@@ -202,7 +202,9 @@ def _mistral_piece(piece: str) -> tuple[list[ToolCall], list[str]]:
 def parse_mistral(
     text: str,  # a turn as the policy wrote it
 ) -> Parsed:
-    "Take a turn in Mistral's format apart, in the older form (a JSON list) or the newer (`[ARGS]`), with its special tokens or without. Never raises."
+    """Take a turn in Mistral's format apart. Never raises.
+
+    The format has an older form (a JSON list) and a newer one (`[ARGS]`), with its special tokens or without."""
     if isinstance(text, Reply):
         return text.parsed
     text = ended(text)
@@ -241,7 +243,9 @@ def parser_for(
     template: str | dict[str, str] | None,  # a tokenizer's chat template, or several by name
     tokenizer=None,  # the tokenizer, if its own response template may be used
 ) -> str | Parser:
-    "Return the name in `PARSERS` of the format that a chat template teaches, or the tokenizer's own parser; Qwen's where nothing is said."
+    """Return the name in `PARSERS` of the format that a chat template teaches, or the tokenizer's own parser.
+
+    It is Qwen's where nothing is said."""
     if isinstance(template, dict):
         template = template.get("tool_use") or template.get("default")
     template = template or ""

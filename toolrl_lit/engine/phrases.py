@@ -6,7 +6,7 @@
 __all__ = ['DAY', 'in_words', 'amount', 'spoken_date', 'spoken_range', 'Speaker', 'spoken_branch', 'with_typos',
            'spoken_question']
 
-# %% ../../nbs/engine/phrases.ipynb #5d92d913
+# %% ../../nbs/engine/phrases.ipynb #73ffdd64
 import datetime as dt
 import random
 import re
@@ -17,7 +17,7 @@ from .frames import expand, load_frames
 from .invent import World, invent
 from .queries import Condition, Query
 
-# %% ../../nbs/engine/phrases.ipynb #8d611c23
+# %% ../../nbs/engine/phrases.ipynb #05b6cb8e
 _SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
 eighteen nineteen""".split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
@@ -55,7 +55,7 @@ def amount(
         return f"${number}"
     return f"{number} {unit}".strip()
 
-# %% ../../nbs/engine/phrases.ipynb #48422850
+# %% ../../nbs/engine/phrases.ipynb #9499da5f
 _BOUNDS = {  # a bound: of numbers (least, most), of dates (first, last)
     "train": ("at least {}", "at most {}", "on or after {}", "on or before {}"),
     "validation": ("{} or more", "not more than {}", "no earlier than {}", "no later than {}"),
@@ -120,12 +120,12 @@ def spoken_range(
         return f"before {spoken_date(last + DAY, rng)}", False
     return until.format(spoken_date(last, rng)), False
 
-# %% ../../nbs/engine/phrases.ipynb #9a4f6fcf
+# %% ../../nbs/engine/phrases.ipynb #75872919
 _METRICS = {
-    "sum": "combined",
-    "average": "average|mean",
-    "lowest": "lowest|smallest",
-    "highest": "highest|largest",
+    "sum": ("combined", "total"),
+    "average": ("average", "mean"),
+    "lowest": ("lowest", "smallest"),
+    "highest": ("highest", "largest"),
 }
 
 
@@ -191,10 +191,15 @@ class Speaker:
     def one(self, query: Query) -> str:
         "Return what the row is called that a search is after."
         end = self.column(query, query.sort).ends[query.descending]
+        behind = re.match(r"with|that", end)
+        name = f"the one {end}" if behind else f"the {end} one"
         if query.place == 1:
-            return f"the {end} one"
-        plain = not re.match(r"first|last|final", end)
-        later = [f"the one right after the {end}"] + [f"the second {end} one"] * plain
+            return name
+        later = [f"the one right after {name}"]
+        if not behind:
+            later.append(f"the second {end} one")
+        if end.startswith("with the "):
+            later.append(name.replace("with the ", "with the second "))
         return self.rng.choice(later)
 
     def target(self, query: Query) -> str:
@@ -202,7 +207,7 @@ class Speaker:
         noun = self.column(query, query.target).noun
         return f"{noun} in {query.unit}" if query.unit else noun
 
-# %% ../../nbs/engine/phrases.ipynb #75a3d433
+# %% ../../nbs/engine/phrases.ipynb #43e53afe
 def _start(speaker: Speaker, query: Query) -> str:
     "Return what a row is called that is named outright, by its name or its id."
     noun, value = speaker.spoken[query.table][0], query.where[0].value
@@ -216,8 +221,9 @@ def _asked(speaker: Speaker, query: Query, it: str) -> str:
         return speaker.say("detail", target=speaker.target(query), it=it)
     rows, rest = speaker.rows(query, it)
     if query.kind == "stats":
-        word = expand("{" + _METRICS[query.metric] + "|}", speaker.rng) or query.metric
-        measure = f"{word} {speaker.target(query)}"
+        target = speaker.target(query)
+        words = [w for w in _METRICS[query.metric] if w not in target]
+        measure = f"{speaker.rng.choice(words)} {target}"
         text = speaker.say("total", measure=measure, set=rows)
     else:
         text = speaker.say("ask", target=speaker.target(query), one=speaker.one(query), set=rows)
@@ -258,7 +264,7 @@ def spoken_branch(
             it = f"the {speaker.column(query, query.target).noun} of {it}"
     return " ".join([*said, _asked(speaker, branch[-1], it)])
 
-# %% ../../nbs/engine/phrases.ipynb #de8cbd5d
+# %% ../../nbs/engine/phrases.ipynb #d818d9ab
 def _joined(before: str, text: str) -> str:
     "Return two pieces in a row; the second begins small where the first has not ended a sentence."
     if not before:
@@ -284,9 +290,12 @@ def with_typos(
 
 def _combined(speaker: Speaker, parts: list[str], how: str) -> str:
     "Return the sentences of all branches as one text."
-    text = parts[0]
+    text, frames = parts[0], list(speaker.frames[how])
+    if len(parts) > 2:
+        frames = [f for f in frames if f.startswith("{a}")]
+    speaker.rng.shuffle(frames)
     for part in parts[1:]:
-        frame = expand(speaker.rng.choice(speaker.frames[how]), speaker.rng)
+        frame = expand(frames.pop(), speaker.rng)
         small = re.search(r"[a-z,:] \{b\}", frame) and not re.match(r"I\b", part)
         part = part[0].lower() + part[1:] if small else part
         first = re.search(r"[a-z,:] \{a\}", frame) and not re.match(r"I\b", text)
@@ -305,7 +314,7 @@ def spoken_question(
     speaker = Speaker(world, rng)
     text = _combined(speaker, [spoken_branch(speaker, b) for b in branches], how)
     day = f"{world.today:%A}, {world.today.day} {world.today:%B %Y}"
-    if rng.random() < 0.4:
+    if rng.random() < 0.5:
         text = _joined(expand(rng.choice(world.domain.scenes), rng), text)
     if speaker.dated:
         today = speaker.say("today", today=day)
@@ -314,5 +323,5 @@ def spoken_question(
         text = _joined(speaker.say("open"), text)
     if rng.random() < 0.15:
         text = f"{text} {speaker.say('close')}"
-    text = text[0].upper() + text[1:]
+    text = re.sub(r"\b([Aa]) (?=[aeio]|u(?!ni|se))", r"\1n ", text[0].upper() + text[1:])
     return with_typos(text, 0.025, rng) if rng.random() < typos else text

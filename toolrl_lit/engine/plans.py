@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Hop', 'Paths', 'draw_path', 'fill_hop', 'fill_path']
 
-# %% ../../nbs/engine/plans.ipynb #f38e85dc
+# %% ../../nbs/engine/plans.ipynb #96fcbb6a
 import datetime as dt
 import json
 import random
@@ -18,7 +18,7 @@ from .match import gives_away
 from .operations import countable, refs_of, title
 from .queries import METRICS, Condition, Query, is_tight, matching, solve, sortable
 
-# %% ../../nbs/engine/plans.ipynb #c73a5734
+# %% ../../nbs/engine/plans.ipynb #1b70a04d
 class Hop(NamedTuple):
     "Say what one step of a path does, before its values are chosen."
 
@@ -97,7 +97,7 @@ def draw_path(
         path.append(paths.after(path[-1], last=len(path) == hops - 1))
     return path
 
-# %% ../../nbs/engine/plans.ipynb #6c27b666
+# %% ../../nbs/engine/plans.ipynb #3d5c7407
 def _round(value: float, up: bool) -> int:
     "Return a number with one or two digits that are not zero."
     step = 10 ** max(0, len(str(int(value))) - 2)
@@ -168,7 +168,8 @@ def _drawn(world: World, hop: Hop, given: list[Condition], rng: random.Random) -
     where = (*given, *_conditions(world, table, rows, 1 if given else rng.choice((1, 2)), rng))
     if hop.kind == "stats":
         return start._replace(where=where, metric=rng.choice(METRICS))
-    sort, place = rng.choice(sortable(table)), 2 if rng.random() < 0.25 else 1
+    sorts = [c for c in sortable(table) if c != hop.target] or sortable(table)
+    sort, place = rng.choice(sorts), 2 if rng.random() < 0.25 else 1
     return start._replace(where=where, sort=sort, descending=rng.random() < 0.5, place=place)
 
 

@@ -53,6 +53,7 @@ class TransformersPolicy:
         # a GPU reads a prompt again sooner than it could keep all of them
         self.memory = PrefixMemory(self.model) if self.model.device.type == "cpu" else None
         self.generated = 0  # tokens so far
+        self.tell = None  # called with the share of a `generate` that is done
         self.stop = self._stop_ids()
         config = self.model.config.get_text_config()
         self.positions = getattr(config, "max_position_embeddings", None) or None
@@ -182,6 +183,7 @@ def tokens(
         pad=self.tokenizer.pad_token_id,
         batch=self.batch,
         memory=self.memory,
+        tell=self.tell,
     )
 
 

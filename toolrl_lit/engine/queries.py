@@ -6,7 +6,7 @@
 __all__ = ['QueryKind', 'METRICS', 'PER', 'Condition', 'Query', 'sortable', 'meets', 'measure', 'matching', 'solve', 'lazier',
            'is_tight']
 
-# %% ../../nbs/engine/queries.ipynb #90c1732d
+# %% ../../nbs/engine/queries.ipynb #20830daf
 import random
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from .domains import UNITS, Table, domains
 from .invent import Rows, World, invent
 
-# %% ../../nbs/engine/queries.ipynb #17872bde
+# %% ../../nbs/engine/queries.ipynb #811bcca3
 QueryKind = Literal["find", "get", "search", "stats"]
 METRICS = ("sum", "average", "lowest", "highest")
 
@@ -40,7 +40,7 @@ class Query(NamedTuple):
     metric: str = ""  # of `stats`
     unit: str = ""  # in which the answer is wanted, if not in that of the table
 
-# %% ../../nbs/engine/queries.ipynb #d30f8587
+# %% ../../nbs/engine/queries.ipynb #70b60e22
 def sortable(table: Table) -> list[str]:
     "Return the columns by which a table can be ordered."
     return [c.name for c in table.columns.values() if c.kind in ("date", "number")]
@@ -98,7 +98,7 @@ def solve(
     value = found[query.place - 1][query.target]
     return str(round(value / PER[query.unit], 2) if query.unit else value)
 
-# %% ../../nbs/engine/queries.ipynb #0fd88bda
+# %% ../../nbs/engine/queries.ipynb #fb2274f4
 def lazier(
     query: Query,
     table: Table,  # that it is about

@@ -15,7 +15,8 @@ from typing import Any
 HIDDEN = "***"
 _USER, _QUERY = re.compile(r"://[^\s/?#]*@"), re.compile(r"([?&][\w.-]+=)[^&\s'\"#)>]+")
 _SECRET = re.compile(
-    r"^(key|token|password|passwd|secret|authorization)$|(api|access|auth|secret|private|client)[_-]?(key|token|secret)$",
+    r"^(key|token|password|passwd|secret|authorization)$|"
+    r"(api|access|auth|secret|private|client)[_-]?(key|token|secret)$",
     re.I,
 )
 

@@ -76,7 +76,9 @@ def number_text(x: float | int | str) -> str:
 def read_relations(
     text: str,  # TOML, as in `relations.toml`
 ) -> tuple[dict[str, Subject], dict[str, Relation]]:
-    "Return the subjects and the relations that a text describes, by name. Raises `TypeError` for a field that does not exist."
+    """Return the subjects and the relations that a text describes, by name.
+
+    Raises `TypeError` for a field that does not exist."""
     found = tomllib.loads(text)
     subjects = {name: Subject(**fields) for name, fields in found["subjects"].items()}
     return subjects, {name: _relation(name, fields) for name, fields in found["relations"].items()}

@@ -5,16 +5,24 @@
 # %% auto #0
 __all__ = ['render', 'deployed']
 
-# %% ../../nbs/engine/rendering.ipynb #4d92deee
+# %% ../../nbs/engine/rendering.ipynb #e71bc749
 import json
 from typing import Any
 
 from .domains import UNITS, Domain
 from .invent import Rows
-from .operations import Operation, Param, document, parameters, shown, title
+from toolrl_lit.engine.operations import (
+    Operation,
+    Param,
+    countable,
+    document,
+    parameters,
+    shown,
+    title,
+)
 from ..schema import Tool
 
-# %% ../../nbs/engine/rendering.ipynb #720101d1
+# %% ../../nbs/engine/rendering.ipynb #48895bbe
 _CHECKS = {
     "string": ("not isinstance({0}, str)", "text"),
     "integer": ("not isinstance({0}, int) or isinstance({0}, bool)", "a whole number"),
@@ -40,6 +48,13 @@ def _check(p: Param) -> list[str]:
         least, most = p.schema_["minimum"], p.schema_.get("maximum", 1000)
         wrong = f"{wrong} or not {least} <= {p.name} <= {most}"
         expected = f"{expected} from {least} to {most}"
+    if choices := p.schema_.get("items", {}).get("enum"):
+        wrong = f"{wrong} or any(x not in {tuple(choices)} for x in {p.name})"
+        expected = f"a list of some of {', '.join(choices)}"
+    if inner := p.schema_.get("properties"):
+        kind = "str" if next(iter(inner.values()))["type"] == "string" else "(int, float)"
+        each = f"k not in {tuple(inner)} or not isinstance(v, {kind}) for k, v in {p.name}.items()"
+        wrong, expected = f"{wrong} or any({each})", f"an object with {' or '.join(inner)}"
     if p.schema_.get("format") == "date":
         wrong, expected = f"{wrong} or len({p.name}) != 10", "a date, YYYY-MM-DD"
     return [f"if {wrong}:", f"    {_fail(p.name, expected)}"]
@@ -83,7 +98,7 @@ def _filtered(op: Operation, domain: Domain, params: list[Param]) -> list[str]:
         lines += _optional(p, body)
     return lines
 
-# %% ../../nbs/engine/rendering.ipynb #68c414e1
+# %% ../../nbs/engine/rendering.ipynb #6735eea8
 def _item(op: Operation, domain: Domain, params: list[Param]) -> list[str]:
     "Return lines that write `row` as a result shows it, into `item`."
     table, by = domain.tables[op.table], {p.does: p.name for p in params}
@@ -155,7 +170,8 @@ def _search(op: Operation, domain: Domain, params: list[Param]) -> list[str]:
 def _stats(op: Operation, domain: Domain, params: list[Param]) -> list[str]:
     "Return the body of a tool that computes a number."
     by = {p.does: p.name for p in params}
-    metric, target = by["metric"], by["target"]
+    only = repr(countable(domain.tables[op.table])[0])
+    metric, target = by["metric"], by.get("target", only)
     return [
         *_filtered(op, domain, params),
         "if not rows:",

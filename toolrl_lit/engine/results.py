@@ -26,13 +26,8 @@ from .guards import HEDGES, is_denied, is_longer
 from .values import folded, key_unit, tokens
 
 # %% ../../nbs/engine/results.ipynb #4c76dfad
-FIELDS, ALIKE, WORDS, NUMBERS, LONGEST = (
-    12,
-    8,
-    80,
-    8,
-    4000,
-)  # more fields, like values, words, numbers, letters are a table
+# more fields, like values, words, numbers, letters are a table
+FIELDS, ALIKE, WORDS, NUMBERS, LONGEST = 12, 8, 80, 8, 4000
 _LETTERED = re.compile(
     r"[a-z]{1,2}\d+|(?:(?:option|choice|guess|candidate|answer|alternative|item|value|key|result|city|name)[ _]?)?"
     r"(?:[a-z]|\d+)",

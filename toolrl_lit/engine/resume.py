@@ -72,7 +72,9 @@ def same_settings(
     settings: dict[str, Any],  # how they are made now
     held: Path | None,  # the file that holds some already
 ):
-    "Note beside `out` how its trajectories are made. Raise `UserError` if those in the file `held` were made with other settings."
+    """Note beside `out` how its trajectories are made.
+
+    Raises `UserError` if those in the file `held` were made with other settings."""
     note = out.with_suffix(".settings.json")
     if held and note.exists():
         refuse_other(

@@ -41,7 +41,9 @@ def _call_rows(turn: Turn) -> str:
     for call, result, hit in zip(turn.calls, turn.results, hits):
         asked = e(call_words(call))
         solved = f"✓ {e(hit[1])}" if hit else "–"
-        rows += f"<tr class='{'hit' if hit else 'miss'}'><td><code>{asked}</code></td><td><pre>{e(result)}</pre></td><td>{solved}</td></tr>"
+        tone = "hit" if hit else "miss"
+        cells = f"<td><code>{asked}</code></td><td><pre>{e(result)}</pre></td><td>{solved}</td>"
+        rows += f"<tr class='{tone}'>{cells}</tr>"
     return rows
 
 
@@ -80,7 +82,8 @@ def _facts(t: Trajectory, env: Environment) -> str:
     answer = f"<span class='gold'>{html.escape(env.answer)}</span>"
     return (
         f"<p class='facts'>{html.escape(env.kind)} · {len(env.tools)} tools · final answer {answer} · "
-        f"solved {t.n_solved} of {t.sub_questions} with {t.n_calls} calls · Solve-F1 {f1:.2f} · ended by {html.escape(t.stop)}</p>"
+        f"solved {t.n_solved} of {t.sub_questions} with {t.n_calls} calls · Solve-F1 {f1:.2f} · "
+        f"ended by {html.escape(t.stop)}</p>"
     )
 
 
@@ -95,6 +98,7 @@ def _wanted(env: Environment) -> str:
 
 
 def _turns(t: Trajectory) -> str:
+    "Return all turns, numbered."
     turns = "".join(_turn_html(i, turn) for i, turn in enumerate(t.turns, 1))
     return f"<ol class='turns'>{turns}</ol>"
 
@@ -103,7 +107,9 @@ def side_by_side_html(
     env: Environment,  # where both happened
     rollouts: dict[str, Trajectory],  # by the names of the policies
 ):
-    "Return rollouts of several policies in one environment, as an HTML fragment. Raises `UserError` if one is of another environment."
+    """Return rollouts of several policies in one environment, as an HTML fragment.
+
+    Raises `UserError` if one is of another environment."""
     from IPython.display import HTML
 
     columns = "".join(

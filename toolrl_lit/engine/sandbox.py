@@ -9,7 +9,7 @@ __all__ = ['FORKED', 'ToolSandbox', 'shared']
 import marshal
 import os
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from hashlib import sha256
 from typing import Any
@@ -21,10 +21,15 @@ from toolrl_lit.engine.calls import (  # noqa: F401, some for others
     CallResult,
     Engine,
     Job,
+    cpython_key,
+    data_key,
     failure,
+    monty_key,
+    pieces,
     prepare,
     repeats,
     timeout_text,
+    trial_key,
     uncollected,
     worded,
 )
@@ -35,43 +40,26 @@ from toolrl_lit.engine.processes import (  # noqa: F401, their old address
     UNSAFE,
     WEAKER,
     Processes,
+    check_choice,
+    check_limits,
     say_once,
+    usual_workers,
 )
 from .store import UserError
 from .walls import Session
 
-# %% ../../nbs/engine/sandbox.ipynb #c7af84da
-def _check_choice(field: str, value: str, known: Sequence[str]):
-    "Raise `UserError` for a choice that is not there."
-    if value not in known:
-        expected = ", ".join(map(repr, known))
-        raise UserError(f"{field}: expected one of {expected}, got {value!r}")
-
-
-def _check_limit(field: str, value: Any):
-    "Raise `UserError` for a limit that is no positive number."
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < value < 1 << 40:
-        raise UserError(f"{field}: expected a positive number, got {value!r}")
-
-
-def _usual_workers() -> int:
-    "Two workers per core that we may use (one waits, one computes), at most 8."
-    if hasattr(os, "sched_getaffinity"):
-        return min(8, 2 * len(os.sched_getaffinity(0)))
-    return min(8, 2 * (os.cpu_count() or 1))
-
-
+# %% ../../nbs/engine/sandbox.ipynb #8bfdad68
 _boxes: "weakref.WeakSet[ToolSandbox]" = weakref.WeakSet()
 
-# %% ../../nbs/engine/sandbox.ipynb #8bfdad68
+
 class ToolSandbox:
     """Run tool code in other processes, never in this one (paper section 3.1, localized deployment).
 
-    Two engines: Monty, an interpreter that has no files, no processes and no network, and CPython behind the walls of the kernel for
-    what Monty does not know. Processes start at the first call and end with this one. It may be used from several threads. Backends
-    of CPython: "sandlock" (Landlock and seccomp), "process" (weaker: rlimits and an isolated interpreter, seccomp where there is a
-    table), "unsafe" (no limits); "auto" takes the first of the first two that works. Raises `UserError` for a limit that makes no sense."""
+    Two engines: Monty, an interpreter that has no files, no processes and no network, and CPython behind the
+    walls of the kernel for what Monty does not know. Processes start at the first call and end with this one.
+    It may be used from several threads. Backends of CPython: "sandlock" (Landlock and seccomp), "process" (weaker:
+    rlimits and an isolated interpreter, seccomp where there is a table), "unsafe" (no limits); "auto" takes the first
+    of the first two that works. Raises `UserError` for a limit that makes no sense."""
 
     def __init__(
         self,
@@ -85,17 +73,13 @@ class ToolSandbox:
         | None = None,  # the authors' scoping of all calls; None lets each call say
         engine: str = "auto",  # "auto" chooses for each tool, "monty" and "cpython" force one
     ):
-        _check_choice("backend", backend, BACKENDS)
-        _check_choice("engine", engine, ("auto", "monty", "cpython"))
+        check_choice("backend", backend, BACKENDS)
+        check_choice("engine", engine, ("auto", "monty", "cpython"))
         limits = dict(
             timeout=timeout, cpu_seconds=cpu_seconds, memory_mb=memory_mb, output_bytes=output_bytes
         )
-        self.workers = workers or _usual_workers()
-        for field, value in {
-            **limits,
-            "workers": self.workers if workers is None else workers,
-        }.items():
-            _check_limit(field, value)
+        self.workers = usual_workers() if workers is None else workers
+        check_limits(limits | {"workers": self.workers})
         self.limits = limits | {"unsafe": backend == "unsafe"}
         self.engine, self.paper_scope = engine, paper_scope
         self._own(Processes(int(self.workers), self.limits, backend))
@@ -152,37 +136,13 @@ def call_many(
     self: ToolSandbox,
     calls: Sequence[tuple],  # `Call`s, or tuples of their first fields
 ) -> list[CallResult]:
-    "Run a batch of calls; results in their order. Raises `UserError` if a call needs confined CPython and none starts here."
+    """Run a batch of calls; results in their order.
+
+    Raises `UserError` if a call needs confined CPython and none starts here."""
     with uncollected():
         results, jobs = prepare(calls, self.paper_scope)
         self._run(self._groups(jobs, results))
     return results
-
-# %% ../../nbs/engine/sandbox.ipynb #bed24a2c
-def _split(jobs: Iterable[Job], key: Callable[[Job], Hashable], most: int = 256) -> list[list[Job]]:
-    "Jobs by their key, at most so many together; those whose key is None alone."
-    together: dict[Hashable, list[Job]] = {}
-    for job in jobs:
-        k = key(job)
-        together.setdefault((job.place,) if k is None else (k, None), []).append(job)
-    return [group[i : i + most] for group in together.values() for i in range(0, len(group), most)]
-
-
-def _monty_key(job: Job) -> Hashable:
-    "What a call may share a Monty session with: its group; without one, calls of its own source that can leave nothing behind."
-    if job.call.group is not None:
-        return job.call.group
-    return job.call.code if repeats(job.call.code) else None
-
-
-def _cpython_key(job: Job) -> Hashable:
-    "What a call may share a process with: its group, unless equal calls of many rollouts were made one."
-    return None if repeats(job.call.code) else job.call.group
-
-
-def _data_key(job: Job) -> Hashable:
-    "What a call shares a database with: all calls with the same object."
-    return id(job.call.data)
 
 # %% ../../nbs/engine/sandbox.ipynb #e891bb0c
 @patch
@@ -192,9 +152,9 @@ def _groups(self: ToolSandbox, jobs: list[Job], results: list) -> list:
     rest = [j for j in jobs if j.call.data is None]
     engine = self._choose(rest, results)
     rest = [j for j in rest if results[j.place] is None]
-    monty = _split((j for j in rest if engine[j.place] == "monty"), _monty_key)
-    cpython = _split((j for j in rest if engine[j.place] != "monty"), _cpython_key)
-    databases = _split(stateful, _data_key, len(stateful) or 1)
+    monty = pieces((j for j in rest if engine[j.place] == "monty"), monty_key)
+    cpython = pieces((j for j in rest if engine[j.place] != "monty"), cpython_key)
+    databases = pieces(stateful, data_key, len(stateful) or 1)
     return [
         *(partial(self._in_monty, g, results) for g in monty),
         *(partial(self._in_cpython, g, results) for g in cpython),
@@ -238,7 +198,7 @@ def _in_monty(self: ToolSandbox, jobs: list[Job], results: list):
         else:
             seconds = self.limits["timeout"]
             results[job.place] = worded(job.call, "the session ended", "crashed", seconds)
-    for group in _split(again, _cpython_key):
+    for group in pieces(again, cpython_key):
         self._in_cpython(group, results)
 
 
@@ -296,8 +256,9 @@ def _on_data(self: ToolSandbox, jobs: list[Job], results: list):
 _engines: dict[bytes, Engine] = {}  # chosen for sources that came without a choice
 _lost: list[bool] = []  # filled where Monty cannot run any more
 FORKED = (
-    "This process was forked from one that had used Monty, which does not work on this side of a fork: tool code runs in "
-    'confined CPython alone, with the same results, more slowly. multiprocessing\'s start method "spawn" avoids that.'
+    "This process was forked from one that had used Monty, which does not work on this side of a fork: "
+    "tool code runs in confined CPython alone, with the same results, more slowly. "
+    'multiprocessing\'s start method "spawn" avoids that.'
 )
 
 
@@ -314,7 +275,9 @@ def _mark_of(job: Job) -> bytes:
 
 @patch
 def _choose(self: ToolSandbox, jobs: list[Job], results: list) -> dict[int, Engine]:
-    "The engine of each job, by its place. What ran out of time while engines were tried is not run again: it is a result."
+    """The engine of each job, by its place.
+
+    What ran out of time while engines were tried is not run again: it is a result."""
     if _lost:
         say_once(FORKED)
     if _lost or self.engine != "auto":
@@ -339,8 +302,8 @@ def _both(self: ToolSandbox, jobs: list[Job], key, more: Sequence[Job] = ()) -> 
         for j, one in zip(group, ran or [None] * len(group)):
             monty[j.place] = one and one[0]
 
-    fast = [partial(in_monty, g) for g in _split(jobs, key)]
-    sure = [partial(self._in_cpython, g, cpython) for g in _split([*jobs, *more], key)]
+    fast = [partial(in_monty, g) for g in pieces(jobs, key)]
+    sure = [partial(self._in_cpython, g, cpython) for g in pieces([*jobs, *more], key)]
     self._run(fast + sure)
     return monty, cpython
 
@@ -355,16 +318,11 @@ def _samples(jobs: list[Job], most: int) -> dict[bytes, list[Job]]:
     return {mark: list(some.values()) for mark, some in samples.items()}
 
 
-def _source_or_group(job: Job) -> Hashable:
-    "What calls that are tried out may share an interpreter with."
-    return job.call.code if job.call.group is None else job.call.group
-
-
 @patch
 def _try_both(self: ToolSandbox, jobs: list[Job], results: list, most: int = 4):
     "Choose an engine for each source, by some of its calls in both engines; a choice is made once."
     samples = _samples(jobs, most)
-    monty, cpython = self._both([j for some in samples.values() for j in some], _source_or_group)
+    monty, cpython = self._both([j for some in samples.values() for j in some], trial_key)
     for place, result in cpython.items():
         if result.error in ("timeout", "crashed"):
             results[place] = result
@@ -380,8 +338,10 @@ def examine(
     self: ToolSandbox,
     calls: Sequence[tuple],  # `Call`s, or tuples of their first fields
 ) -> tuple[list[CallResult], dict[tuple, Engine]]:
-    """Return what CPython gives for each call, and the engine of each (group, source): Monty where it gives the same to the letter,
-    with the scope of a module and with the authors'; no engines where Monty cannot run. Raises `UserError` if no confined CPython starts."""
+    """Return what CPython gives for each call, and the engine of each (group, source).
+
+    It is Monty where Monty gives the same to the letter, with the scope of a module and with the authors'; there
+    are no engines where Monty cannot run. Raises `UserError` if no confined CPython starts."""
     results, jobs = prepare(calls, False)
     n = len(calls)
     differs = [j for j in jobs if not any_scope(j.call.code, j.call.name)]
@@ -396,9 +356,8 @@ def examine(
     return [cpython.get(i, r) for i, r in enumerate(results)], {} if _lost else engines
 
 # %% ../../nbs/engine/sandbox.ipynb #a28a6e41
-_parents: list[
-    Processes
-] = []  # what a forked process must leave alone, kept so that nothing of it is ended there
+# what a forked process must leave alone, kept so that nothing of it is ended there
+_parents: list[Processes] = []
 
 
 def _after_fork():

@@ -60,7 +60,8 @@ def read_manifest(
     path = Path(folder) / "manifest.json"
     if not path.exists():
         raise UserError(
-            f"{folder}: is a directory without manifest.json; expected a JSONL file, or a folder that a build has finished"
+            f"{folder}: is a directory without manifest.json; expected a JSONL file, or a folder that a build has "
+            "finished"
         )
     try:
         return Manifest.model_validate_json(read_text(path))
@@ -89,7 +90,8 @@ def _parquet(path: Path) -> Iterator:
         with pq.ParquetFile(path) as file:
             if not _has_records(file.schema_arrow):
                 raise UserError(
-                    f"{path}: expected a Parquet file that a build has written, got one without a column 'record' of texts"
+                    f"{path}: expected a Parquet file that a build has written, got one without a column "
+                    "'record' of texts"
                 )
             yield file
     except (OSError, pa.ArrowException) as e:
@@ -119,9 +121,8 @@ def _lines(path: Path) -> Iterator[tuple[int, int, str]]:
             for n, line in enumerate(f, 1):
                 if n == 1:
                     check_text(path, line)
-                mark = len(BOM) * line.startswith(
-                    BOM
-                )  # of this file, or of one that was added to it
+                # the mark of this file, or of one that was added to it
+                mark = len(BOM) * line.startswith(BOM)
                 if line[mark:].strip():
                     yield at + mark, n, line[mark:].decode()
                 at += len(line)
@@ -141,7 +142,8 @@ def rows_of(
 class OnDisk(Sequence):
     """Read models in a JSONL file or a folder of shards when they are asked for.
 
-    Raises `UserError` naming file, line, field and what was expected, or the shard that is not what the manifest says."""
+    Raises `UserError` naming file, line, field and what was expected, or the shard that is not what the manifest
+    says."""
 
     def __init__(
         self,

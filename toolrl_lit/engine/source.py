@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 # %% ../../nbs/engine/source.ipynb #cc2eb7f5
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=512)
 def _tree(code: str) -> ast.Module:
     "Return the syntax tree of a code. Raises what `ast.parse` raises."
     return ast.parse(code)
@@ -28,11 +28,17 @@ def _is_constant(node: ast.AST | None, kind: type) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, kind)
 
 
+_LOADED = re.compile(r"json\.loads\((['\"]).*\1\)")
+_PAIR = re.compile(r"['\"]\s*:\s*[(rRuU]*['\"]")  # a text, and a text under it
+
+
 @lru_cache(maxsize=4096)
 def embedded(
     code: str,  # Python source of a tool
 ) -> tuple[tuple[str, str], ...]:
-    "Return the (subject, value) pairs of all tables written out in a code."
+    "Return the (subject, value) pairs of all tables written out in a code. What it reads from JSON is not looked at."
+    if not _PAIR.search(_LOADED.sub("", code)):
+        return ()
     return tuple(
         (key.value, value.value)
         for table in _dictionaries(code)

@@ -147,21 +147,8 @@ def unit_of(
     return _ratio(above, below) if per else _power(text)
 
 # %% ../../nbs/engine/units.ipynb #b7abd6a4
-SCALES = {
-    "hundred": 2,
-    "thousand": 3,
-    "k": 3,
-    "lakh": 5,
-    "million": 6,
-    "mio": 6,
-    "mn": 6,
-    "m": 6,
-    "crore": 7,
-    "billion": 9,
-    "bn": 9,
-    "b": 9,
-    "trillion": 12,
-}
+SCALES = dict(hundred=2, thousand=3, k=3, lakh=5, million=6, mio=6, mn=6, m=6, crore=7)
+SCALES |= dict(billion=9, bn=9, b=9, trillion=12)  # powers of ten
 _HINTS = {
     dimension: set(words.split())
     for dimension, words in {
@@ -209,7 +196,9 @@ def _last_unit(parts: list[str]) -> str:
 def key_unit(
     key: str,  # name of a field, such as distanceKm
 ) -> str:
-    "Name the unit, or the scale, that the name of a field mentions, or ''. One letter counts after `distance` and the like."
+    """Name the unit, or the scale, that the name of a field mentions, or ''.
+
+    One letter counts after `distance` and the like."""
     parts = _CAMEL.sub("_", key).split("_")
     last = parts[-1]
     if "per" in parts[1:-1]:

@@ -8,6 +8,7 @@ __all__ = ['folded', 'tokens']
 # %% ../../nbs/engine/values.ipynb #9300e052
 import re
 import unicodedata
+from decimal import Decimal
 from functools import lru_cache
 
 from .dates import DATE, MONTHS, TIME, dates_of, time_of  # noqa: F401, one for others
@@ -121,6 +122,13 @@ def _as_range(out: list[Token], token: Token) -> Token | None:
     return Token("range", (low.value, token.value), f"{low.text}-{token.text}", token.unit)
 
 
+def _adds_up(large: Unit | None, small: Unit | None, value: Decimal) -> bool:
+    "Whether so many of a small unit belong to a number of large ones before: 30 min to 1 h, not 90."
+    if not (large and small and large.dimension == small.dimension in ("time", "length", "mass")):
+        return False
+    return small.factor < large.factor and abs(value * small.factor) < large.factor
+
+
 def _as_sum(out: list[Token], token: Token) -> Token | None:
     "The quantity that a number ends: `1 h 30 min`, `5 ft and 3 in`. None if it ends none."
     k = 2 if len(out) > 1 and out[-1].value == "and" else 1
@@ -128,9 +136,7 @@ def _as_sum(out: list[Token], token: Token) -> Token | None:
     if not (token.unit and big and big.kind == "number" and big.unit):
         return None
     large, small = unit_of(big.unit), unit_of(token.unit)
-    if not (large and small and large.dimension == small.dimension in ("time", "length", "mass")):
-        return None
-    if large.factor <= small.factor or abs(token.value * small.factor) >= large.factor:
+    if not _adds_up(large, small, token.value):
         return None
     del out[-k:]
     value = (abs(big.value) * large.factor + token.value * small.factor) / small.factor
@@ -146,7 +152,10 @@ def _joined(out: list[Token], token: Token) -> Token:
 _SAME_WORD = {"&": "and", "saint": "st", "mount": "mt"}
 _LINK = r"""https?://[^\s"'<>)\]}]+ | [\w.+-]{1,64}@[\w-]+\.[\w.-]*\w"""
 _CURRENCY = "|".join(u for u in UNITS if UNITS[u].dimension == u)
-_MONEY = rf"(?:(?:US|CA|C|AU|A|NZ|HK|S|R|CN)?\$|CN¥|[€£¥₹₩₽₺₪₴₫₦₱฿₿]|Rs\b\.?|(?-i:{_CURRENCY})(?=\ ?\d))\ ?"
+_MONEY = (
+    r"(?:(?:US|CA|C|AU|A|NZ|HK|S|R|CN)?\$|CN¥|[€£¥₹₩₽₺₪₴₫₦₱฿₿]|Rs\b\.?|"
+    rf"(?-i:{_CURRENCY})(?=\ ?\d))\ ?"
+)
 _END = r"-?\d[\d,]*+(?:\.\d+)?"
 _CODE = r"""[^\W_]*\d[^\W_]*(?:[-.:/_+][^\W_]+)*(?:\+(?!\w))?"""
 _MIXED = r"[^\W\d_]+[-./_](?:[^\W_]+[-./_]){0,3}?[^\W\d_]*\d[^\W_]*(?:[-./_][^\W_]+)*"  # COVID-19
@@ -155,7 +164,8 @@ _TOKEN = re.compile(
     rf"""
     (?P<link>{_LINK}) | (?P<time>{TIME}) | (?P<date>{DATE}) |
     (?P<range>(?<![\w.,-])(?P<low>{_END})(?:-|\.\.\.?|\ -\ )(?P<high>{_END})(?!\w|[-/.:]\w)) |
-    (?P<number>(?<![\w.])(?<!\w[-:/])(?P<minus>(?<!\))[-+]|\bminus\ )?(?P<money>{_MONEY})?(?P<minus2>[-+])?(?P<digits>{DIGITS}
+    (?P<number>(?<![\w.])(?<!\w[-:/])(?P<minus>(?<!\))[-+]|\bminus\ )?
+        (?P<money>{_MONEY})?(?P<minus2>[-+])?(?P<digits>{DIGITS}
     )) | (?P<code>{_CODE} | {_MIXED}) |
     (?P<word>(?:(?<![\w.])\.(?=[A-Za-z]))?[^\W\d_]+(?:['/&][^\W\d_]+)*(?:{_SIGNS})? | &(?=\s)) |
     (?P<stop>[<>!]= | [^\w\s'"*`-] | \n | (?<=\s)-(?=\s))""",

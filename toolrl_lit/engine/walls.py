@@ -33,7 +33,8 @@ where, readable, python, program = sys.argv[1:]
 if where:
     sys.path.insert(0, where)
     from sandlock import Protection, Sandbox, confine
-    scopes = [Protection.SIGNAL_SCOPE, Protection.ABSTRACT_UNIX_SOCKET_SCOPE]  # young kernel features that our filter covers too
+    # young features of the kernel, which our filter covers too
+    scopes = [Protection.SIGNAL_SCOPE, Protection.ABSTRACT_UNIX_SOCKET_SCOPE]
     confine(Sandbox(fs_readable=readable.split(os.pathsep), allow_degraded=scopes))
 os.execv(python, [python, "-P", "-s", "-S", "-B", "-c", program])
 """

@@ -47,7 +47,9 @@ def in_processes(
     tasks: Iterable,
     workers: int,  # processes
 ) -> Iterator:
-    "Yield the results of a function for all tasks, from processes of this machine. Raises `UserError` if one of them is killed."
+    """Yield the results of a function for all tasks, from processes of this machine.
+
+    Raises `UserError` if one of them is killed."""
     pool = ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent)
 
     def begin(task):
@@ -77,6 +79,7 @@ def _join(ray, address: str | None) -> bool:
 
 
 def _do(work: Callable[[Any], Any], task: Any) -> Any:
+    "Do one task; Ray sends this function with the work as an argument."
     return work(task)
 
 
