@@ -7,7 +7,7 @@ __all__ = ['WORLDS', 'Design', 'plan_branches', 'decompose_world', 'WorldDraft',
            'generalize_world_tool', 'expand_world_tool', 'retype_world_tool', 'extend_world', 'guard', 'scale_world',
            'deploy_world', 'WorldGenerator']
 
-# %% ../nbs/05a_worlds.ipynb #093e6bf5
+# %% ../nbs/05a_worlds.ipynb #877fd11d
 import json
 import random
 from collections import Counter
@@ -43,7 +43,7 @@ from toolrl_lit.schema import (
     ToolDoc,
 )
 
-# %% ../nbs/05a_worlds.ipynb #d0b0cda6
+# %% ../nbs/05a_worlds.ipynb #163ad0c4
 class Design(NamedTuple):
     "Hold the plan of a question, and the question."
 
@@ -159,7 +159,7 @@ def decompose_world(
     found = faults(scenario)
     return (None, found) if found else (Design(world, branches, scenario), [])
 
-# %% ../nbs/05a_worlds.ipynb #2a07f85a
+# %% ../nbs/05a_worlds.ipynb #8cd3785e
 class WorldDraft(NamedTuple):
     "Hold a question with the plans of its tools (stages 2 to 4)."
 
@@ -203,7 +203,7 @@ def document_world(
         tools.append(writer.operation(query.kind, table, filters, **more))
     return WorldDraft(design, tools)
 
-# %% ../nbs/05a_worlds.ipynb #235dc2de
+# %% ../nbs/05a_worlds.ipynb #8a28d3c6
 def _united(tools: list[Operation]) -> Operation:
     "Return one tool that answers what all of them answer."
     first, by = tools[0], {}
@@ -233,7 +233,7 @@ def integrate_world(
         tools += [_united(members)] if len(units) < 2 else members
     return draft._replace(tools=tools)
 
-# %% ../nbs/05a_worlds.ipynb #a3dbcb57
+# %% ../nbs/05a_worlds.ipynb #624530e4
 def _idle(table: Table, op: Operation) -> list[str]:
     "Return the columns by which a tool could filter and does not."
     fit = [c.name for c in table.columns.values() if c.kind not in ("id", "name", "code")]
@@ -352,7 +352,7 @@ def scale_world(
     tools = [guard(op, draft) for op in tools]
     return draft._replace(tools=tools, strategies=[s for s in STRATEGIES if s in used])
 
-# %% ../nbs/05a_worlds.ipynb #2a8e49d9
+# %% ../nbs/05a_worlds.ipynb #a40e30b7
 def deploy_world(
     draft: WorldDraft,  # stage 4's result
 ) -> Environment:
