@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from .engine.desk import idle_tools, open_desk, told_policy
 from .engine.domains import domains
 from .engine.invent import invent
+from .engine.operations import Writer
 from .engine.parsers import MARKUP, PARSERS, Parsed, read_turn
 from .engine.rendering import deployed
 from .engine.requests import CANNOT, Step, draw_steps
@@ -35,7 +36,6 @@ from toolrl_lit.engine.writes import (
     written_tool,
 )
 from .schema import Tool, ToolCall, Trajectory, Turn, UserError
-from .worlds import Writer
 
 # %% ../nbs/05b_tasks.ipynb #bcaec7f7
 class Task(BaseModel):
@@ -281,8 +281,8 @@ def draft_task(
 ) -> Task | None:
     "Make one attempt at a task, not yet checked; None if there is nothing to ask for."
     world = invent(rng.choice(list(domains()[split].values())), rng)
-    writer = Writer(world, rng)
-    desk = open_desk(writer)
+    writer = Writer(split, rng)
+    desk = open_desk(world, writer)
     steps = draw_steps(desk, rng)
     if not steps:
         return None

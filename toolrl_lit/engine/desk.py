@@ -15,7 +15,16 @@ from .domains import Column, Table
 from .frames import expand, load_frames
 from .invent import World
 from .operations import VERBS as READING
-from .operations import Filter, Operation, camel, refs_of, vocabulary
+from toolrl_lit.engine.operations import (
+    Operation,
+    Writer,
+    camel,
+    countable,
+    filters_of,
+    refs_of,
+    title,
+    vocabulary,
+)
 from .rendering import deployed
 from .writes import VERBS, Deed, Rule, Write
 from ..schema import Tool
@@ -112,9 +121,9 @@ def draw_rules(
     return rng.sample(found, len(found))
 
 # %% ../../nbs/engine/desk.ipynb #ef2e3d8a
-def _write(deed: Deed, writer) -> Write:
+def _write(deed: Deed, table: Table, writer: Writer) -> Write:
     "Return a tool that writes."
-    table, rng, split = desk_table(writer.world), writer.rng, writer.split
+    rng, split = writer.rng, writer.split
     name = rng.choice(vocabulary(VERBS[deed], split)).format(table.noun)
     name = camel(name) if writer.camel else name
     told = phrase(f"tool_{deed}", split, rng, noun=table.noun)
@@ -123,22 +132,22 @@ def _write(deed: Deed, writer) -> Write:
 
 
 def open_desk(
-    writer,  # a `worlds.Writer`, which names tools
+    world: World,
+    writer: Writer,  # names the tools
 ) -> Desk:
     "Return a desk with its rules and the tools that its golden actions need."
-    world, rng, table = writer.world, writer.rng, desk_table(writer.world)
+    rng, table = writer.rng, desk_table(world)
     rules, (person, thing) = draw_rules(world, rng), refs_of(table)
     tables = world.domain.tables
     date = first_of(table, "date").name
-    filters = [Filter(column=person.name), Filter(column=thing.name)]
-    filters.append(Filter(column=date, shape="pair"))
+    filters = filters_of(table, [person.name, thing.name, date])
     looks = {
         "person": writer.operation("find", tables[person.of], []),
         "thing": writer.operation("find", tables[thing.of], []),
         "row": writer.operation("get", table, []),
         "rows": writer.operation("search", table, filters),
     }
-    writes = {deed: _write(deed, writer) for deed in VERBS}
+    writes = {deed: _write(deed, table, writer) for deed in VERBS}
     for deed, write in writes.items():
         write.rules += [r for r in rules if r.guarded and deed in r.deeds]
     return Desk(world, rules, looks, writes)
@@ -146,13 +155,13 @@ def open_desk(
 
 def idle_tools(
     desk: Desk,
-    writer,  # a `worlds.Writer`
+    writer: Writer,
 ) -> list[Tool]:
     "Return tools that nobody needs."
     tables, rng = desk.world.domain.tables, writer.rng
     has = {(op.kind, op.table) for op in desk.looks.values()}
     free = [(k, t) for t in tables.values() for k in READING if (k, t.name) not in has]
-    free = [(k, t) for k, t in free if k != "find" or t is not desk.table]
+    free = [(k, t) for k, t in free if (title(t) if k == "find" else k != "stats" or countable(t))]
     some = rng.sample(free, rng.randint(0, 4))
     ops = [writer.operation(k, t, [], distractor=True) for k, t in some]
     return [deployed(op, desk.world.domain) for op in ops]
