@@ -124,13 +124,14 @@ HELD: list[filelock.FileLock] = []  # locks of the folders that this process wor
 
 def read_json(
     path: Path,  # a file that holds an object or a list
-) -> dict | list:
+    kinds: tuple[type, ...] = (dict, list),  # what else it may hold
+) -> Any:
     "Return a file's JSON object or list. Raises `UserError` naming the file if it holds something else."
     try:
         value = json.loads(read_text(path))
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: is not JSON: {e}") from e
-    if not isinstance(value, (dict, list)):
+    if not isinstance(value, kinds):
         raise UserError(f"{path}: expected a JSON object or list, got {value!r:.60}")
     return value
 

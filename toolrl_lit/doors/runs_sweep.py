@@ -139,8 +139,9 @@ def write_summary(
     rows = []
     for member in (m for m in runs if finished(m.folder)):
         found = member.folder / "metrics.json"
-        metrics = read_json(found) if found.exists() else {}
-        rows.append({"folder": member.folder.name} | member.values | _flat(metrics))
+        metrics = read_json(found, (dict, list, int, float)) if found.exists() else {}
+        told = metrics if isinstance(metrics, dict) else {"metrics": metrics}
+        rows.append({"folder": member.folder.name} | member.values | _flat(told))
     columns = list(dict.fromkeys(k for row in rows for k in row))
     text = io.StringIO()
     table = csv.DictWriter(text, columns)
