@@ -345,4 +345,6 @@ def generate_tokens(
         learnt += new
     if memory is not None:
         memory.replace(learnt)
+    if tell:
+        tell(1.0)  # turns that end early leave a rest
     return out

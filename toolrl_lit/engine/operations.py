@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Shape', 'WORDS', 'PAIRS', 'VERBS', 'SPLIT_AT', 'DESCRIPTIONS', 'vocabulary', 'Filter', 'Operation', 'countable',
-           'refs_of', 'shown', 'title', 'Writer', 'filters_of', 'Param', 'camel', 'parameters', 'document', 'arguments']
+           'refs_of', 'shown', 'title', 'Writer', 'filters_of', 'Param', 'camel', 'parameters', 'document_of',
+           'document', 'arguments']
 
 # %% ../../nbs/engine/operations.ipynb #46e54d35
 import random
@@ -321,18 +322,26 @@ def parameters(
     return sorted(found, key=lambda p: not p.required)
 
 
-def document(
-    op: Operation,
-    domain: Domain,  # to which its table belongs
+def document_of(
+    name: str,  # of the tool
+    description: str,
+    params: list[Param],
 ) -> ToolDoc:
-    "Return the document of a tool."
-    params = parameters(op, domain)
+    "Return the document of a tool with these parameters."
     schema = {
         "type": "object",
         "properties": {p.name: p.schema_ for p in params},
         "required": [p.name for p in params if p.required],
     }
-    return ToolDoc(name=op.name, description=op.description, parameters=schema)
+    return ToolDoc(name=name, description=description, parameters=schema)
+
+
+def document(
+    op: Operation,
+    domain: Domain,  # to which its table belongs
+) -> ToolDoc:
+    "Return the document of a tool."
+    return document_of(op.name, op.description, parameters(op, domain))
 
 # %% ../../nbs/engine/operations.ipynb #572d6dc2
 def _condition_arguments(op: Operation, params: list[Param], query: Query) -> dict | None:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from .calls import Call, CallResult, failure
 from .domains import Domain, Table
 from .invent import Rows
-from .operations import Filter, Operation, Param, parameters
+from .operations import Filter, Operation, Param, document_of, parameters
 from .sandbox import ToolSandbox, shared
 from ..schema import Tool, ToolCall, ToolDoc
 
@@ -173,13 +173,7 @@ def write_document(
     domain: Domain,  # to which its table belongs
 ) -> ToolDoc:
     "Return the document of a tool that writes."
-    params = write_parameters(write, domain)
-    schema = {
-        "type": "object",
-        "properties": {p.name: p.schema_ for p in params},
-        "required": [p.name for p in params if p.required],
-    }
-    return ToolDoc(name=write.name, description=write.description, parameters=schema)
+    return document_of(write.name, write.description, write_parameters(write, domain))
 
 # %% ../../nbs/engine/writes.ipynb #e1dcb76c
 _DATE = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
