@@ -60,7 +60,7 @@ from toolrl_lit.engine.unsloth import (
     load_unsloth,
 )
 from .engine.vllm import ServerSampling, check_server
-from .episode import last_turn_reward, trl_environment, turn_worth
+from .episode import conversation_trainer, last_turn_reward, trl_environment, turn_worth
 from .reward import score_batch
 from .schema import Environment, StepRecord, Trajectory, UserError, write_text
 from .warm import demonstrations, warm_start  # noqa: F401, for others
@@ -301,10 +301,11 @@ def episode_trainer(
     sandbox=None,
 ) -> StepTrainer:
     "Return TRL's trainer on whole episodes, whose turns the policy writes."
+    if any(e.task for e in environments):
+        return conversation_trainer(config, out, policy, tuned, environments, sandbox)
     chosen = chosen_questions(config, policy, environments)
     how = dict(parser=policy.parser, sandbox=sandbox)
     factories, rows = trl_environment(list(chosen.values()), config.match, sandbox, policy.parser)
-    need = config.prompts * config.updates
     trainer = make_trainer(
         config,
         out,
@@ -313,7 +314,7 @@ def episode_trainer(
         processing_class=reading_tokenizer(policy),
         environment_factory=factories,
         reward_funcs=last_turn_reward,
-        train_dataset=rows.select([i % len(rows) for i in range(need)]),
+        train_dataset=rows.select([i % len(rows) for i in range(config.prompts * config.updates)]),
     )
     trainer.heard = Counter()
     anywhere = environments[0].start()

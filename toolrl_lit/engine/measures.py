@@ -140,10 +140,11 @@ def richness(
     fixed = [
         d.name for d, own in zip(docs, params) if set(own) <= set(d.parameters.get("required", ()))
     ]
-    score, copied = mean(rule_scores(some, sandbox)), copied_share(some)
-    said = question_measures(questions)
+    asking = [e for e in some if not e.task]  # a task's user has to be asked, which rules cannot
+    scores, copied = rule_scores(asking, sandbox) if asking else [], copied_share(some)
+    said, name = question_measures(questions), "Solve-F1 of a policy without a model, %"
     return [
-        Finding("Solve-F1 of a policy without a model, %", round(100 * score), 100, False),
+        *([Finding(name, round(100 * mean(scores)), 100, False)] if scores else []),
         Finding("argument values copied from what was read, %", round(100 * copied), 100, False),
         found("parameter without a description", bare, sum(map(len, params)), defect=False),
         found("tool without optional parameters", fixed, len(docs), defect=False),
