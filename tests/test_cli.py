@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from toolrl_lit import train
 from toolrl_lit.doors import cli, runs
-from toolrl_lit.doors.cli import find_notebook, main, open_run, parse_parameters, timed
+from toolrl_lit.doors.cli import find_notebook, open_run, parse_parameters, timed
 from toolrl_lit.evaluate import Evaluation, Score
 from toolrl_lit.schema import (
     Environment,
@@ -44,23 +44,6 @@ def release():
 def released():
     yield
     release()
-
-
-@pytest.fixture()
-def toolrl(capsys, monkeypatch):
-    "Run the command in this process: exit code, standard output, standard error."
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["toolrl", *map(str, words)])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as e:
-            code = e.code or 0
-        return SimpleNamespace(code=code, **capsys.readouterr()._asdict())
-
-    return run
 
 
 def refused(done, *said):

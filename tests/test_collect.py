@@ -54,20 +54,8 @@ from toolrl_lit.schema import (
 
 
 @pytest.fixture(scope="module")
-def llama():
-    "A random model in single precision, peaked enough that rounding does not change a token."
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=61,
-            hidden_size=24,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=6,
-            num_key_value_heads=2,
-            initializer_range=0.3,
-        )
-    ).eval()
+def llama(small_llama):
+    model = small_llama()
     model.set_attn_implementation("grouped")
     return model
 
@@ -159,17 +147,8 @@ def test_processes_that_share_the_work_draw_other_numbers(llama):
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 @pytest.mark.parametrize("temperature", [0, 0.5, 1.0])
-def test_weights_that_are_no_numbers_are_told(broken, temperature):
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=50,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-        )
-    ).eval()
+def test_weights_that_are_no_numbers_are_told(small_llama, broken, temperature):
+    model = small_llama(num_hidden_layers=1)
     weights = [
         p
         for name, p in model.named_parameters()

@@ -345,13 +345,8 @@ def _built(
     make, from where the build is."""
     texts = journal.texts() if journal else ()
     asked = {json.loads(text)["scenario"]["question"] for text in texts}
-    bar = tqdm(
-        total=plan.n,
-        initial=len(asked),
-        desc=f"build {plan.split}",
-        unit="env",
-        disable=not progress,
-    )
+    shown = dict(desc=f"build {plan.split}", unit="env", disable=not progress)
+    bar = tqdm(total=plan.n, initial=len(asked), **shown)
     if results is None:
         return _collected(_settled(plan, asked, *spread), journal, bar)
     return _collected(_written(results, plan.n, journal, spread[-1]), journal, bar)
@@ -375,12 +370,11 @@ def build_environments(
     format: str = "jsonl",  # of shards: "jsonl" or "parquet"
 ) -> BuildResult:
     """Run stages 1 to 5 (paper section 3.1) for `n` checked environments, the same whatever the
-    executor and the number of
-    workers; fewer if an author gave questions up.
+    executor and the number of workers; fewer if an author gave questions up.
 
     With `out` they go to disk and are read from there when they are asked for. Raises `UserError`
-    for arguments that make no
-    sense, where another build is or is at work, if an author had to stop, and if Ray is wanted and not there."""
+    for arguments that make no sense, where another build is or is at work, if an author had to
+    stop, and if Ray is wanted and not there."""
     plan = Plan(generator, n, seed, split, tuple(scenarios), difficulty, rates)
     for fault in build_faults(plan, executor, sandbox, workers, out, shard, format):
         raise UserError(fault)

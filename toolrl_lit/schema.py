@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ScenarioKind', 'SCENARIOS', 'Strategy', 'STRATEGIES', 'Dependencies', 'SubQuestion', 'Scenario', 'ToolDoc', 'Tool',
-           'Environment', 'StepRecord', 'answer_types', 'Turn', 'Trajectory']
+           'Environment', 'StepRecord', 'Turn', 'Trajectory']
 
 # %% ../nbs/01_schema.ipynb #9a31c841
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ from typing import Any, Literal, get_args
 from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .engine.answers import AnswerType, fit_type, infer_type
+from .engine.answers import AnswerType, fit_type
 from .engine.calls import Engine
 from .engine.goals import Standing, Task, ToolCall
-from .engine.moved import old_names
+from .engine.moved import FROM_SCHEMA, old_names
 from .engine.store import UserError
 
 # %% ../nbs/01_schema.ipynb #562dfcc1
@@ -73,14 +73,11 @@ class Scenario(BaseModel):
 
     def waves(self) -> list[list[SubQuestion]]:
         "Return the sub-questions grouped by depth: all of one wave can be asked in the same turn."
-        waves: list[list[SubQuestion]] = []
         depth: dict[str, int] = {}
         for q in self.sub_questions:
             depth[q.id] = 1 + max((depth[d] for d in q.depends_on), default=-1)
-            while len(waves) <= depth[q.id]:
-                waves.append([])
-            waves[depth[q.id]].append(q)
-        return waves
+        deepest = max(depth.values())
+        return [[q for q in self.sub_questions if depth[q.id] == k] for k in range(deepest + 1)]
 
 # %% ../nbs/01_schema.ipynb #11c61da0
 class ToolDoc(BaseModel):
@@ -110,7 +107,7 @@ class Tool(BaseModel):
         "Return the name of the tool, which its document gives."
         return self.doc.name
 
-# %% ../nbs/01_schema.ipynb #ef266df8
+# %% ../nbs/01_schema.ipynb #8f41de64
 Strategy = Literal[
     "functionality generalization",
     "parameter expansion",
@@ -121,7 +118,7 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 # by tool and golden answer: the (tool, golden answer) pairs that have to be solved first
 Dependencies = dict[str, dict[str, list[tuple[str, str]]]]
 
-# %% ../nbs/01_schema.ipynb #8f41de64
+
 class Environment(BaseModel):
     """Hold a question, its golden decomposition, and the tools to answer it (stages 3 to 5).
 
@@ -308,17 +305,6 @@ def after(
     )
     return self.model_copy(update=changes)
 
-# %% ../nbs/01_schema.ipynb #42567154
-def answer_types(
-    record: Environment | StepRecord,  # where the answers are golden
-) -> dict[str, AnswerType]:
-    "Return the type of each golden answer: the one that is stored, else what its text suggests."
-    unsolved = record.unsolved if isinstance(record, StepRecord) else record.unsolved()
-    answers = [a for answers in unsolved.values() for a in answers]
-    if record.answer is not None:
-        answers.append(record.answer)
-    return {a: record.answer_types.get(a) or infer_type(a) for a in answers}
-
 # %% ../nbs/01_schema.ipynb #47af17d0
 class Turn(BaseModel):
     "Hold what one assistant turn did."
@@ -371,15 +357,10 @@ def add(
     turn: Turn,
 ) -> list[dict[str, Any]]:
     "Take a turn in, and return its messages: what was said, then a result for each call."
-    message: dict[str, Any] = {"role": "assistant", "content": said}
-    if turn.calls:
-        message["tool_calls"] = [
-            {"type": "function", "function": c.model_dump()} for c in turn.calls
-        ]
-    results = [
-        {"role": "tool", "name": c.name, "content": r} for c, r in zip(turn.calls, turn.results)
-    ]
-    new = [message, *results]
+    calls = [{"type": "function", "function": c.model_dump()} for c in turn.calls]
+    message = {"role": "assistant", "content": said} | ({"tool_calls": calls} if calls else {})
+    heard = zip(turn.calls, turn.results)
+    new = [message, *({"role": "tool", "name": c.name, "content": r} for c, r in heard)]
     self.messages += new
     self.turns.append(turn)
     return new
@@ -407,10 +388,9 @@ def take(
 
 # %% ../nbs/01_schema.ipynb #80c04f44
 def _left(unsolved: dict[str, list[str]], turn: Turn) -> dict[str, list[str]]:
-    "The golden answers by tool without those that a turn solved."
+    "Return the golden answers by tool, without those that a turn solved."
     left = {tool: list(answers) for tool, answers in unsolved.items()}
-    for hit in filter(None, turn.solved):
-        tool, answer = hit
+    for tool, answer in filter(None, turn.solved):
         left[tool].remove(answer)
     return left
 
@@ -433,17 +413,5 @@ def step_records(
         step = step.after(new, left, self.sub_questions, turn.standing)
         yield step
 
-# %% ../nbs/01_schema.ipynb #c8af40f9
-__getattr__ = old_names(
-    __name__,
-    {
-        "engine.store": (
-            "M explain holds_work lacks_memory read_text refuse_other replacing "
-            "reserve sha256 write_jsonl write_text"
-        ),
-        "engine.shards": "GROUP Manifest OnDisk Shard read_jsonl read_manifest rows_of verified",
-        "engine.ftrl": "additions from_ftrl is_ftrl read_ftrl to_ftrl",
-        "engine.twice": "check_distinct check_ids",
-        "engine.figures": "show",
-    },
-)
+# %% ../nbs/01_schema.ipynb #8bb8f51a
+__getattr__ = old_names(__name__, FROM_SCHEMA)

@@ -9,9 +9,9 @@ __all__ = ['Target', 'target_of']
 import json
 from typing import Any, NamedTuple
 
-from .ftrl import additions
+from .ftrl import additions, answer_types
 from .store import UserError
-from ..schema import Dependencies, Environment, StepRecord, answer_types
+from ..schema import Dependencies, Environment, StepRecord
 
 # %% ../../nbs/engine/targets.ipynb #1efcd4eb
 class Target(NamedTuple):
@@ -25,9 +25,9 @@ class Target(NamedTuple):
     types: dict[str, tuple[str]] = {}  # of golden answers, where they are known
     needs: Dependencies = {}  # what has to be solved before a golden answer counts
 
-# %% ../../nbs/engine/targets.ipynb #5d350224
+# %% ../../nbs/engine/targets.ipynb #7dd03f8e
 def _object(record: dict, field: str) -> dict:
-    "A field that holds an object, or JSON of one in a string."
+    "Return a field that holds an object, or JSON of one in a string. Raises `UserError` if it holds neither."
     if field not in record:
         raise UserError(f"the record has no field {field!r}")
     value = record[field]
@@ -54,9 +54,9 @@ def _check_fields(unsolved: dict, codes: dict, answer: Any):
     if not isinstance(answer, (str, int, float, type(None))):
         raise UserError(f"field 'answer': expected text, got {answer!r:.60}")
 
-
+# %% ../../nbs/engine/targets.ipynb #bf165677
 def _of_foreign(record: dict) -> Target:
-    "The target of a record in the authors' format."
+    "Return the target of a record in the authors' format."
     codes, unsolved = _object(record, "codes"), _object(record, "unsolved_set")
     answer, finished = record.get("answer"), record.get("solve_rate") == 1.0
     _check_fields(unsolved, codes, answer)
