@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from .calls import Engine
 from .shards import rows_of
 from .store import UserError, explain_line, shortened
-from ..schema import Dependencies, Environment, StepRecord, answer_types
+from ..schema import Dependencies, Environment, Missing, StepRecord, answer_types
 
 # %% ../../nbs/engine/ftrl.ipynb #fa200cdc
 FIELDS = tuple("messages tools codes unsolved_set answer solve_rate data_source split".split())
@@ -54,7 +54,11 @@ def _loaded(key: str, value: Any) -> Any:
         ) from e
 
 # %% ../../nbs/engine/ftrl.ipynb #a9ede2e5
-_OURS = {"engines": TypeAdapter(dict[str, Engine]), "depends_on": TypeAdapter(Dependencies)}
+_OURS = {
+    "engines": TypeAdapter(dict[str, Engine]),
+    "depends_on": TypeAdapter(Dependencies),
+    "missing": TypeAdapter(Missing),
+}
 
 
 def additions(
