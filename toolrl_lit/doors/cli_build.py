@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BuildOut', 'Count', 'Part', 'ShardSize', 'ShardFormat', 'Workers', 'Executor', 'Address', 'AuditToo', 'Against',
-           'Maker', 'AuthorModel', 'AuthorUrl', 'Questions', 'Topics', 'split_pairs', 'build_size', 'check_author',
-           'author', 'build']
+           'Maker', 'Unanswerable', 'AuthorModel', 'AuthorUrl', 'Questions', 'Topics', 'split_pairs', 'build_size',
+           'check_author', 'author', 'build']
 
 # %% ../../nbs/doors/cli_build.ipynb #10021257
 from collections.abc import Sequence
@@ -163,6 +163,15 @@ Maker = Annotated[
         help="Take questions from packaged facts, from invented worlds, or let a language model write."
     ),
 ]
+Unanswerable = Annotated[
+    float,
+    typer.Option(
+        help=(
+            "With --generator worlds: this share of questions (0 to 1) lacks a tool, a parameter "
+            "or a record, and the right answer says so."
+        )
+    ),
+]
 AuthorModel = Annotated[
     str | None,
     typer.Option("--model", "-m", help="With --generator llm: name of the language model."),
@@ -199,17 +208,25 @@ def _refuse(n: int | None, out: Path, audit: bool, against: Path | None):
 
 
 def _source(
-    generator: str, out: Path, n: int | None, given: dict[str, Any], pairs: list[str], how: dict
+    generator: str,
+    out: Path,
+    n: int | None,
+    given: dict[str, Any],
+    pairs: list[str],
+    how: dict,
+    unanswerable: float = 0,
 ) -> tuple[Any, dict[str, Any]]:
     "Return where content comes from, and the size of questions. Raises `UserError` for options of the other generator."
     authored = generator == "llm"
     if not authored and (wrong := next((k for k, v in given.items() if v), None)):
         raise UserError(f"{wrong.replace('_', '-')}: needs --generator llm")
+    if unanswerable and generator != "worlds":
+        raise UserError("unanswerable: needs --generator worlds")
     values, rest = split_pairs(pairs, authored)
     if generator == "worlds":
         from toolrl_lit.worlds import WORLDS, WorldGenerator
 
-        return WorldGenerator(), build_size(values, WORLDS["difficulty"].model_dump())
+        return WorldGenerator(unanswerable), build_size(values, WORLDS["difficulty"].model_dump())
     size = build_size(values)
     if not authored:
         from toolrl_lit.scenario import KnowledgeGenerator
@@ -259,6 +276,7 @@ def build(
     address: Address = None,
     audit: AuditToo = False,
     generator: Maker = "knowledge",
+    unanswerable: Unanswerable = 0,
     model: AuthorModel = None,
     base_url: AuthorUrl = None,
     questions: Questions = None,
@@ -277,6 +295,7 @@ def build(
     other = split_of(against) if against else None
     given = dict(model=model, base_url=base_url, questions=questions, topic=topic)
     how = dict(workers=workers, executor=executor, address=address, shard=shard, format=format)
-    source, size = _source(generator, out, n, given, param or [], how)
+    source, size = _source(generator, out, n, given, param or [], how, unanswerable)
+
     result = _build_from(source, n, seed, **size, split=split, out=out, **how)
     _finish(result, out, other, audit)

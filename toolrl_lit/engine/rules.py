@@ -285,7 +285,8 @@ class _Try:
     def score(self) -> float:
         "Return Solve-F1."
         n = len(self.env.scenario.sub_questions)
-        return 2 * (n - sum(map(len, self.left.values()))) / (n + self.made)
+        solved, most = n - sum(map(len, self.left.values())), n + self.made
+        return 2 * solved / most if most else 1.0
 
 
 def rule_scores(
