@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from scipy import stats
 
 from .collect import Policy, collect
@@ -39,7 +39,7 @@ from toolrl_lit.engine.scores import (  # noqa: F401, some at their old address
     metric_words,
     results_table,
 )
-from .engine.store import first_few
+from .engine.store import Saved, first_few
 from .engine.turns import ending
 from toolrl_lit.schema import (
     SCENARIOS,
@@ -48,8 +48,6 @@ from toolrl_lit.schema import (
     Turn,
     UserError,
     check_ids,
-    read_text,
-    write_text,
 )
 
 # %% ../nbs/12_evaluate.ipynb #616495c3
@@ -208,10 +206,10 @@ def _summarise(
     return pd.concat(parts, ignore_index=True)[[by or "group", *_ESTIMATES]]
 
 # %% ../nbs/12_evaluate.ipynb #cf23e0ad
-class Evaluation(BaseModel):
+class Evaluation(Saved):
     "Hold the scores of one policy on a set of environments."
 
-    model_config = ConfigDict(extra="forbid")
+    called = "an Evaluation written by save()"
     name: str = "policy"  # how figures and tables call it
     model: str = ""  # what was evaluated
     date: str = ""  # when, such as 2026-11-30
@@ -262,20 +260,6 @@ class Evaluation(BaseModel):
         return as_text(self.by_scenario(metrics or self.metrics(MAIN)), "kind").rename_axis(
             "scenario"
         )
-
-    def save(self, path: str | Path) -> Path:
-        "Write as JSON, whole or not at all."
-        return write_text(path, self.model_dump_json(indent=1) + "\n")
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Evaluation":
-        "Read what `save` wrote. Raises `UserError` naming the file if it cannot be read or is something else."
-        try:
-            return cls.model_validate_json(read_text(path))
-        except ValidationError as e:
-            raise UserError(
-                f"{path}: expected an Evaluation written by save(): {e.errors()[0]['msg']}"
-            ) from e
 
 # %% ../nbs/12_evaluate.ipynb #f07c2fb7
 def score_trajectories(
