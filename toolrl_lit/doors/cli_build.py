@@ -126,9 +126,7 @@ Count = Annotated[
 ]
 Part = Annotated[
     Split,
-    typer.Option(
-        help="Build for training, the test, or (worlds only) for validation; they share no fact."
-    ),
+    typer.Option(help="Build for training, for validation or for the test; they share no fact."),
 ]
 ShardSize = Annotated[
     int, typer.Option(help="In a folder: put this many environments in each shard.")
