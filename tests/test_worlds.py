@@ -371,11 +371,6 @@ def test_numbers_in_words():
     assert {n: in_words(n) for n in said} == said
 
 
-def test_knowledge_has_no_validation_split():
-    with pytest.raises(UserError, match="expected 'train' or 'test'"):
-        build_environments(KnowledgeGenerator(), 1, 0, split="validation", progress=False)
-
-
 def test_rules_score_as_the_evaluation_does():
     envs = attempts(11, "test", 12)
     rows = evaluate(RulePolicy(), envs).rows
