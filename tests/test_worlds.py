@@ -44,7 +44,7 @@ from toolrl_lit.engine.sandbox import shared
 from toolrl_lit.evaluate import evaluate
 from toolrl_lit.scale import RATES
 from toolrl_lit.scenario import Difficulty, KnowledgeGenerator
-from toolrl_lit.schema import SCENARIOS, UserError
+from toolrl_lit.schema import SCENARIOS
 from toolrl_lit.worlds import WORLDS, WorldGenerator, decompose_world
 
 seeds = st.integers(0, 10**6)
