@@ -36,7 +36,7 @@ def loan_task(n=0):
         table="loans",
         writing=["return_loan"],
         tables={"loans": loans},
-        script=Script(requests=[request], split="train"),
+        script=Script(requests=[request], split="train", seed=5),
         steps=[step],
     )
     body = 'row["state"] = "back"'

@@ -15,6 +15,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+import pandas
 import pytest
 
 from toolrl_lit.bench import (
@@ -924,8 +925,10 @@ def test_models_are_measured_kept_and_put_beside_the_paper_s_table(
 def test_list_says_what_each_benchmark_needs(toolrl, data):
     code, said, _ = toolrl("bench", "--list", "-d", data)
     assert code == 0
-    for name, suite in suites.SUITES.items():
-        assert f"{name}: " in said and suite.source in said
+    for name in suites.SUITES:
+        assert f"{name}: " in said
+        assert all(source in said for *_, source in suites.needs(name, data))
+    assert "mmlu/*/test-*.parquet (missing): the data set cais/mmlu" in said
     assert f"{data / 'rotbench'} (there)" in said and f"{data / 'tau-bench'} (missing)" in said
 
 
@@ -983,12 +986,20 @@ class Solves(Says):
     def turn(self, asked):
         if "eggs" in asked:
             return "He has 3. No: 5.\nQ: What next? 9"
-        return "    return a + b\n\nprint(1)" if "def add" in asked else "The answer is True."
+        known = {
+            "def add": "    return a + b\n\nprint(1)",
+            "anatomy.\n\nWhere": "B\nbecause",
+            "Halve": "It is $\\frac32$.",
+            "function to double": "def twice(n):\n    return n + n\n[DONE] def twice(n): return 0",
+            "as a loop": "import os\nos.system('touch spoilt')\ndef twice(n):\n    while n: pass\n[DONE]",
+        }
+        last = asked.rsplit("You are an expert", 1)[-1]
+        return next((text for words, text in known.items() if words in last), "The answer is True.")
 
 
 def general_data(folder):
-    for group in general.GROUPS:
-        (folder / group).mkdir(parents=True)
+    for part in ("gsm8k", "bbh", "humaneval", "mmlu/anatomy", "math/number_theory", "mbpp/full"):
+        (folder / part).mkdir(parents=True)
     problems = [
         {"question": f"Ana has {n} eggs and gets 3 more. How many?", "answer": f"#### {n + 3}"}
         for n in (2, 3)
@@ -1012,7 +1023,33 @@ def general_data(folder):
     ]
     with gzip.open(folder / "humaneval" / "HumanEval.jsonl.gz", "wt") as f:
         f.write("\n".join(map(json.dumps, programs)))
+    in_parquet(
+        folder / "mmlu/anatomy",
+        {"question": "Where is the femur?", "subject": "anatomy", "choices": BONES, "answer": 1},
+        {"question": "Where is the ulna?", "subject": "anatomy", "choices": BONES, "answer": 0},
+    )
+    about = {"level": "Level 1", "type": "Number Theory"}
+    in_parquet(
+        folder / "math/number_theory",
+        {"problem": "Halve $3$.", "solution": "It is $\\boxed{\\frac{3}{2}}$."} | about,
+        {"problem": "Halve $8$.", "solution": "It is $\\boxed{4}$."} | about,
+    )
+    about = {"code": "", "test_setup_code": "", "challenge_test_list": []}
+    in_parquet(
+        folder / "mbpp/full",
+        *(
+            {"task_id": i, "text": text, "test_list": [f"assert twice({i}) == {2 * i}"] * 3} | about
+            for i, text in ((11, "Write a function to double."), (12, "Write twice as a loop."))
+        ),
+    )
     return folder
+
+
+BONES = ["Arm", "Leg", "Head", "Hand"]
+
+
+def in_parquet(folder, *records):
+    pandas.DataFrame(records).to_parquet(folder / "test-00000-of-00001.parquet")
 
 
 def test_programs_run_in_the_sandbox_alone(tmp_path):
@@ -1045,14 +1082,32 @@ def test_general_ability_is_scored_by_lm_eval_and_kept(tmp_path):
         "bbh_web_of_lies-1": 0,
         "humaneval-0": 1,
         "humaneval-1": 0,
+        "mmlu_anatomy-0": 1,
+        "mmlu_anatomy-1": 0,
+        "math_number_theory-0": 1,
+        "math_number_theory-1": 0,
+        "mbpp-0": 1,
+        "mbpp-1": 0,
     }
-    assert set(got.summary()["group"]) == {"gsm8k", "bbh", "humaneval", "all"} and got.whole == 7994
+    assert set(got.summary()["group"]) == {*general.GROUPS, "all"} and got.whole == 27536
+    assert not Path("spoilt").exists()
     asked = policy.asked
     assert suites.measure("general", policy, folder, out=out) == got and policy.asked == asked
     few = suites.measure("general", policy, folder, groups=["bbh"], most=2)
     assert [r.item for r in few.rows] == ["bbh_boolean_expressions-0", "bbh_web_of_lies-0"]
     with pytest.raises(UserError, match="test.jsonl: there is no such file; get it from https"):
         suites.measure("general", policy, tmp_path / "nowhere")
+    (folder / "humaneval" / "HumanEval.jsonl.gz").unlink()
+    assert "humaneval" not in {r.group for r in suites.measure("general", policy, folder).rows}
+    (folder / "mmlu/anatomy").rename(folder / "mmlu/anatomi")
+    with pytest.raises(UserError, match="anatomi/test-00000-of-00001.parquet: lm-eval has no task"):
+        suites.measure("general", policy, folder, groups=["mmlu"])
+
+
+@pytest.mark.parametrize("group", ["mmlu", "math", "mbpp"])
+def test_what_cannot_be_had_here_says_where_to_get_it(tmp_path, group):
+    with pytest.raises(UserError, match=f"{group}/.*parquet: there is no such file; get it from"):
+        general.files_of(tmp_path, group)
 
 
 @published("gsm8k")

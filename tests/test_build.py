@@ -1,5 +1,6 @@
 """Stages 1 to 5: environments that are right, separate, repeatable, and resumable."""
 
+import itertools
 import json
 import os
 import random
@@ -96,6 +97,11 @@ def test():
 
 
 @pytest.fixture(scope="module")
+def validation():
+    return build_environments(GENERATOR, 60, seed=1, split="validation", progress=False)
+
+
+@pytest.fixture(scope="module")
 def parallel():
     "Questions that are answered by several chains."
     return build_environments(
@@ -186,8 +192,9 @@ def test_parallel_answers_are_joined_in_order_or_come_from_a_comparison(parallel
     assert set(kinds) == {"list", "which", "sum", "difference"}
 
 
-def test_splits_share_nothing(train, test):
-    assert overlaps(train, test) == {"tool names": [], "entities": [], "questions": []}
+def test_splits_share_nothing(train, validation, test):
+    for one, other in itertools.combinations((train, validation, test), 2):
+        assert overlaps(one, other) == {"tool names": [], "entities": [], "questions": []}
 
 
 def test_overlaps_are_found(train):

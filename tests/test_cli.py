@@ -709,9 +709,9 @@ def test_rows_and_length_of_rollouts_can_be_set(toolrl, envs, tmp_path, tiny_fol
 
     plain, sizes = module._decode, []
 
-    def watched(model, some, copies, *rest, **more):
-        sizes.append(sum(copies))
-        return plain(model, some, copies, *rest, **more)
+    def watched(model, part, *rest, **more):
+        sizes.append(sum(len(numbers) for _, numbers in part))
+        return plain(model, part, *rest, **more)
 
     monkeypatch.setattr(module, "_decode", watched)
     for command in (["collect", "--samples", 3], ["evaluate"]):

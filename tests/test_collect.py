@@ -682,9 +682,9 @@ def test_a_call_and_its_rendering_are_read_back(policy, environments):
 def test_no_more_rows_than_asked_for_are_decoded_together(llama, prompts, copies, batch):
     prompts, sizes, plain = prompts * copies, [], generation._decode
 
-    def watched(model, some, counts, *rest, **more):
-        sizes.append(sum(counts))
-        return plain(model, some, counts, *rest, **more)
+    def watched(model, part, *rest, **more):
+        sizes.append(sum(len(numbers) for _, numbers in part))
+        return plain(model, part, *rest, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generation, "_decode", watched)

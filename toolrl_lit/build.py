@@ -52,7 +52,7 @@ def run_stages(
     generator: Generator,  # where content comes from
     id: str,  # id of the environment
     kind: ScenarioKind,  # which scenario
-    split: str,  # "train" or "test"
+    split: str,  # "train", "validation" or "test"
     difficulty: Difficulty,
     rates: dict[Strategy, float],  # probability of each scaling strategy
     rng: random.Random,
@@ -131,7 +131,7 @@ class Plan:
 
 # %% ../nbs/07_build.ipynb #c114e6b4
 BATCH = 64  # places worked on together
-ATTEMPTS = 200  # tries for one place before giving up
+ATTEMPTS = 800  # tries for one place before giving up
 
 
 class Made(NamedTuple):
@@ -359,7 +359,7 @@ def build_environments(
     scenarios: Sequence[ScenarioKind] = SCENARIOS,  # taken in turn
     out: str | Path | None = None,  # .jsonl file or folder of shards; can be resumed
     executor: str = "local",  # "local", or "ray" for a cluster
-    split: str = "train",  # "train" or "test", which share nothing
+    split: str = "train",  # "train", "validation" or "test", which share nothing
     difficulty: Difficulty = Difficulty(),  # how large scenarios and tool sets get
     rates: dict[Strategy, float] = RATES,  # probability of each scaling strategy
     sandbox=None,  # `ToolSandbox`; None takes the shared one

@@ -61,9 +61,9 @@ def wrong_calls(
     """Return the first golden calls, each sent to a tool that does not answer it, with one
     argument where both tools have some.
 
-    Empty if there is no other tool."""
+    Empty if there is no other tool, or nothing to call."""
     wrong = []
-    for call in env.golden_calls()[0]:
+    for call in next(iter(env.golden_calls()), []):
         others = [t.doc for t in env.tools if t.doc.name != call.name]
         if not others:
             return []
@@ -159,6 +159,7 @@ def begin(
         messages=list(step.messages),
         turns=[],
         sub_questions=step.open(),
+        missing=step.missing,
         stop="max_turns",
     )
 

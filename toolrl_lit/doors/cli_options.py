@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENDINGS', 'PATH', 'Split', 'Rule', 'Pairs', 'Out', 'Environments', 'Model', 'Seed', 'Reasoning', 'BaseUrl', 'Turns',
-           'Tokens', 'Batch', 'Longest', 'as_path', 'check_ending', 'check_out', 'check_model', 'tell_next', 'leads',
-           'read_environments', 'typed']
+           'Tokens', 'Batch', 'Longest', 'Benchmarks', 'Models', 'BenchData', 'BenchOut', 'Parts', 'Most', 'BenchRule',
+           'Samples', 'Temperature', 'BenchTokens', 'BenchLongest', 'BenchUser', 'UserUrl', 'ListAll', 'as_path',
+           'check_ending', 'check_out', 'check_model', 'tell_next', 'leads', 'read_environments', 'typed']
 
 # %% ../../nbs/doors/cli_options.ipynb #4bbeff0d
 import os
@@ -175,6 +176,72 @@ Longest = Annotated[
         help="End a conversation that grows longer than this (default 4096; the preset 'paper' of training: 16384).",
     ),
 ]
+
+# %% ../../nbs/doors/cli_options.ipynb #68e283ae
+Benchmarks = Annotated[
+    list[str] | None,
+    typer.Argument(help="Benchmarks: rotbench, taubench, bfcl, toolhop, general."),
+]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Measure this model: as for `toolrl evaluate`. Repeat the option to compare.",
+    ),
+]
+BenchData = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        "-d",
+        help="Read the benchmarks' data from this folder; --list says how it looks.",
+    ),
+]
+BenchOut = Annotated[
+    Path,
+    typer.Option("--out", "-o", help="Keep rollouts, scores and the page in this folder.", **PATH),
+]
+Parts = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Play this part of a benchmark, such as clean. Repeat for more (default: all)."
+    ),
+]
+Most = Annotated[
+    int | None,
+    typer.Option(min=1, help="Play the first items of each part, so many (default: all)."),
+]
+BenchRule = Annotated[
+    Literal["authors", "official"],
+    typer.Option(help="What counts as right where the paper's authors and the benchmark differ."),
+]
+Samples = Annotated[
+    int, typer.Option(min=1, help="Play each item so often; tau-bench gives Pass^k.")
+]
+
+# %% ../../nbs/doors/cli_options.ipynb #16f7238a
+Temperature = Annotated[
+    float, typer.Option(help="Sample with this temperature; 0 takes the likeliest token.")
+]
+BenchTokens = Annotated[
+    int,
+    typer.Option(help="Cut a turn after this many tokens (paper: 1024, with --reasoning 8192)."),
+]
+BenchLongest = Annotated[
+    int | None, typer.Option(help="End an item whose prompt is longer (default 8192).")
+]
+BenchUser = Annotated[
+    str,
+    typer.Option(
+        help="Who talks in tau-bench: 'scripted' (offline), or a model behind --user-url."
+    ),
+]
+UserUrl = Annotated[
+    str | None,
+    typer.Option(help="Ask this OpenAI-compatible endpoint for the user of tau-bench."),
+]
+ListAll = Annotated[bool, typer.Option("--list", help="Say what each benchmark needs, and end.")]
 
 # %% ../../nbs/doors/cli_options.ipynb #1f2b601a
 def typed(

@@ -264,7 +264,8 @@ exec "${PYTHON:-python3}" -m verl.trainer.main_ppo \\
 # %% ../../nbs/doors/export.ipynb #8f767560
 def _verl_row(step: StepRecord, index: int, tokenizer) -> dict[str, Any]:
     "Return one row of verl's Parquet file."
-    needed = ("codes", "unsolved_set", "answer", "solve_rate")
+    needed = ["codes", "unsolved_set", "answer", "solve_rate"]
+    needed += ["missing", "messages"] if step.missing else []
     truth = {k: v for k, v in to_ftrl(step).items() if k in needed}
     return dict(
         data_source=step.data_source,

@@ -16,7 +16,7 @@ from .answers import AnswerType, infer_type
 from .calls import Engine
 from .shards import rows_of
 from .store import UserError, explain_line, shortened
-from ..schema import Dependencies, Environment, StepRecord
+from ..schema import Dependencies, Environment, Missing, StepRecord
 
 # %% ../../nbs/engine/ftrl.ipynb #fa200cdc
 FIELDS = tuple("messages tools codes unsolved_set answer solve_rate data_source split".split())
@@ -66,7 +66,11 @@ def answer_types(
     return {a: record.answer_types.get(a) or infer_type(a) for a in answers}
 
 # %% ../../nbs/engine/ftrl.ipynb #a9ede2e5
-_OURS = {"engines": TypeAdapter(dict[str, Engine]), "depends_on": TypeAdapter(Dependencies)}
+_OURS = {
+    "engines": TypeAdapter(dict[str, Engine]),
+    "depends_on": TypeAdapter(Dependencies),
+    "missing": TypeAdapter(Missing),
+}
 
 
 def additions(

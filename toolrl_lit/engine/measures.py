@@ -6,7 +6,7 @@
 __all__ = ['parameters_of', 'document_measures', 'copied_share', 'plain_words', 'opening', 'question_measures', 'shared_ngrams',
            'json_share', 'richness']
 
-# %% ../../nbs/engine/measures.ipynb #c87319c5
+# %% ../../nbs/engine/measures.ipynb #d3b085bb
 import re
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -19,7 +19,7 @@ from .match import plain
 from .rules import rule_scores
 from ..schema import Environment, ToolDoc
 
-# %% ../../nbs/engine/measures.ipynb #7e318647
+# %% ../../nbs/engine/measures.ipynb #15d5cf33
 def parameters_of(
     doc: ToolDoc,
 ) -> dict[str, dict[str, Any]]:
@@ -27,28 +27,38 @@ def parameters_of(
     found = doc.parameters.get("properties", {})
     return {name: schema for name, schema in found.items() if isinstance(schema, dict)}
 
+# %% ../../nbs/engine/measures.ipynb #69dc0232
+def _may_be_left_out(doc: ToolDoc) -> set[str]:
+    "Return the parameters of a tool that a caller may leave out."
+    return set(parameters_of(doc)) - set(doc.parameters.get("required", ()))
+
 
 def document_measures(
     documents: Sequence[ToolDoc],  # at least one
 ) -> dict[str, float]:
     "Return what the documents of many tools are like: medians, and shares from 0 to 1."
-    params = [parameters_of(d) for d in documents]
-    schemas = [s for p in params for s in p.values()]
-    optional = [set(p) - set(d.parameters.get("required", ())) for d, p in zip(documents, params)]
+    schemas = [s for d in documents for s in parameters_of(d).values()]
+    optional = sum(bool(_may_be_left_out(d)) for d in documents)
+    described = sum("description" in s for s in schemas)
     return {
-        "parameters of a tool, median": median(map(len, params)),
-        "tools with optional parameters": sum(map(bool, optional)) / len(documents),
-        "parameters with a description": sum("description" in s for s in schemas)
-        / max(1, len(schemas)),
+        "parameters of a tool, median": median(len(parameters_of(d)) for d in documents),
+        "tools with optional parameters": optional / len(documents),
+        "parameters with a description": described / max(1, len(schemas)),
         "words of a description, median": median(len(d.description.split()) for d in documents),
     }
 
-# %% ../../nbs/engine/measures.ipynb #9a1084f9
+# %% ../../nbs/engine/measures.ipynb #52fa699e
 def _leaves(value: Any) -> list[Any]:
     "Return the values in arguments."
     if isinstance(value, dict):
         value = list(value.values())
     return [x for v in value for x in _leaves(v)] if isinstance(value, list) else [value]
+
+# %% ../../nbs/engine/measures.ipynb #a25652da
+def _stands_in(value: Any, text: str) -> bool:
+    "Return whether a text holds a value as a word of its own. True and False are never copied."
+    word = re.escape(plain(str(value)))
+    return not isinstance(value, bool) and bool(re.search(rf"(?<!\w){word}(?!\w)", text))
 
 
 def copied_share(
@@ -60,15 +70,12 @@ def copied_share(
         known, answers = plain(env.question), {q.id: q.answer for q in env.scenario.sub_questions}
         for q in env.scenario.sub_questions:
             read = " ".join([known, *(plain(answers[d]) for d in q.depends_on)])
-            for value in _leaves(q.arguments):
-                text = re.escape(plain(str(value)))
-                copied += bool(re.search(rf"(?<!\w){text}(?!\w)", read)) and not isinstance(
-                    value, bool
-                )
-                total += 1
+            values = _leaves(q.arguments)
+            copied += sum(_stands_in(v, read) for v in values)
+            total += len(values)
     return copied / max(1, total)
 
-# %% ../../nbs/engine/measures.ipynb #218c6f89
+# %% ../../nbs/engine/measures.ipynb #d7ebb248
 def plain_words(
     question: str,
 ) -> list[str]:
@@ -78,7 +85,7 @@ def plain_words(
     words = re.findall(r"[^\W\d_]+(?:['’][a-z]+)?", re.sub(r"\S*\d\S*", " ", question))
     return [w.lower() for w in words if w.islower() or w in firsts and len(w) > 0]
 
-
+# %% ../../nbs/engine/measures.ipynb #18ecbd57
 def opening(
     question: str,
 ) -> str:
@@ -96,6 +103,12 @@ def question_measures(
         "openings of two words": len(set(map(opening, questions))),
     }
 
+# %% ../../nbs/engine/measures.ipynb #c1c77574
+def _runs(question: str, n: int) -> list[tuple[str, ...]]:
+    "Return the runs of `n` words of a question."
+    words = plain_words(question)
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
 
 def shared_ngrams(
     first: Iterable[str],  # questions of one split
@@ -103,23 +116,38 @@ def shared_ngrams(
     n: int = 6,  # words in a row, names and numbers left out
 ) -> float:
     "Return the share of runs of words in the second set of questions that the first has as well."
-
-    def runs(question: str) -> list[tuple[str, ...]]:
-        words = plain_words(question)
-        return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-
-    seen = {run for q in first for run in runs(q)}
-    found = [run in seen for q in second for run in runs(q)]
+    seen = {run for q in first for run in _runs(q, n)}
+    found = [run in seen for q in second for run in _runs(q, n)]
     return sum(found) / max(1, len(found))
 
-# %% ../../nbs/engine/measures.ipynb #607d5049
+# %% ../../nbs/engine/measures.ipynb #d9134565
 def json_share(
     results: Sequence[str],  # of golden calls
 ) -> float:
     "Return the share of results that are JSON objects or lists rather than a bare text."
     return sum(isinstance(read_result(r), (dict, list)) for r in results) / max(1, len(results))
 
-# %% ../../nbs/engine/measures.ipynb #5a2df753
+# %% ../../nbs/engine/measures.ipynb #e634db20
+def _bare(documents: Sequence[ToolDoc]) -> list[str]:
+    "Return the parameters that have no description."
+    return [
+        f"{d.name}.{name}"
+        for d in documents
+        for name, schema in parameters_of(d).items()
+        if "description" not in schema
+    ]
+
+
+def _document_findings(documents: Sequence[ToolDoc]) -> list[Finding]:
+    "Return how bare some documents are."
+    fixed = [d.name for d in documents if not _may_be_left_out(d)]
+    params = sum(len(parameters_of(d)) for d in documents)
+    return [
+        found("parameter without a description", _bare(documents), params, defect=False),
+        found("tool without optional parameters", fixed, len(documents), defect=False),
+    ]
+
+# %% ../../nbs/engine/measures.ipynb #5be8e34e
 def richness(
     environments: Iterable[Environment],
     sandbox=None,  # `ToolSandbox`; None takes the shared one
@@ -130,23 +158,13 @@ def richness(
     docs, questions = [t.doc for e in some for t in e.tools], [e.question for e in some]
     if not docs:
         return []
-    params = [parameters_of(d) for d in docs]
-    bare = [
-        f"{d.name}.{p}"
-        for d, own in zip(docs, params)
-        for p, s in own.items()
-        if "description" not in s
-    ]
-    fixed = [
-        d.name for d, own in zip(docs, params) if set(own) <= set(d.parameters.get("required", ()))
-    ]
     asking = [e for e in some if not e.task]  # a task's user has to be asked, which rules cannot
     scores, copied = rule_scores(asking, sandbox) if asking else [], copied_share(some)
-    said, name = question_measures(questions), "Solve-F1 of a policy without a model, %"
+    name = "Solve-F1 of a policy without a model, %"
+    openings = question_measures(questions)["openings of two words"]
     return [
         *([Finding(name, round(100 * mean(scores)), 100, False)] if scores else []),
         Finding("argument values copied from what was read, %", round(100 * copied), 100, False),
-        found("parameter without a description", bare, sum(map(len, params)), defect=False),
-        found("tool without optional parameters", fixed, len(docs), defect=False),
-        Finding("different openings of two words", said["openings of two words"], len(some), False),
+        *_document_findings(docs),
+        Finding("different openings of two words", openings, len(some), False),
     ]

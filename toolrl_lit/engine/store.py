@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BOM', 'M', 'UserError', 'shortened', 'explain', 'explain_line', 'first_few', 'replacing', 'write_text',
-           'names_a_folder', 'check_text', 'read_text', 'sha256', 'write_jsonl', 'reserve', 'refuse_other',
+           'names_a_folder', 'check_text', 'read_text', 'sha256', 'Saved', 'write_jsonl', 'reserve', 'refuse_other',
            'holds_work', 'lacks_memory']
 
 # %% ../../nbs/engine/store.ipynb #d58628b2
@@ -16,10 +16,10 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, ClassVar, Self, TypeVar
 
 import filelock
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticSerializationError
 
 # %% ../../nbs/engine/store.ipynb #32a8d3cb
@@ -178,6 +178,25 @@ def sha256(
             return hashlib.file_digest(f, "sha256").hexdigest()
     except OSError as e:
         raise UserError(f"{path}: cannot be read: {e.strerror}") from e
+
+# %% ../../nbs/engine/store.ipynb #8e863533
+class Saved(BaseModel):
+    "Write a model to a file of its own, and read it again."
+
+    model_config = ConfigDict(extra="forbid")
+    called: ClassVar[str] = "what save() writes"  # what errors call such a file
+
+    def save(self, path: str | Path) -> Path:
+        "Write as JSON, whole or not at all."
+        return write_text(path, self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        "Read what `save` wrote. Raises `UserError` naming the file if it cannot be read or is something else."
+        try:
+            return cls.model_validate_json(read_text(path))
+        except ValidationError as e:
+            raise UserError(f"{path}: expected {cls.called}: {e.errors()[0]['msg']}") from e
 
 # %% ../../nbs/engine/store.ipynb #55fd94be
 M = TypeVar("M", bound=BaseModel)

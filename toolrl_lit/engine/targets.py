@@ -24,6 +24,8 @@ class Target(NamedTuple):
     engines: dict[str, str] = {}  # by tool, where they have been chosen
     types: dict[str, tuple[str]] = {}  # of golden answers, where they are known
     needs: Dependencies = {}  # what has to be solved before a golden answer counts
+    missing: str = ""  # why there is no answer, if there is none
+    question: str = ""  # what was asked, where there is no answer
 
 # %% ../../nbs/engine/targets.ipynb #7dd03f8e
 def _object(record: dict, field: str) -> dict:
@@ -55,6 +57,13 @@ def _check_fields(unsolved: dict, codes: dict, answer: Any):
         raise UserError(f"field 'answer': expected text, got {answer!r:.60}")
 
 # %% ../../nbs/engine/targets.ipynb #bf165677
+def _first_asked(messages: Any) -> str:
+    "What the user asked first."
+    said = messages if isinstance(messages, list) else []
+    asked = (m.get("content") for m in said if isinstance(m, dict) and m.get("role") == "user")
+    return str(next(asked, ""))
+
+
 def _of_foreign(record: dict) -> Target:
     "Return the target of a record in the authors' format."
     codes, unsolved = _object(record, "codes"), _object(record, "unsolved_set")
@@ -62,7 +71,9 @@ def _of_foreign(record: dict) -> Target:
     _check_fields(unsolved, codes, answer)
     ours = additions(record)
     engines, needs = ours.get("engines", {}), ours.get("depends_on", {})
-    return Target(codes, unsolved, answer, finished, engines, {}, needs)
+    missing = ours.get("missing", "")
+    lacks = (missing, _first_asked(record.get("messages"))) if missing else ()
+    return Target(codes, unsolved, answer, finished, engines, {}, needs, *lacks)
 
 
 def target_of(
@@ -78,5 +89,8 @@ def target_of(
     e = record
     if isinstance(record, StepRecord):
         done = e.solve_rate == 1.0
-        return Target(e.codes, e.unsolved, e.answer, done, e.engines, types, e.depends_on)
-    return Target(e.codes(), e.unsolved(), e.answer, False, e.engines(), types, e.depends_on())
+        lacks = (e.missing, _first_asked(e.messages)) if e.missing else ()
+        return Target(e.codes, e.unsolved, e.answer, done, e.engines, types, e.depends_on, *lacks)
+    lacks = (e.scenario.missing, e.question) if e.scenario.missing else ()
+    needs = e.depends_on()
+    return Target(e.codes(), e.unsolved(), e.answer, False, e.engines(), types, needs, *lacks)

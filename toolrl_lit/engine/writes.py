@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VERBS', 'PENDING', 'changes', 'without', 'reached', 'forbids', 'broken', 'Write', 'writable', 'write_parameters',
-           'write_document', 'render_write', 'written_tool', 'Ran', 'Runs', 'run_many']
+           'write_document', 'render_write', 'written_tool', 'Runs', 'Ran', 'run_many']
 
-# %% ../../nbs/engine/writes.ipynb #4c88a4af
+# %% ../../nbs/engine/writes.ipynb #fbd9dda4
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,10 +17,11 @@ from .calls import Call, CallResult, failure
 from .domains import Domain, Table
 from .goals import Change, Deed, Rows, Rule, Tables, Task
 from .operations import Filter, Operation, Param, document_of, parameters
+from .rendering import indented, signature
 from .sandbox import ToolSandbox, shared
 from ..schema import Tool, ToolCall, ToolDoc
 
-# %% ../../nbs/engine/writes.ipynb #b2780154
+# %% ../../nbs/engine/writes.ipynb #0ebf6420
 def changes(
     before: Tables,
     after: Tables,
@@ -38,7 +39,7 @@ def changes(
                 found.append(Change(table=table, key=key, row=row))
     return found
 
-
+# %% ../../nbs/engine/writes.ipynb #048f69c2
 def without(
     some: list[Change],
     others: list[Change],
@@ -59,7 +60,16 @@ def reached(
     found = changes(task.tables, tables)
     return not without(task.goal, found) and not without(found, task.goal)
 
-# %% ../../nbs/engine/writes.ipynb #f9d2ef7f
+# %% ../../nbs/engine/writes.ipynb #f9766693
+def _taken(rule: Rule, before: dict | None, after: dict, rows: Rows) -> bool:
+    "Return whether a deed puts a second row at one thing and one day."
+    same = (rule.column, rule.value)
+    if before and all(before[c] == after[c] for c in same):
+        return False
+    others = (r for r in rows.values() if r["id"] != after.get("id"))
+    return any(all(r[c] == after[c] for c in same) for r in others)
+
+
 def forbids(
     rule: Rule,
     before: dict[str, Any] | None,  # the row before the deed; None for a new one
@@ -74,13 +84,9 @@ def forbids(
         return before[rule.column] == rule.value
     if rule.test == "past":
         return before[rule.column] < rule.value
-    same = (rule.column, rule.value)
-    if before and all(before[c] == after[c] for c in same):
-        return False
-    others = (r for r in rows.values() if r["id"] != after.get("id"))
-    return any(all(r[c] == after[c] for c in same) for r in others)
+    return _taken(rule, before, after, rows)
 
-
+# %% ../../nbs/engine/writes.ipynb #f6a2f85e
 def broken(
     rules: list[Rule],
     table: str,  # that they are about
@@ -92,13 +98,12 @@ def broken(
     pairs = [(old.get(k), new.get(k)) for k in old | new if old.get(k) != new.get(k)]
     return [r for r in rules if any(forbids(r, was, now, old) for was, now in pairs)]
 
-# %% ../../nbs/engine/writes.ipynb #5862149a
+# %% ../../nbs/engine/writes.ipynb #efc61ebe
 VERBS = {  # by deed and split; {} is one row of the table
     "create": "create_{} add_{} | register_{} enter_{} | open_{} record_{}",
     "change": "update_{} change_{} | amend_{} modify_{} | edit_{} revise_{}",
     "cancel": "cancel_{} delete_{} | withdraw_{} remove_{} | revoke_{} drop_{}",
 }
-PENDING = "pending"  # what stands for a code that is given out later
 
 
 class Write(BaseModel):
@@ -113,19 +118,30 @@ class Write(BaseModel):
     camel: bool = False  # names in camelCase
     rules: list[Rule] = []  # those that it guards
 
-
+# %% ../../nbs/engine/writes.ipynb #0f7d252c
 def writable(table: Table) -> list[str]:
     "Return the columns that a change may set: not ids, codes and references."
     return [c.name for c in table.columns.values() if c.kind in ("date", "number", "enum", "flag")]
 
-
+# %% ../../nbs/engine/writes.ipynb #a7f42206
 def _reading(write: Write, kind: str, columns: Sequence[str] = ()) -> Operation:
     "Return the look-up whose parameters a tool shares."
     filters = [Filter(column=c) for c in columns]
     plain = dict(name=write.name, table=write.table, description="", words=write.words)
     return Operation(kind=kind, filters=filters, camel=write.camel, **plain)
 
+# %% ../../nbs/engine/writes.ipynb #242e0b90
+def _for_new(params: list[Param], table: Table) -> list[Param]:
+    "Return the parameters of a tool that creates a row, those that are required first."
+    found = []
+    for p in params:
+        of = table.columns[p.column]
+        free = {"enum": next(iter(of.values), None), "flag": False}
+        more = {"default": free[of.kind]} if of.kind in free else {}
+        found.append(p.model_copy(update={"schema_": p.schema_ | more, "required": not more}))
+    return sorted(found, key=lambda p: not p.required)
 
+# %% ../../nbs/engine/writes.ipynb #ae4bb3df
 def write_parameters(
     write: Write,
     domain: Domain,  # to which its table belongs
@@ -138,18 +154,9 @@ def write_parameters(
     refs = [c.name for c in table.columns.values() if c.kind == "ref"]
     columns = [*(refs if write.deed == "create" else ()), *writable(table)]
     found = [p for p in parameters(_reading(write, "search", columns), domain) if p.column]
-    if write.deed == "change":
-        return keys + found
-    kinds = {p.column: table.columns[p.column] for p in found}
-    for i, p in enumerate(found):
-        of = kinds[p.column]
-        free = {"enum": next(iter(of.values), None), "flag": False}
-        more = {"default": free[of.kind]} if of.kind in free else {}
-        update = {"schema_": p.schema_ | more, "required": not more}
-        found[i] = p.model_copy(update=update)
-    return sorted(found, key=lambda p: not p.required)
+    return keys + found if write.deed == "change" else _for_new(found, table)
 
-
+# %% ../../nbs/engine/writes.ipynb #05ce8aaf
 def write_document(
     write: Write,
     domain: Domain,  # to which its table belongs
@@ -157,7 +164,7 @@ def write_document(
     "Return the document of a tool that writes."
     return document_of(write.name, write.description, write_parameters(write, domain))
 
-# %% ../../nbs/engine/writes.ipynb #e1dcb76c
+# %% ../../nbs/engine/writes.ipynb #23035485
 _DATE = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
 _FITS = {
     "string": ("isinstance({0}, str)", "text"),
@@ -165,7 +172,6 @@ _FITS = {
     "number": ("isinstance({0}, (int, float)) and not isinstance({0}, bool)", "a number"),
     "boolean": ("isinstance({0}, bool)", "true or false"),
 }
-_TYPES = dict(string="str", integer="int", number="float", boolean="bool")
 
 
 def _expects(p: Param) -> list[str]:
@@ -181,7 +187,7 @@ def _expects(p: Param) -> list[str]:
         f'    raise ValueError(f"{p.name} must be {expected}; got {{{p.name}!r}}")',
     ]
 
-
+# %% ../../nbs/engine/writes.ipynb #12f93405
 def _there(name: str, table: Table) -> list[str]:
     "Return lines that refuse an id which is not in a table."
     return [
@@ -190,36 +196,50 @@ def _there(name: str, table: Table) -> list[str]:
     ]
 
 
+def _checks(write: Write, domain: Domain, params: list[Param]) -> list[str]:
+    "Return lines that check all values, those that may be left out only where they are given."
+    columns, lines = domain.tables[write.table].columns, []
+    for p in params:
+        of = columns[p.column]
+        table = domain.tables[write.table] if of.kind == "id" else domain.tables.get(of.of)
+        body = _expects(p) + (_there(p.name, table) if of.kind in ("id", "ref") else [])
+        free = not p.required and "default" not in p.schema_
+        lines += [f"if {p.name} is not None:", *indented(body)] if free else body
+    return lines
+
+# %% ../../nbs/engine/writes.ipynb #241f947f
 def _guard(rule: Rule) -> list[str]:
     "Return lines that refuse what a rule forbids: `before` is the row as it was, `row` as it would be."
     if rule.test == "taken":
-        same = f'r["{rule.value}"] == row["{rule.value}"] and r["{rule.column}"] == row["{rule.column}"]'
-        taken = f'[r["id"] for r in rows.values() if r["id"] != row["id"] and {same}]'
+        pairs = [f'r["{c}"] == row["{c}"]' for c in (rule.value, rule.column)]
+        taken = (
+            f'[r["id"] for r in rows.values() if r["id"] != row["id"] and {" and ".join(pairs)}]'
+        )
         return [
             f"taken = {taken}",
             f'if taken and (before is None or before["{rule.column}"] != row["{rule.column}"]):',
             f'    raise PermissionError({rule.text!r} + f" {{taken[0]}} is there already.")',
         ]
-    sign = "==" if rule.test == "is" else "<"
+    sign, shown = "==" if rule.test == "is" else "<", f"{{before['{rule.column}']!r}}"
     return [
         f'if before["{rule.column}"] {sign} {rule.value!r}:',
-        f"    raise PermissionError({rule.text!r} + f\" {rule.column} is {{before['{rule.column}']!r}}.\")",
+        f'    raise PermissionError({rule.text!r} + f" {rule.column} is {shown}.")',
     ]
+
+# %% ../../nbs/engine/writes.ipynb #8078cd4a
+PENDING = "pending"  # what stands for a code that is given out later
 
 
 def _new_row(table: Table, params: list[Param]) -> list[str]:
     "Return lines that make a row with an id of its own."
     names = {p.column: p.name for p in params}
-    cells = [
-        f'"{c.name}": {names.get(c.name, repr(PENDING))}'
-        for c in table.columns.values()
-        if c.kind != "id"
-    ]
+    columns = [c for c in table.columns if c != "id"]
+    cells = ", ".join(f'"{c}": {names.get(c, repr(PENDING))}' for c in columns)
     return [
         "number = 100000",
         f'while "{table.prefix}-" + str(number) in rows:',
         "    number += 1",
-        f'row = {{"id": "{table.prefix}-" + str(number), {", ".join(cells)}}}',
+        f'row = {{"id": "{table.prefix}-" + str(number), {cells}}}',
         "before = None",
     ]
 
@@ -231,17 +251,21 @@ def _changed_row(key: str, params: list[Param]) -> list[str]:
         lines += [f"if {p.name} is not None:", f'    row["{p.column}"] = {p.name}']
     return [*lines, "if row == before:", '    raise ValueError("nothing to change")']
 
-
-def _checks(write: Write, domain: Domain, params: list[Param]) -> list[str]:
-    "Return lines that check all values, those that may be left out only where they are given."
-    columns, lines = domain.tables[write.table].columns, []
-    for p in params:
-        of = columns[p.column]
-        table = domain.tables[write.table] if of.kind == "id" else domain.tables.get(of.of)
-        body = _expects(p) + (_there(p.name, table) if of.kind in ("id", "ref") else [])
-        free = not p.required and "default" not in p.schema_
-        lines += [f"if {p.name} is not None:", *("    " + x for x in body)] if free else body
-    return lines
+# %% ../../nbs/engine/writes.ipynb #8702eb6f
+def _body(write: Write, table: Table, params: list[Param]) -> list[str]:
+    "Return the lines of a source behind its checks."
+    key = params[0].name
+    match write.deed:
+        case "create":
+            lines = _new_row(table, params)
+        case "change":
+            lines = _changed_row(key, params[1:])
+        case "cancel":
+            lines = [f"before = rows[{key}]"]
+    lines += [line for rule in write.rules for line in _guard(rule)]
+    if write.deed == "cancel":
+        return [*lines, f"del rows[{key}]", f'return {{"cancelled": {key}}}']
+    return [*lines, 'rows[row["id"]] = row', "return row"]
 
 
 def render_write(
@@ -250,29 +274,13 @@ def render_write(
 ) -> str:
     "Return the Python source of a tool that writes into the database `data`."
     table, params = domain.tables[write.table], write_parameters(write, domain)
-    signature = [
-        f"{p.name}: {_TYPES[p.schema_['type']]}"
-        + ("" if p.required else f" = {p.schema_.get('default')!r}")
-        for p in params
-    ]
-    key, lines = params[0].name, [json.dumps(write.description), "import re"]
-    lines += [f'rows = data["{table.name}"]', *_checks(write, domain, params)]
-    match write.deed:
-        case "create":
-            lines += _new_row(table, params)
-        case "change":
-            lines += _changed_row(key, params[1:])
-        case "cancel":
-            lines += [f"before = rows[{key}]"]
-    lines += [line for rule in write.rules for line in _guard(rule)]
-    if write.deed == "cancel":
-        lines += [f"del rows[{key}]", f'return {{"cancelled": {key}}}']
-    else:
-        lines += ['rows[row["id"]] = row', "return row"]
-    head = f"def {write.name}({', '.join([*signature, 'data: dict = None'])}) -> dict:"
-    return "\n".join([head, *("    " + line for line in lines)]) + "\n"
+    lines = [json.dumps(write.description), "import re", f'rows = data["{table.name}"]']
+    lines += [*_checks(write, domain, params), *_body(write, table, params)]
+    declared = [*map(signature, params), "data: dict = None"]
+    head = f"def {write.name}({', '.join(declared)}) -> dict:"
+    return "\n".join([head, *indented(lines)]) + "\n"
 
-
+# %% ../../nbs/engine/writes.ipynb #adfd5856
 def written_tool(
     write: Write,
     domain: Domain,  # to which its table belongs
@@ -280,7 +288,7 @@ def written_tool(
     "Return the document and the source of a tool that writes."
     return Tool(doc=write_document(write, domain), code=render_write(write, domain))
 
-# %% ../../nbs/engine/writes.ipynb #523c0ab3
+# %% ../../nbs/engine/writes.ipynb #084c4e6f
 _RUN = """
 def run(data, runs):
     import json
@@ -301,13 +309,6 @@ def run(data, runs):
 """
 
 
-class Ran(NamedTuple):
-    "Hold what calls gave, and the database after them."
-
-    results: list[CallResult]
-    tables: Tables
-
-
 class Runs(NamedTuple):
     "Hold sequences of calls, each of which starts from the same database."
 
@@ -324,14 +325,19 @@ def _job(runs: Runs, group: int) -> Call:
     calls = [[(c.name, c.arguments) for c in some] for some in runs.calls]
     return Call("run", {"data": runs.tables, "runs": calls}, code, None, "monty", group)
 
+# %% ../../nbs/engine/writes.ipynb #349fbaf4
+class Ran(NamedTuple):
+    "Hold what calls gave, and the database after them."
+
+    results: list[CallResult]
+    tables: Tables
+
 
 def _ran(runs: Runs, result: CallResult) -> list[Ran]:
     "Return what came of sequences of calls; where the sandbox gave up on them, nothing has changed."
     if not result.ok:
-        return [
-            Ran([CallResult(result.text, False, result.error)] * len(c), runs.tables)
-            for c in runs.calls
-        ]
+        failed = CallResult(result.text, False, result.error)
+        return [Ran([failed] * len(c), runs.tables) for c in runs.calls]
     found = []
     for calls, (told, tables) in zip(runs.calls, json.loads(result.text)):
         results = [
@@ -346,6 +352,6 @@ def run_many(
     jobs: Sequence[Runs],
     sandbox: ToolSandbox | None = None,  # where tools run; None takes the shared one
 ) -> list[list[Ran]]:
-    "Return what each sequence of calls gave, all of them in one batch of the sandbox; the databases that come in stay as they are."
+    "Return what each sequence of calls gave; the databases that come in stay as they are."
     results = (sandbox or shared()).call_many([_job(r, i) for i, r in enumerate(jobs)])
     return [_ran(runs, result) for runs, result in zip(jobs, results)]
