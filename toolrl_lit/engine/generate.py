@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers import PretrainedConfig, PreTrainedModel, StaticCache
 
 from .attention import ELSEWHERE, Prompts, grouped
@@ -51,9 +52,9 @@ class PrefixMemory:
         self.entries = sorted(entries, key=lambda e: e[0])
 
 # %% ../../nbs/engine/generate.ipynb #6f531f8c
-def _read(model, prompts: list[list[int]], memory: PrefixMemory, length: int, pad: int):
-    "Read a few prompts, as far as they are not remembered, right-aligned at `length`. Return a cache and the last logits (prompts, vocabulary)."
-    found = [memory.find(p) for p in prompts]
+def _read(model, prompts: list[list[int]], memory: PrefixMemory, pad: int):
+    "Read a few prompts, as far as they are not remembered, right-aligned at the longest. Return a cache and the last logits (prompts, vocabulary)."
+    found, length = [memory.find(p) for p in prompts], max(map(len, prompts))
     new = max(max(len(p) - n, 1) for p, (n, _) in zip(prompts, found))
     if all(n == 0 for n, _ in found):
         new = length
@@ -89,8 +90,18 @@ def _fill(cache: StaticCache, prompts: list[list[int]], known: list, length: int
             layer.values[row, :, length - len(p) : length - new] = kv[1, i, :, :old]
 
 # %% ../../nbs/engine/generate.ipynb #adf37335
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+def _pieces(prompts: list[list[int]]) -> Iterator[list[list[int]]]:
+    "Yield a few prompts at a time: at most eight, of at most 4096 tokens with their padding."
+    while prompts:
+        at_once = max(1, min(8, 4096 // max(map(len, prompts[:8]))))
+        yield prompts[:at_once]
+        prompts = prompts[at_once:]
+
+
+def _joined(parts: list[torch.Tensor], length: int) -> torch.Tensor:
+    "Return the keys or values of all pieces, each right-aligned at `length`."
+    wide = [F.pad(x, (0, 0, length - x.shape[2], 0)) for x in parts]
+    return torch.cat(wide) if len(wide) > 1 else wide[0]
 
 
 def prefill(
@@ -102,17 +113,14 @@ def prefill(
     done: Callable[[int], None] = lambda tokens: None,  # told how many tokens have been read
 ) -> tuple[Prompts, torch.Tensor]:
     "Read each prompt once. Return what the rows go on from, and the logits (rows, vocabulary) of their first tokens."
-    length = max(map(len, prompts))
-    at_once = max(1, min(8, 4096 // length))
-    pieces = [prompts[i : i + at_once] for i in range(0, len(prompts), at_once)]
-    parts = []
-    for piece in pieces:
-        parts.append(_read(model, piece, memory, length, pad))
+    length, parts = max(map(len, prompts)), []
+    for piece in _pieces(prompts):
+        parts.append(_read(model, piece, memory, pad))
         done(sum(map(len, piece)))
     keys, values = [], []
     for layers in zip(*(cache.layers for cache, _ in parts)):
-        keys.append(_joined([layer.keys for layer in layers]))
-        values.append(_joined([layer.values for layer in layers]))
+        keys.append(_joined([layer.keys for layer in layers], length))
+        values.append(_joined([layer.values for layer in layers], length))
         for layer in layers:
             layer.keys = layer.values = None  # two copies of one layer at a time, and not of all
     seen = torch.tensor(_seen(prompts, length), device=model.device)
