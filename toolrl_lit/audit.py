@@ -46,6 +46,7 @@ from toolrl_lit.engine.findings import (
 )
 from .engine.measures import richness
 from .engine.records import as_environment, by_split
+from .engine.soundness import check_tasks
 from toolrl_lit.engine.splits import (  # noqa: F401, some at their old address
     SHARED,
     entities,
@@ -182,6 +183,13 @@ class _Tally:
     hits: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     answers: Counter = field(default_factory=Counter)  # golden
     asked: list[Asked] = field(default_factory=list)
+    tasks: int = 0  # how many of them are tasks
+
+    def add_task(self, env: Environment):
+        "Take in a task, which `check_tasks` examines."
+        self.tasks += 1
+        parts = tuple(sorted(q.answer for q in env.scenario.sub_questions))
+        self.asked.append(Asked(env.id, env.split, env.question, parts))
 
     def add(self, env: Environment, split: str, match: Callable[[str, str], bool]):
         "Examine an environment."
@@ -223,9 +231,13 @@ def _examined(
     "Return what is collected of some environments, and those that stage 5 would refuse."
     tally, failed, rest = _Tally(), [], iter(environments)
     while batch := list(itertools.islice(rest, BATCH)):
-        for e, problems in zip(batch, check_many(batch, sandbox)):
+        tasks, batch = [e for e in batch if e.task], [e for e in batch if not e.task]
+        for e in tasks:
+            tally.add_task(e)
+        for e in batch:
             tally.add(e, e.split, match)
-            failed += [f"{e.id}: {problem}" for problem in problems[:1]]
+        done = [*check_tasks(tasks, sandbox), *check_many(batch, sandbox)]
+        failed += [f"{e.id}: {found[0]}" for e, found in zip([*tasks, *batch], done) if found]
     if not tally.asked:
         raise UserError("nothing to audit: there is no environment")
     return tally, failed
@@ -263,6 +275,7 @@ def audit(
         *(shared_findings(train, test) if test else ()),
         tally.most_frequent(),
         *richness(every(), sandbox),
+        *([Finding("task", tally.tasks, n, False)] if tally.tasks else []),
     ]
 
 # %% ../nbs/07a_audit.ipynb #d6119a33

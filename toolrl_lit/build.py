@@ -175,7 +175,8 @@ def make(
             counts[place] += new
             if env:
                 made[place] = env
-        for (place, env), problems in zip(made.items(), check_many([*made.values()], sandbox)):
+        examine = getattr(plan.generator, "check", check_many)  # tasks have checks of their own
+        for (place, env), problems in zip(made.items(), examine([*made.values()], sandbox)):
             if problems:
                 counts[place][_reason(problems)] += 1
             else:

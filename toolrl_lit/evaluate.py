@@ -125,7 +125,7 @@ def score(
         environment=t.environment,
         sample=t.sample,
         kind=t.kind,
-        calls=t.n_calls,
+        calls=t.n_attempts,
         solved=t.n_solved,
         sub_questions=t.sub_questions,
         turns=len(t.turns),

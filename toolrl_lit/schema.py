@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ScenarioKind', 'SCENARIOS', 'Missing', 'Strategy', 'STRATEGIES', 'Dependencies', 'SubQuestion', 'Scenario', 'ToolDoc',
-           'Tool', 'ToolCall', 'Environment', 'StepRecord', 'Turn', 'Trajectory']
+           'Tool', 'Environment', 'StepRecord', 'Turn', 'Trajectory']
 
 # %% ../nbs/01_schema.ipynb #9a31c841
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .engine.answers import AnswerType, fit_type
 from .engine.calls import Engine
+from .engine.goals import Standing, Task, ToolCall
 from .engine.moved import FROM_SCHEMA, old_names
 from .engine.store import UserError
 
@@ -50,7 +51,7 @@ class Scenario(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     id: str
-    kind: ScenarioKind
+    kind: ScenarioKind | Literal["task"]
     question: str
     answer: str  # golden final answer
     answer_type: AnswerType | Literal[""] = ""  # what it is; "": inferred when it is read
@@ -110,13 +111,6 @@ class Tool(BaseModel):
         "Return the name of the tool, which its document gives."
         return self.doc.name
 
-# %% ../nbs/01_schema.ipynb #fa4ac47c
-class ToolCall(BaseModel):
-    "Hold a call as a policy writes it."
-
-    name: str
-    arguments: dict[str, Any] = {}
-
 # %% ../nbs/01_schema.ipynb #8f41de64
 Strategy = Literal[
     "functionality generalization",
@@ -130,13 +124,16 @@ Dependencies = dict[str, dict[str, list[tuple[str, str]]]]
 
 
 class Environment(BaseModel):
-    "Hold a question, its golden decomposition, and the tools to answer it (stages 3 to 5)."
+    """Hold a question, its golden decomposition, and the tools to answer it (stages 3 to 5).
+
+    With a `task` it is something to be done, and its sub-questions are the parts of that."""
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
     scenario: Scenario
     tools: list[Tool]
     strategies: list[Strategy] = []  # complexity scaling applied (stage 4)
     seed: int = 0
+    task: Task | None = None  # database, user and goal, where something is to be done
 
     @model_validator(mode="after")
     def _tools_cover_sub_questions(self):
@@ -156,7 +153,7 @@ class Environment(BaseModel):
         return self.scenario.id
 
     @property
-    def kind(self) -> ScenarioKind:
+    def kind(self) -> str:
         "Return the kind of the scenario."
         return self.scenario.kind
 
@@ -240,6 +237,8 @@ class StepRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
     environment: str = ""  # id of the environment
+    task: Task | None = None  # what makes the environment a task
+    standing: Standing | None = None  # how far a rollout of a task has come
     messages: list[dict[str, Any]]  # chat messages so far
     tools: list[dict[str, Any]]  # documents as chat templates take them
     codes: dict[str, str]  # Python source by tool name
@@ -273,9 +272,13 @@ class StepRecord(BaseModel):
 @patch
 def start(self: Environment) -> StepRecord:
     "Return the step record of the empty history."
+    asked = {"role": "user", "content": self.task.opening if self.task else self.question}
+    policy = [{"role": "system", "content": self.task.policy}] if self.task else []
     return StepRecord(
         environment=self.id,
-        messages=[{"role": "user", "content": self.question}],
+        task=self.task,
+        standing=self.task and Standing(),
+        messages=[*policy, asked],
         tools=self.documents(),
         codes=self.codes(),
         unsolved=self.unsolved(),
@@ -295,6 +298,7 @@ def after(
     messages: list[dict[str, Any]],  # what the turn and its results added to the history
     unsolved: dict[str, list[str]],  # golden sub-answers left after it, by tool name
     of: int,  # sub-questions that were unsolved in the beginning
+    standing: Standing | None = None,  # of a task, after it
 ) -> StepRecord:
     "Return the step that follows a turn."
     left = sum(map(len, unsolved.values()))
@@ -303,6 +307,7 @@ def after(
         unsolved=unsolved,
         turn=self.turn + 1,
         solve_rate=1 - left / max(1, of),
+        standing=standing or self.standing,
     )
     return self.model_copy(update=changes)
 
@@ -314,7 +319,10 @@ class Turn(BaseModel):
     text: str  # as the policy wrote it
     calls: list[ToolCall] = []
     results: list[str] = []  # feedback text of each call
-    solved: list[tuple[str, str] | None] = []  # for each call: the (tool, golden answer) it solved
+    # for each call: the (tool, golden answer) it solved; of a task's last turn, what was said
+    solved: list[tuple[str, str] | None] = []
+    standing: Standing | None = None  # of a task, after this turn
+    attempts: int | None = None  # of a task: what counts as a call in its reward
     reward: float = 0.0  # reward of this turn
     case: str = ""  # row of the reward table: "calls", "empty", "malformed", "answer", ...
 
@@ -337,6 +345,11 @@ class Trajectory(BaseModel):
     def n_calls(self) -> int:
         "Return the number of calls in all turns."
         return sum(len(t.calls) for t in self.turns)
+
+    @property
+    def n_attempts(self) -> int:
+        "Return the number of calls that count in its reward: of a task, those that write."
+        return sum(len(t.calls) if t.attempts is None else t.attempts for t in self.turns)
 
     @property
     def n_solved(self) -> int:
@@ -365,7 +378,7 @@ def take(
     self: Trajectory,
     step: StepRecord,  # where the turn was written
     text: str,  # the turn as the policy wrote it
-    score,  # what it was worth, a `reward.TurnScore`
+    score,  # what it was worth, a `reward.TurnScore`, or a `TaskScore`
 ) -> StepRecord:
     "Take a scored turn in, and return the step that follows it."
     turn = Turn(
@@ -376,7 +389,9 @@ def take(
         reward=score.reward,
         case=score.case,
     )
-    return step.after(self.add(score.content, turn), score.unsolved, self.sub_questions)
+    new = self.add(score.content, turn) + (score.note(turn) if step.task else [])
+    self.messages += new[1 + len(turn.calls) :]
+    return step.after(new, score.unsolved, self.sub_questions, turn.standing)
 
 # %% ../nbs/01_schema.ipynb #80c04f44
 def _left(unsolved: dict[str, list[str]], turn: Turn) -> dict[str, list[str]]:
@@ -392,15 +407,17 @@ def step_records(
     self: Trajectory,
     env: Environment | StepRecord,  # where the rollout began
 ) -> Iterator[StepRecord]:
-    "Yield the step records of this trajectory: the start, then one after every turn that called tools."
+    "Yield the step records of this trajectory: the start, then one after every turn that called tools, or that a user answered."
     step, place = env.start(), self.start
     yield step
     for turn in self.turns:
-        if not turn.calls:
-            return
         end = place + 1 + len(turn.calls)
+        if not turn.calls and end == len(self.messages):
+            return
+        end += not turn.calls
         new, place = self.messages[place:end], end
-        step = step.after(new, _left(step.unsolved, turn), self.sub_questions)
+        left = _left(step.unsolved, turn)
+        step = step.after(new, left, self.sub_questions, turn.standing)
         yield step
 
 # %% ../nbs/01_schema.ipynb #8bb8f51a

@@ -59,7 +59,7 @@ from .engine.shares import Told, told_shares
 from .engine.trainer import StepTrainer, make_trainer
 from .engine.unsloth import adapted, apart, choose_backend, fitted, load_unsloth
 from .engine.vllm import check_server
-from .episode import last_turn_reward, trl_environment, turn_worth
+from .episode import conversation_trainer, last_turn_reward, trl_environment, turn_worth
 from .reward import score_batch
 from .schema import Environment, StepRecord, Trajectory, UserError, write_text
 from .warm import demonstrations, warm_start  # noqa: F401, for others
@@ -278,6 +278,8 @@ def episode_trainer(
     sandbox=None,
 ) -> StepTrainer:
     "Return TRL's trainer on whole episodes, whose turns the policy writes."
+    if any(e.task for e in environments):
+        return conversation_trainer(config, out, policy, tuned, environments, sandbox)
     chosen = chosen_questions(config, policy, environments)
     how = dict(parser=policy.parser, sandbox=sandbox)
     factories, rows = trl_environment(list(chosen.values()), config.match, sandbox, policy.parser)

@@ -156,9 +156,10 @@ Against = Annotated[
     typer.Option(help="With --audit: the other split, which must share nothing with this one."),
 ]
 Maker = Annotated[
-    Literal["knowledge", "worlds", "llm"],
+    Literal["knowledge", "worlds", "tasks", "llm"],
     typer.Option(
-        help="Take questions from packaged facts, from invented worlds, or let a language model write."
+        help="Take questions from packaged facts, from invented worlds, or let a language model "
+        "write; or make tasks in worlds that change, with a user who talks."
     ),
 ]
 Unanswerable = Annotated[
@@ -215,6 +216,8 @@ def _source(
     unanswerable: float = 0,
 ) -> tuple[Any, dict[str, Any]]:
     "Return where content comes from, and the size of questions. Raises `UserError` for options of the other generator."
+    if generator == "tasks":
+        return _tasks(given | {"unanswerable": unanswerable}, pairs)
     authored = generator == "llm"
     if not authored and (wrong := next((k for k, v in given.items() if v), None)):
         raise UserError(f"{wrong.replace('_', '-')}: needs --generator llm")
@@ -233,6 +236,18 @@ def _source(
     asked = given["model"], given["questions"], given["topic"]
     check_author(n, *asked, how["workers"], how["executor"])
     return author(out, n, **given, pairs=rest, difficulty=size["difficulty"]), size
+
+
+def _tasks(given: dict[str, Any], pairs: list[str]) -> tuple[Any, dict[str, Any]]:
+    "Return what makes tasks, and which kind of scenario that is. Raises `UserError` for what fits other generators."
+    from toolrl_lit.tasks import TaskGenerator
+
+    if wrong := next((k for k, v in given.items() if v), None):
+        fits = "worlds" if wrong == "unanswerable" else "llm"
+        raise UserError(f"{wrong.replace('_', '-')}: needs --generator {fits}")
+    if pairs:
+        raise UserError(f"-p {pairs[0]}: --generator tasks takes no parameters; leave it out")
+    return TaskGenerator(), {"scenarios": TaskGenerator.kinds}
 
 
 def _build_from(source, n: int | None, seed: int, **how) -> Sequence:

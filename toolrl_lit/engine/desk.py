@@ -16,6 +16,7 @@ from .frames import expand, load_frames
 from .invent import World
 from .operations import VERBS as READING
 from toolrl_lit.engine.operations import (
+    Filter,
     Operation,
     Writer,
     camel,
@@ -109,15 +110,21 @@ def draw_rules(
     return rng.sample(found, len(found))
 
 # %% ../../nbs/engine/desk.ipynb #2b951f41
+def _range(table: Table) -> list[Filter]:
+    "Return a filter that nobody needs here, as tools have them: a range of the first number or date."
+    column = next((c.name for c in table.columns.values() if c.kind in ("number", "date")), "")
+    return filters_of(table, [column] if column else [])
+
+
 def _looks(world: World, writer: Writer) -> dict[str, Operation]:
     "Return the tools that read."
     table, tables = desk_table(world), world.domain.tables
     person, thing = refs_of(table)
     filters = filters_of(table, [person.name, thing.name, first_of(table, "date").name])
     return {
-        "person": writer.operation("find", tables[person.of], []),
-        "thing": writer.operation("find", tables[thing.of], []),
-        "row": writer.operation("get", table, []),
+        "person": writer.operation("find", tables[person.of], _range(tables[person.of])),
+        "thing": writer.operation("find", tables[thing.of], _range(tables[thing.of])),
+        "row": writer.operation("get", table, [], nested=True),
         "rows": writer.operation("search", table, filters),
     }
 

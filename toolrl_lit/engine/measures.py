@@ -207,10 +207,12 @@ def richness(
     docs, questions = [t.doc for e in some for t in e.tools], [e.question for e in some]
     if not docs:
         return []
-    score, copied = mean(rule_scores(some, sandbox)), copied_share(some)
+    asking = [e for e in some if not e.task]  # a task's user has to be asked, which rules cannot
+    scores, copied = rule_scores(asking, sandbox) if asking else [], copied_share(some)
+    name = "Solve-F1 of a policy without a model, %"
     openings = question_measures(questions)["openings of two words"]
     return [
-        Finding("Solve-F1 of a policy without a model, %", round(100 * score), 100, False, bar=30),
+        *([Finding(name, round(100 * mean(scores)), 100, False, bar=30)] if scores else []),
         Finding(
             "argument values copied from what was read, %", round(100 * copied), 100, False, bar=60
         ),
