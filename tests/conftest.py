@@ -1,18 +1,36 @@
-"What several test files share: eight real environments, and a tiny random model that writes calls often enough to learn."
+"""What several test files share: eight real environments, and a tiny random model that writes calls often enough to learn.
+
+Imports stand where they are needed: the process that hands out tests runs none, and need not import the library."""
 
 import gc
 import os
 import sys
+from typing import NamedTuple
+
+import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-import pytest
-import torch
 
-from toolrl_lit.build import build_environments
-from toolrl_lit.collect import CHAT_TEMPLATE, call_text
-from toolrl_lit.engine.tiny import stand_in_model, stand_in_tokenizer
-from toolrl_lit.scenario import KnowledgeGenerator
+# Files in the order in which workers take them: what takes longest first, so that no worker is left with it at the end
+LONGEST = (
+    "processes",
+    "train",
+    "build",
+    "audit",
+    "site",
+    "llm",
+    "cli",
+    "bench",
+    "backend",
+    "collect",
+)
+
+
+def pytest_collection_modifyitems(items):
+    "Put the files that take longest first."
+    order = {f"test_{name}": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 def pytest_collection_finish(session):
@@ -23,15 +41,22 @@ def pytest_collection_finish(session):
 @pytest.fixture(scope="session")
 def environments():
     "Two environments of each scenario."
+    from toolrl_lit.build import build_environments
+    from toolrl_lit.scenario import KnowledgeGenerator
+
     return build_environments(KnowledgeGenerator(), 8, seed=0, progress=False).environments
 
 
 def golden_calls(environments):
+    from toolrl_lit.collect import call_text
+
     return sorted({call_text([c]) for e in environments for wave in e.golden_calls() for c in wave})
 
 
 def save(environments, folder, template, calls):
     "Write a tiny model; its tokenizer is made from the prompts themselves, which makes them half as long."
+    from toolrl_lit.engine.tiny import stand_in_model, stand_in_tokenizer
+
     render = stand_in_tokenizer([], calls, template).apply_chat_template
     prompts = [
         render(s.messages, tools=s.tools, add_generation_prompt=True, tokenize=False)
@@ -45,6 +70,8 @@ def save(environments, folder, template, calls):
 
 @pytest.fixture(scope="session")
 def tiny_folder(environments, tmp_path_factory):
+    from toolrl_lit.collect import CHAT_TEMPLATE
+
     return save(
         environments,
         tmp_path_factory.mktemp("tiny") / "model",
@@ -100,11 +127,54 @@ def thinking_folder(environments, tmp_path_factory):
     )
 
 
+@pytest.fixture(scope="session")
+def small_llama():
+    "Makes a random Llama in single precision, peaked enough that rounding does not change a token."
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = dict(vocab_size=61, hidden_size=24, intermediate_size=48, num_hidden_layers=2)
+    heads = dict(num_attention_heads=6, num_key_value_heads=2)
+
+    def make(seed=0, **changes):
+        torch.manual_seed(seed)
+        settings = shape | heads | dict(initializer_range=0.3) | changes
+        return LlamaForCausalLM(LlamaConfig(**settings)).eval()
+
+    return make
+
+
+class Done(NamedTuple):
+    "How a command ended, and what it said."
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def toolrl(capsys, monkeypatch):
+    "Runs the command in this process: exit code, standard output, standard error."
+    from toolrl_lit.doors.cli import main
+
+    def run(*words) -> Done:
+        monkeypatch.setattr(sys, "argv", ["toolrl", *map(str, words)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as e:
+            code = e.code or 0
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
 @pytest.fixture
 def computes(monkeypatch):
     "Lets a test choose the type that models compute in, whatever this machine is fast at."
 
-    def use(dtype: torch.dtype):
+    def use(dtype):
         for name, module in list(sys.modules.items()):
             if name.startswith("toolrl_lit.") and "fast_dtype" in vars(module):
                 monkeypatch.setattr(module, "fast_dtype", lambda: dtype)

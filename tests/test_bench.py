@@ -32,7 +32,6 @@ from toolrl_lit.bench import (
 from toolrl_lit.bench.common import Cache, Item, Rollout, play
 from toolrl_lit.bench.scores import FAILURES, BenchScores, Row, Wanted, failure
 from toolrl_lit.collect import call_text
-from toolrl_lit.doors.cli import main
 from toolrl_lit.doors.endpoint import EndpointPolicy
 from toolrl_lit.schema import ToolCall, UserError
 
@@ -893,23 +892,6 @@ def test_toolhop_has_three_prompts_and_two_forms(hops, tmp_path):
 
 
 # The command ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture()
-def toolrl(capsys, monkeypatch):
-    "Run the command in this process: exit code, standard output, standard error."
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["toolrl", *map(str, words)])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as e:
-            code = e.code or 0
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture()

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from toolrl_lit import train
 from toolrl_lit.doors import cli, runs
-from toolrl_lit.doors.cli import find_notebook, main, open_run, parse_parameters, timed
+from toolrl_lit.doors.cli import find_notebook, open_run, parse_parameters, timed
 from toolrl_lit.evaluate import Evaluation, Score
 from toolrl_lit.schema import (
     Environment,
@@ -44,23 +44,6 @@ def release():
 def released():
     yield
     release()
-
-
-@pytest.fixture()
-def toolrl(capsys, monkeypatch):
-    "Run the command in this process: exit code, standard output, standard error."
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["toolrl", *map(str, words)])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as e:
-            code = e.code or 0
-        return SimpleNamespace(code=code, **capsys.readouterr()._asdict())
-
-    return run
 
 
 def refused(done, *said):
@@ -726,9 +709,9 @@ def test_rows_and_length_of_rollouts_can_be_set(toolrl, envs, tmp_path, tiny_fol
 
     plain, sizes = module._decode, []
 
-    def watched(model, some, copies, *rest, **more):
-        sizes.append(sum(copies))
-        return plain(model, some, copies, *rest, **more)
+    def watched(model, part, *rest, **more):
+        sizes.append(sum(len(numbers) for _, numbers in part))
+        return plain(model, part, *rest, **more)
 
     monkeypatch.setattr(module, "_decode", watched)
     for command in (["collect", "--samples", 3], ["evaluate"]):

@@ -54,20 +54,8 @@ from toolrl_lit.schema import (
 
 
 @pytest.fixture(scope="module")
-def llama():
-    "A random model in single precision, peaked enough that rounding does not change a token."
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=61,
-            hidden_size=24,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=6,
-            num_key_value_heads=2,
-            initializer_range=0.3,
-        )
-    ).eval()
+def llama(small_llama):
+    model = small_llama()
     model.set_attn_implementation("grouped")
     return model
 
@@ -159,17 +147,9 @@ def test_processes_that_share_the_work_draw_other_numbers(llama):
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 @pytest.mark.parametrize("temperature", [0, 0.5, 1.0])
-def test_weights_that_are_no_numbers_are_told(broken, temperature):
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=50,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-        )
-    ).eval()
+def test_weights_that_are_no_numbers_are_told(small_llama, broken, temperature):
+    model = small_llama(seed=3, num_hidden_layers=1)
+    prompts = [[1, 2, 3], [4], [5, 6, 7]]  # the last makes of an infinite weight a positive logit
     weights = [
         p
         for name, p in model.named_parameters()
@@ -180,10 +160,10 @@ def test_weights_that_are_no_numbers_are_told(broken, temperature):
         with torch.no_grad():
             p.flatten()[3] = broken
         with pytest.raises(UserError, match="logits are not finite"):
-            generate(model, [[1, 2, 3], [4]], temperature=temperature)
+            generate(model, prompts, temperature=temperature)
         with torch.no_grad():
             p.copy_(before)
-    generate(model, [[1, 2, 3], [4]], temperature=temperature)
+    generate(model, prompts, temperature=temperature)
     assert generation._sample(
         torch.tensor([[0.0, -torch.inf, 1.0]]), temperature, torch.tensor([0.99])
     ).tolist() == [2]  # a token that is ruled out
@@ -703,9 +683,9 @@ def test_a_call_and_its_rendering_are_read_back(policy, environments):
 def test_no_more_rows_than_asked_for_are_decoded_together(llama, prompts, copies, batch):
     prompts, sizes, plain = prompts * copies, [], generation._decode
 
-    def watched(model, some, counts, *rest, **more):
-        sizes.append(sum(counts))
-        return plain(model, some, counts, *rest, **more)
+    def watched(model, part, *rest, **more):
+        sizes.append(sum(len(numbers) for _, numbers in part))
+        return plain(model, part, *rest, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generation, "_decode", watched)

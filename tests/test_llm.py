@@ -40,7 +40,6 @@ from toolrl_lit.doors.author import (
     propose,
     read_questions,
 )
-from toolrl_lit.doors.cli import main
 from toolrl_lit.integrate import TWINS, overlapping
 from toolrl_lit.scenario import Difficulty
 from toolrl_lit.schema import (
@@ -971,28 +970,14 @@ def test_what_is_asked_of_the_generator_must_be_there(setup, monkeypatch):
         build(setup(questions=1, config=dict(prompts="nonsense"))[1])
 
 
-def toolrl(monkeypatch, capsys, *words):
-    "Exit code, standard output and standard error of the command."
-    monkeypatch.setattr(sys, "argv", ["toolrl", *map(str, words)])
-    capsys.readouterr()
-    code = 0
-    try:
-        main()
-    except SystemExit as e:
-        code = e.code or 0
-    return code, *capsys.readouterr()
-
-
 def test_the_command_builds_from_questions_and_from_topics_and_says_what_it_cost(
-    serve, tmp_path, monkeypatch, capsys
+    serve, tmp_path, toolrl, monkeypatch
 ):
     server, out = serve(8), tmp_path / "e.jsonl"
     monkeypatch.setenv("OPENAI_API_KEY", "any")
     (tmp_path / "q.csv").write_text("question\n" + "".join(f'"{q}"\n' for q in server.questions))
     llm_options = ["--generator", "llm", "--model", "played", "--base-url", server.url]
     code, said, _ = toolrl(
-        monkeypatch,
-        capsys,
         "build",
         *llm_options,
         "--questions",
@@ -1012,8 +997,6 @@ def test_the_command_builds_from_questions_and_from_topics_and_says_what_it_cost
     )
     assert [e.question for e in read_jsonl(out, Environment)] == server.questions
     code, said, _ = toolrl(
-        monkeypatch,
-        capsys,
         "build",
         *llm_options,
         "--topic",
@@ -1030,11 +1013,11 @@ def test_the_command_builds_from_questions_and_from_topics_and_says_what_it_cost
         and len(read_jsonl(tmp_path / "t", Environment)) == 4
         and len(read_manifest(tmp_path / "t").shards) == 2
     )
-    code, said, _ = toolrl(monkeypatch, capsys, "parameters", "llm")
+    code, said, _ = toolrl("parameters", "llm")
     assert code == 0 and "concurrency" in said
 
 
-def test_the_command_limits_sub_questions(serve, tmp_path, monkeypatch, capsys):
+def test_the_command_limits_sub_questions(serve, tmp_path, toolrl, monkeypatch):
     server = serve(8)
     monkeypatch.setenv("OPENAI_API_KEY", "any")
     (tmp_path / "q.csv").write_text("question\n" + "".join(f'"{q}"\n' for q in server.questions))
@@ -1051,13 +1034,11 @@ def test_the_command_limits_sub_questions(serve, tmp_path, monkeypatch, capsys):
         "-p",
         "concurrency=2",
     ]
-    code, _, error = toolrl(
-        monkeypatch, capsys, *build, "--questions", tmp_path / "q.csv", "-o", tmp_path / "e.jsonl"
-    )
+    code, _, error = toolrl(*build, "--questions", tmp_path / "q.csv", "-o", tmp_path / "e.jsonl")
     fit = [q for q in server.questions if len(server.known[q].sub_questions) <= 2]
     assert code == 0 and 0 < len(fit) < 8, error
     assert [e.question for e in read_jsonl(tmp_path / "e.jsonl", Environment)] == fit
-    toolrl(monkeypatch, capsys, *build, "--topic", "countries", "-n", 1, "-o", tmp_path / "t.jsonl")
+    toolrl(*build, "--topic", "countries", "-n", 1, "-o", tmp_path / "t.jsonl")
     told = [
         json.loads(json.loads(p)[1]["content"])
         for stage, _, _, p in server.log
@@ -1083,9 +1064,9 @@ def test_the_command_limits_sub_questions(serve, tmp_path, monkeypatch, capsys):
         ),
     ],
 )
-def test_the_command_refuses_what_does_not_fit(tmp_path, monkeypatch, capsys, words, said):
+def test_the_command_refuses_what_does_not_fit(tmp_path, toolrl, monkeypatch, words, said):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    code, _, error = toolrl(monkeypatch, capsys, "build", "-o", tmp_path / "e.jsonl", *words)
+    code, _, error = toolrl("build", "-o", tmp_path / "e.jsonl", *words)
     assert (
         code == 2
         and error.startswith("error: ")

@@ -15,12 +15,13 @@ vf = pytest.importorskip(
     "verifiers.v1",
     reason="verifiers is not in this environment; `make test` runs this file in another",
 )
+from loans import loan_task
 from two_hops import environment
 from verifiers.v1.cli.eval.runner import run_eval
 from verifiers.v1.configs.cli.eval import EvalConfig
 from verifiers.v1.utils.loaders import load_environment
 
-from toolrl_lit.collect import call_text
+from toolrl_lit.collect import OraclePolicy, call_text, collect
 from toolrl_lit.doors.export import to_verifiers
 from toolrl_lit.reward import score_turn
 from toolrl_lit.schema import Tool, ToolCall, ToolDoc
@@ -196,3 +197,24 @@ def test_the_loader_finds_taskset_harness_and_environment(package):
     env, module = load_environment(config), importlib.import_module(package)
     assert isinstance(env, module.ToolEnv) and isinstance(config.agent.runtime, vf.SubprocessConfig)
     assert [t.data.environment for t in env.taskset] == ENVIRONMENTS and env.taskset.bounded
+
+
+def test_a_golden_rollout_of_a_task_is_replayed_with_its_user(tmp_path, monkeypatch):
+    env, name = loan_task(), "toolrl_tasks"
+    monkeypatch.syspath_prepend(str(to_verifiers([env], tmp_path / name)))
+    [played] = collect(OraclePolicy([env]), [env], temperature=0)
+    golden = [
+        dict(content="", tool_calls=[call(c.name, c.arguments) for c in t.calls])
+        if t.calls
+        else dict(content=t.text)
+        for t in played.turns
+    ]
+    endpoint = Endpoint({env.task.opening: golden})
+    trace = evaluate(name, endpoint, tmp_path / "out")[env.id]
+    assert not trace.has_error, trace.last_error
+    assert trace.reward == 1.0 and trace.metrics["solve_f1"] == 1.0
+    said = [[m["role"], m["content"]] for m in endpoint.asked[-1]["messages"]]
+    assert said[0] == ["system", env.task.policy]
+    users = [text for role, text in said if role == "user"]
+    assert users == [m["content"] for m in played.messages if m["role"] == "user"]
+    sys.modules.pop(name, None)

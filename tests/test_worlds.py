@@ -44,7 +44,7 @@ from toolrl_lit.engine.sandbox import shared
 from toolrl_lit.evaluate import evaluate
 from toolrl_lit.scale import RATES
 from toolrl_lit.scenario import Difficulty, KnowledgeGenerator
-from toolrl_lit.schema import SCENARIOS, UserError
+from toolrl_lit.schema import SCENARIOS
 from toolrl_lit.worlds import WORLDS, WorldGenerator, decompose_world
 
 seeds = st.integers(0, 10**6)
@@ -369,11 +369,6 @@ def test_numbers_in_words():
         2500: "two thousand five hundred",
     }
     assert {n: in_words(n) for n in said} == said
-
-
-def test_knowledge_has_no_validation_split():
-    with pytest.raises(UserError, match="expected 'train' or 'test'"):
-        build_environments(KnowledgeGenerator(), 1, 0, split="validation", progress=False)
 
 
 def test_rules_score_as_the_evaluation_does():

@@ -52,7 +52,7 @@ def run_stages(
     generator: Generator,  # where content comes from
     id: str,  # id of the environment
     kind: ScenarioKind,  # which scenario
-    split: str,  # "train" or "test"
+    split: str,  # "train", "validation" or "test"
     difficulty: Difficulty,
     rates: dict[Strategy, float],  # probability of each scaling strategy
     rng: random.Random,
@@ -131,7 +131,7 @@ class Plan:
 
 # %% ../nbs/07_build.ipynb #c114e6b4
 BATCH = 64  # places worked on together
-ATTEMPTS = 200  # tries for one place before giving up
+ATTEMPTS = 800  # tries for one place before giving up
 
 
 class Made(NamedTuple):
@@ -175,7 +175,8 @@ def make(
             counts[place] += new
             if env:
                 made[place] = env
-        for (place, env), problems in zip(made.items(), check_many([*made.values()], sandbox)):
+        examine = getattr(plan.generator, "check", check_many)  # tasks have checks of their own
+        for (place, env), problems in zip(made.items(), examine([*made.values()], sandbox)):
             if problems:
                 counts[place][_reason(problems)] += 1
             else:
@@ -344,13 +345,8 @@ def _built(
     make, from where the build is."""
     texts = journal.texts() if journal else ()
     asked = {json.loads(text)["scenario"]["question"] for text in texts}
-    bar = tqdm(
-        total=plan.n,
-        initial=len(asked),
-        desc=f"build {plan.split}",
-        unit="env",
-        disable=not progress,
-    )
+    shown = dict(desc=f"build {plan.split}", unit="env", disable=not progress)
+    bar = tqdm(total=plan.n, initial=len(asked), **shown)
     if results is None:
         return _collected(_settled(plan, asked, *spread), journal, bar)
     return _collected(_written(results, plan.n, journal, spread[-1]), journal, bar)
@@ -363,7 +359,7 @@ def build_environments(
     scenarios: Sequence[ScenarioKind] = SCENARIOS,  # taken in turn
     out: str | Path | None = None,  # .jsonl file or folder of shards; can be resumed
     executor: str = "local",  # "local", or "ray" for a cluster
-    split: str = "train",  # "train" or "test", which share nothing
+    split: str = "train",  # "train", "validation" or "test", which share nothing
     difficulty: Difficulty = Difficulty(),  # how large scenarios and tool sets get
     rates: dict[Strategy, float] = RATES,  # probability of each scaling strategy
     sandbox=None,  # `ToolSandbox`; None takes the shared one
@@ -374,12 +370,11 @@ def build_environments(
     format: str = "jsonl",  # of shards: "jsonl" or "parquet"
 ) -> BuildResult:
     """Run stages 1 to 5 (paper section 3.1) for `n` checked environments, the same whatever the
-    executor and the number of
-    workers; fewer if an author gave questions up.
+    executor and the number of workers; fewer if an author gave questions up.
 
     With `out` they go to disk and are read from there when they are asked for. Raises `UserError`
-    for arguments that make no
-    sense, where another build is or is at work, if an author had to stop, and if Ray is wanted and not there."""
+    for arguments that make no sense, where another build is or is at work, if an author had to
+    stop, and if Ray is wanted and not there."""
     plan = Plan(generator, n, seed, split, tuple(scenarios), difficulty, rates)
     for fault in build_faults(plan, executor, sandbox, workers, out, shard, format):
         raise UserError(fault)

@@ -164,6 +164,7 @@ NAMES = {
         "get_{full}",
         "find_{of}",
     ),
+    "validation": ("show_{full}", "read_{noun}", "check_{full}", "{full}_finder", "tell_{of}"),
     "test": ("{full}", "{of}", "{full}_lookup", "{full}_search", "query_{full}", "retrieve_{full}"),
 }
 GENERAL = "info facts | profile details"  # nouns of tools that know several relations
@@ -188,7 +189,7 @@ def _names(forms: dict[str, str], split: str, rng: random.Random) -> Iterator[st
 def tool_name(
     noun: str,  # what it returns, such as "capital_city"
     about: str,  # type of its subjects, a key of `SUBJECTS`
-    split: str,  # "train" or "test"
+    split: str,  # "train", "validation" or "test"
     taken: set[str],  # names in use
     rng: random.Random,
 ) -> str:
@@ -202,13 +203,14 @@ def tool_name(
 # %% ../nbs/03_document.ipynb #036a1390
 DESCRIPTIONS = {
     "train": ("Get {}.", "Find {}.", "{}."),
+    "validation": ("Gives {}.", "Tells {}.", "Answers with {}."),
     "test": ("Returns {}.", "Look up {}.", "Shows {}."),
 }
 
 
 def describe(
     relation: Relation,  # what the tool looks up
-    split: str,  # "train" or "test"
+    split: str,  # "train", "validation" or "test"
     rng: random.Random,
 ) -> str:
     "Return one line on a tool with one relation."

@@ -7,6 +7,7 @@ __all__ = ['RESAMPLES', 'Score', 'score', 'bootstrap', 'Evaluation', 'score_traj
            'truncated', 'most_different', 'report_sections']
 
 # %% ../nbs/12_evaluate.ipynb #1ebdcafe
+import math
 from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
@@ -21,6 +22,7 @@ from .collect import Policy, collect
 from .engine.cuts import CUTS, cut  # noqa: F401, some for others
 from .engine.models import has_adapters
 from .engine.moved import old_names
+from .engine.refusals import refusal
 from .engine.report import distinct_names, markdown_table, settings_table, write_report  # noqa: F401, their old address
 from .engine.rollout_pages import side_by_side_html, trajectory_html  # noqa: F401, their old address
 from .engine.sandbox import ToolSandbox
@@ -29,6 +31,7 @@ from toolrl_lit.engine.scores import (  # noqa: F401, some at their old address
     MAIN,
     METRICS,
     OKABE_ITO,
+    REFUSED,
     as_text,
     difference_in_words,
     distinct,
@@ -59,10 +62,12 @@ class Score(BaseModel):
     solved: int  # sub-questions solved
     sub_questions: int  # sub-questions there were
     turns: int  # assistant turns taken
-    answered: bool = False  # the last turn contains the final answer
+    answered: bool = False  # the last turn contains the final answer, or says what is missing
     malformed: int = 0  # turns whose tool call did not parse
     empty: int = 0  # turns that said nothing
     stop: str = "answer"  # why the rollout ended
+    missing: str = ""  # what the question lacks, if it has no answer
+    refused: str = ""  # what the last turn says is missing
 
     @property
     def solve_p(self) -> float:
@@ -89,7 +94,25 @@ class Score(BaseModel):
         "Return the share of turns that said nothing."
         return self.empty / max(1, self.turns)
 
+    @property
+    def refused_rightly(self) -> float:
+        "Return 1 if what is missing was said, else 0; not a number for a question that has an answer."
+        return float(self.refused == self.missing) if self.missing else math.nan
+
+    @property
+    def refused_wrongly(self) -> float:
+        "Return 1 if something was said to be missing, else 0; not a number for a question that has no answer."
+        return math.nan if self.missing else float(bool(self.refused))
+
 # %% ../nbs/12_evaluate.ipynb #b1aad45e
+def _refused(trajectory: Trajectory, case: str) -> str:
+    "Return what a rollout says is missing in its last turn, the row of which is given."
+    if case not in ("other", "done", "refusal", "guess"):
+        return ""
+    asked = next((m["content"] for m in trajectory.messages if m["role"] == "user"), "")
+    return refusal(trajectory.turns[-1].text, asked)
+
+
 def score(
     trajectory: Trajectory,  # one finished rollout
 ) -> Score:
@@ -102,14 +125,16 @@ def score(
         environment=t.environment,
         sample=t.sample,
         kind=t.kind,
-        calls=t.n_calls,
+        calls=t.n_attempts,
         solved=t.n_solved,
         sub_questions=t.sub_questions,
         turns=len(t.turns),
-        answered=cases[-1:] == ["answer"],
+        answered=cases[-1:] in (["answer"], ["refusal"]),
         malformed=cases.count("malformed"),
         empty=cases.count("empty"),
         stop=t.stop,
+        missing=t.missing,
+        refused=_refused(t, cases[-1]) if cases else "",
     )
 
 # %% ../nbs/12_evaluate.ipynb #64b7721c
@@ -153,6 +178,17 @@ def _groups(items: pd.DataFrame, by: str | None) -> list[tuple[str, pd.DataFrame
     return [(k, items[items[by] == k]) for k in kinds]
 
 
+_ESTIMATES = ("metric", "n", "mean", "low", "high")
+
+
+def _estimates(part: pd.DataFrame, seed: int) -> pd.DataFrame:
+    "Return mean, n and interval of the columns of a table, which has a value everywhere."
+    values = part.to_numpy(float)
+    low, high = bootstrap(values, seed)
+    columns = [list(part.columns), len(part), values.mean(axis=0), low, high]
+    return pd.DataFrame(dict(zip(_ESTIMATES, columns)))
+
+
 def _summarise(
     items: pd.DataFrame, by: str | None, metrics: Sequence[str], seed: int
 ) -> pd.DataFrame:
@@ -163,13 +199,11 @@ def _summarise(
         )
     parts = []
     for group, part in _groups(items, by):
-        values = part[list(metrics)].to_numpy(float)
-        low, high = bootstrap(values, seed)
-        columns = dict(
-            metric=list(metrics), n=len(part), mean=values.mean(axis=0), low=low, high=high
-        )
-        parts.append(pd.DataFrame({by or "group": group} | columns))
-    return pd.concat(parts, ignore_index=True)
+        whole = [m for m in metrics if part[m].notna().all()]
+        some = [m for m in metrics if m not in whole and part[m].notna().any()]
+        estimates = [_estimates(part[m].dropna(), seed) for m in (whole, *([s] for s in some)) if m]
+        parts += [e.assign(**{by or "group": group}) for e in estimates]
+    return pd.concat(parts, ignore_index=True)[[by or "group", *_ESTIMATES]]
 
 # %% ../nbs/12_evaluate.ipynb #cf23e0ad
 class Evaluation(Saved):
@@ -182,9 +216,13 @@ class Evaluation(Saved):
     settings: dict[str, Any] = {}  # what it was made with: match, max_turns, seed ...
     rows: list[Score]  # one for each rollout
 
+    def metrics(self, of: Sequence[str] = METRICS) -> list[str]:
+        "Return these metrics, and those of refusals if some question has no answer."
+        return [*of, *(REFUSED if any(row.missing for row in self.rows) else ())]
+
     def table(self) -> pd.DataFrame:
         "Return one row for each rollout: its counts and its metrics."
-        properties = [m for m in METRICS if m not in Score.model_fields]
+        properties = [m for m in self.metrics() if m not in Score.model_fields]
         return pd.DataFrame(
             [row.model_dump() | {m: getattr(row, m) for m in properties} for row in self.rows],
             columns=[*Score.model_fields, *properties],
@@ -193,22 +231,22 @@ class Evaluation(Saved):
     def items(self) -> pd.DataFrame:
         "Return one row for each environment: its metrics, averaged over its rollouts."
         means = self.table().astype({"answered": float}).groupby("environment", sort=False)
-        return means[list(METRICS)].mean().join(means["kind"].first())
+        return means[self.metrics()].mean().join(means["kind"].first())
 
     def summary(
         self,
         by: str | None = None,  # "kind" for one group per scenario; None for all together
-        metrics: Sequence[str] = METRICS,  # which metrics
+        metrics: Sequence[str] | None = None,  # which metrics; None for all
         seed: int = 0,  # seed of the bootstrap
     ) -> pd.DataFrame:
         """Return mean, number of environments and 95 % bootstrap interval of each metric.
 
         Raises `UserError` if there are no scores."""
-        return _summarise(self.items(), by, metrics, seed)
+        return _summarise(self.items(), by, metrics or self.metrics(), seed)
 
     def by_scenario(
         self,
-        metrics: Sequence[str] = METRICS,  # which metrics
+        metrics: Sequence[str] | None = None,  # which metrics; None for all
     ) -> pd.DataFrame:
         "Return the rows of `summary` for each scenario, then for all together."
         together = self.summary(None, metrics).rename(columns={"group": "kind"})
@@ -216,10 +254,12 @@ class Evaluation(Saved):
 
     def overview(
         self,
-        metrics: Sequence[str] = MAIN,  # one column for each
+        metrics: Sequence[str] | None = None,  # one column for each; None for the main ones
     ) -> pd.DataFrame:
         "Return means with intervals as text: one row for each scenario, and one for all together."
-        return as_text(self.by_scenario(metrics), "kind").rename_axis("scenario")
+        return as_text(self.by_scenario(metrics or self.metrics(MAIN)), "kind").rename_axis(
+            "scenario"
+        )
 
 # %% ../nbs/12_evaluate.ipynb #f07c2fb7
 def score_trajectories(
@@ -271,7 +311,7 @@ def paired_difference(
     before: Evaluation,  # first policy
     after: Evaluation,  # second policy, on the same environments
     by: str | None = None,  # "kind" for one group per scenario; None for all together
-    metrics: Sequence[str] = METRICS,  # which metrics
+    metrics: Sequence[str] | None = None,  # which metrics; None for all
     seed: int = 0,  # seed of the bootstrap
 ) -> pd.DataFrame:
     """Return the paired difference after - before with its 95 % bootstrap interval.
@@ -280,11 +320,14 @@ def paired_difference(
     a, b = before.items(), after.items()
     _same_questions(before, after, a.index, b.index)
     b = b.loc[a.index].assign(kind=a["kind"])
-    difference = (b[list(METRICS)] - a[list(METRICS)]).join(a["kind"])
-    result = _summarise(difference, by, metrics, seed).rename(columns={"mean": "difference"})
+    names = [m for m in before.metrics() if m in b]
+    difference = (b[names] - a[names]).join(a["kind"])
+    result = _summarise(difference, by, metrics or names, seed)
+    result = result.rename(columns={"mean": "difference"})
     for place, column, items in ((3, "before", a), (4, "after", b)):
-        means = [part[list(metrics)].mean() for _, part in _groups(items, by)]
-        result.insert(place, column, pd.concat(means).to_numpy())
+        means = {group: part[names].mean() for group, part in _groups(items, by)}
+        rows = zip(result[by or "group"], result["metric"])
+        result.insert(place, column, [means[group][metric] for group, metric in rows])
     return result
 
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .engine.facts import load_facts, load_people, specific
+from .engine.facts import SPLITS, load_facts, load_people, specific
 from .engine.match import gives_away, match_paper, plain
 from toolrl_lit.engine.relations import (  # noqa: F401, for chapters that find them here
     RELATIONS,
@@ -89,7 +89,7 @@ def _steps(chain: Chain, first: int, rng: random.Random) -> list[SubQuestion]:
 def compose(
     id: str,
     kind: ScenarioKind,
-    split: str,  # "train" or "test"
+    split: str,  # "train", "validation" or "test"
     branches: list[Chain],  # the facts of each branch
     rng: random.Random,  # chooses the words
 ) -> Scenario:
@@ -332,6 +332,8 @@ def walk(
 class KnowledgeGenerator:
     "The embedded `Generator`: real facts from packaged data, no network, the same result for the same seed."
 
+    splits = SPLITS
+
     def relation(self, name: str) -> Relation:
         "Return the relation of this name."
         return RELATIONS[name]
@@ -362,7 +364,7 @@ def decompose(
     generator: Generator,  # where the content comes from
     id: str,  # id of the scenario
     kind: ScenarioKind,  # which of the four
-    split: str,  # "train" or "test"
+    split: str,  # "train", "validation" or "test"
     difficulty: Difficulty,
     rng: random.Random,
 ) -> tuple[Scenario | None, list[str]]:

@@ -51,7 +51,8 @@ def demonstrations(
     spoken = range(traj.start, len(traj.messages))
     said_at = [i for i in spoken if traj.messages[i]["role"] == "assistant"]
     for i, turn in zip(said_at, traj.turns):
-        if not (any(turn.solved) if turn.calls else answers):
+        learn = any(turn.solved) or traj.kind == "task" if turn.calls else answers
+        if not learn:
             continue
         before, said = _turn_ids(policy, traj, env, i)
         if not examples or before[: len(examples[-1]["input_ids"])] != examples[-1]["input_ids"]:

@@ -124,7 +124,7 @@ class Replay(module.EnginePolicy):
 def by_plain(config, environments, folder: Path, tape: list) -> dict:
     "Train by transformers and PEFT on the turns of a tape; return what was computed."
     base, tokenizer = load_model(folder)
-    policy = module._sampling_policy(Replay, config, load_model(folder)[0], tokenizer)
+    policy = module.sampling_policy(Replay, config, load_model(folder)[0], tokenizer)
     policy.tape, tuned = list(tape), trainable(base, config.lora_rank)
     make = module.step_trainer if config.credit == "step" else module.episode_trainer
     trainer = make(config, Path(config.out), policy, tuned, environments, None)

@@ -31,7 +31,7 @@ def policy_of(folder, tmp_path, **changes):
     config = config_for(folder, tmp_path, **changes)
     pretended.begin()
     model, tokenizer = load_unsloth(config, folder)
-    policy = train._sampling_policy(train.UnslothPolicy, config, model, tokenizer)
+    policy = train.sampling_policy(train.UnslothPolicy, config, model, tokenizer)
     policy.model, policy.memory = adapted(model, config), None
     pretended.settle()
     return policy

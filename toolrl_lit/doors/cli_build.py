@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BuildOut', 'Count', 'Part', 'ShardSize', 'ShardFormat', 'Workers', 'Executor', 'Address', 'AuditToo', 'Against',
-           'Maker', 'AuthorModel', 'AuthorUrl', 'Questions', 'Topics', 'split_pairs', 'build_size', 'check_author',
-           'author', 'build']
+           'Maker', 'Unanswerable', 'AuthorModel', 'AuthorUrl', 'Questions', 'Topics', 'split_pairs', 'build_size',
+           'check_author', 'author', 'build']
 
 # %% ../../nbs/doors/cli_build.ipynb #10021257
 from collections.abc import Sequence
@@ -126,9 +126,7 @@ Count = Annotated[
 ]
 Part = Annotated[
     Split,
-    typer.Option(
-        help="Build for training, the test, or (worlds only) for validation; they share no fact."
-    ),
+    typer.Option(help="Build for training, for validation or for the test; they share no fact."),
 ]
 ShardSize = Annotated[
     int, typer.Option(help="In a folder: put this many environments in each shard.")
@@ -158,9 +156,19 @@ Against = Annotated[
     typer.Option(help="With --audit: the other split, which must share nothing with this one."),
 ]
 Maker = Annotated[
-    Literal["knowledge", "worlds", "llm"],
+    Literal["knowledge", "worlds", "tasks", "llm"],
     typer.Option(
-        help="Take questions from packaged facts, from invented worlds, or let a language model write."
+        help="Take questions from packaged facts, from invented worlds, or let a language model "
+        "write; or make tasks in worlds that change, with a user who talks."
+    ),
+]
+Unanswerable = Annotated[
+    float,
+    typer.Option(
+        help=(
+            "With --generator worlds: this share of questions (0 to 1) lacks a tool, a parameter "
+            "or a record, and the right answer says so."
+        )
     ),
 ]
 AuthorModel = Annotated[
@@ -199,17 +207,27 @@ def _refuse(n: int | None, out: Path, audit: bool, against: Path | None):
 
 
 def _source(
-    generator: str, out: Path, n: int | None, given: dict[str, Any], pairs: list[str], how: dict
+    generator: str,
+    out: Path,
+    n: int | None,
+    given: dict[str, Any],
+    pairs: list[str],
+    how: dict,
+    unanswerable: float = 0,
 ) -> tuple[Any, dict[str, Any]]:
     "Return where content comes from, and the size of questions. Raises `UserError` for options of the other generator."
+    if generator == "tasks":
+        return _tasks(given | {"unanswerable": unanswerable}, pairs)
     authored = generator == "llm"
     if not authored and (wrong := next((k for k, v in given.items() if v), None)):
         raise UserError(f"{wrong.replace('_', '-')}: needs --generator llm")
+    if unanswerable and generator != "worlds":
+        raise UserError("unanswerable: needs --generator worlds")
     values, rest = split_pairs(pairs, authored)
     if generator == "worlds":
         from toolrl_lit.worlds import WORLDS, WorldGenerator
 
-        return WorldGenerator(), build_size(values, WORLDS["difficulty"].model_dump())
+        return WorldGenerator(unanswerable), build_size(values, WORLDS["difficulty"].model_dump())
     size = build_size(values)
     if not authored:
         from toolrl_lit.scenario import KnowledgeGenerator
@@ -218,6 +236,18 @@ def _source(
     asked = given["model"], given["questions"], given["topic"]
     check_author(n, *asked, how["workers"], how["executor"])
     return author(out, n, **given, pairs=rest, difficulty=size["difficulty"]), size
+
+
+def _tasks(given: dict[str, Any], pairs: list[str]) -> tuple[Any, dict[str, Any]]:
+    "Return what makes tasks, and which kind of scenario that is. Raises `UserError` for what fits other generators."
+    from toolrl_lit.tasks import TaskGenerator
+
+    if wrong := next((k for k, v in given.items() if v), None):
+        fits = "worlds" if wrong == "unanswerable" else "llm"
+        raise UserError(f"{wrong.replace('_', '-')}: needs --generator {fits}")
+    if pairs:
+        raise UserError(f"-p {pairs[0]}: --generator tasks takes no parameters; leave it out")
+    return TaskGenerator(), {"scenarios": TaskGenerator.kinds}
 
 
 def _build_from(source, n: int | None, seed: int, **how) -> Sequence:
@@ -259,6 +289,7 @@ def build(
     address: Address = None,
     audit: AuditToo = False,
     generator: Maker = "knowledge",
+    unanswerable: Unanswerable = 0,
     model: AuthorModel = None,
     base_url: AuthorUrl = None,
     questions: Questions = None,
@@ -277,6 +308,7 @@ def build(
     other = split_of(against) if against else None
     given = dict(model=model, base_url=base_url, questions=questions, topic=topic)
     how = dict(workers=workers, executor=executor, address=address, shard=shard, format=format)
-    source, size = _source(generator, out, n, given, param or [], how)
+    source, size = _source(generator, out, n, given, param or [], how, unanswerable)
+
     result = _build_from(source, n, seed, **size, split=split, out=out, **how)
     _finish(result, out, other, audit)

@@ -185,8 +185,15 @@ def _row(step: StepRecord) -> dict[str, Any]:
         unsolved=step.open(),
         solve_rate=step.solve_rate,
         prompt=plain_messages(step),
-        record=json.dumps(to_ftrl(step), ensure_ascii=False),
+        record=_record(step),
     )
+
+
+def _record(step: StepRecord) -> str:
+    "Return a step record as JSON, in the authors' format; of a task in our own, since theirs has no place for it."
+    if step.task:
+        return step.model_dump_json(exclude_defaults=True)
+    return json.dumps(to_ftrl(step), ensure_ascii=False)
 
 # %% ../../nbs/doors/export.ipynb #c3eec2a0
 def to_ftrl_jsonl(
@@ -195,7 +202,13 @@ def to_ftrl_jsonl(
 ) -> Path:
     """Write the authors' JSON Lines, whole or not at all.
 
-    Raises `UserError` if the disk refuses, or for a text that cannot be written."""
+    Raises `UserError` if the disk refuses, for a text that cannot be written, and for a task."""
+    steps = list(steps)
+    if task := next((s for s in steps if s.task), None):
+        raise UserError(
+            f"task {task.id!r}: the authors' format has no place for a database and a user; "
+            "verl, hf and verifiers have one"
+        )
     return write_text(
         path, "".join(json.dumps(to_ftrl(s), ensure_ascii=False) + "\n" for s in steps)
     )
@@ -204,13 +217,16 @@ def to_ftrl_jsonl(
 _VERL_REWARD = """"Reward of one turn for verl: reward.custom_reward_function.path=<this file>, name=compute_score."
 import json
 from toolrl_lit.reward import score_turn
+from toolrl_lit.schema import StepRecord
 
 
 def compute_score(
     data_source, solution_str, ground_truth, extra_info=None, kind="f1", match="paper", parser="qwen", **_
 ):
     "Score one generated turn. kind, match and parser can be set in reward_kwargs."
-    turn = score_turn(solution_str, json.loads(ground_truth), kind=kind, match=match, parser=parser)
+    record = json.loads(ground_truth)
+    record = StepRecord(**record) if "task" in record else record  # with its state and its user
+    turn = score_turn(solution_str, record, kind=kind, match=match, parser=parser)
     return {"score": turn.reward, "calls": len(turn.calls), "solved": sum(c.solved is not None for c in turn.calls)}
 """
 
@@ -248,13 +264,17 @@ exec "${PYTHON:-python3}" -m verl.trainer.main_ppo \\
 # %% ../../nbs/doors/export.ipynb #8f767560
 def _verl_row(step: StepRecord, index: int, tokenizer) -> dict[str, Any]:
     "Return one row of verl's Parquet file."
-    needed = ("codes", "unsolved_set", "answer", "solve_rate")
+    needed = ["codes", "unsolved_set", "answer", "solve_rate"]
+    needed += ["missing", "messages"] if step.missing else []
     truth = {k: v for k, v in to_ftrl(step).items() if k in needed}
     return dict(
         data_source=step.data_source,
         prompt=plain_messages(step, tokenizer),
         ability="tool-use",
-        reward_model=dict(style="rule", ground_truth=json.dumps(truth, ensure_ascii=False)),
+        reward_model=dict(
+            style="rule",
+            ground_truth=_record(step) if step.task else json.dumps(truth, ensure_ascii=False),
+        ),
         extra_info=dict(
             index=index,
             split=step.split,

@@ -60,12 +60,13 @@ class ToolTask(vf.Task[ToolData, vf.State, ToolTaskConfig]):
     @vf.reward(weight=1.0)
     async def turn_reward(self, trace: vf.Trace) -> float:
         t = await asyncio.to_thread(self.played, trace)
-        return sum(turn.reward for turn in t.turns) / max(1, len(t.turns))
+        task = self.data.environment.task
+        return sum(turn.reward for turn in t.turns) / (len(task.goal) + 1 if task else max(1, len(t.turns)))
 
     @vf.metric
     async def solve(self, trace: vf.Trace) -> dict[str, float]:
         t = await asyncio.to_thread(self.played, trace)
-        q, p, n = t.n_solved, t.n_calls, t.sub_questions
+        q, p, n = t.n_solved, t.n_attempts, t.sub_questions
         return {"solve_p": q / p if p else 1.0, "solve_r": q / n, "solve_f1": 2 * q / (p + n), "calls": float(p)}
 
 class ToolTasksetConfig(vf.TasksetConfig):
@@ -74,7 +75,7 @@ class ToolTasksetConfig(vf.TasksetConfig):
 class ToolTaskset(vf.Taskset[ToolTask, ToolTasksetConfig]):
     def load(self):
         for e in read_jsonl(Path(__file__).with_name("environments.jsonl"), Environment):
-            yield ToolTask(ToolData(id=e.id, prompt=e.question, environment=e), self.config.task)
+            yield ToolTask(ToolData(id=e.id, prompt=e.start().messages[-1]["content"], environment=e), self.config.task)
 '''
 
 # %% ../../nbs/doors/export_verifiers.ipynb #0bbf6325
@@ -84,6 +85,8 @@ class ToolHarness(vf.Harness[vf.HarnessConfig]):
 
     async def launch(self, ctx, trace, runtime, endpoint, secret, mcp_urls, data):
         system, question = self.resolve_prompt(data)
+        policy = data.environment.task.policy if data.environment.task else ""
+        system = "\n".join(filter(None, [system, policy]))
         messages = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": question}]
         session, tools = ClientSession(data.environment), data.environment.documents()
         try:
@@ -93,7 +96,11 @@ class ToolHarness(vf.Harness[vf.HarnessConfig]):
                     said = answer.choices[0].message
                     wrote = said.tool_calls or []
                     calls = parse((c.id, c.function.name, c.function.arguments) for c in wrote)
-                    if not calls: return vf.ProgramResult(exit_code=0, stdout="", stderr="")
+                    if not calls:
+                        session.turn(spoken(said.content, wrote, calls))
+                        if not data.environment.task or session.over: return vf.ProgramResult(exit_code=0, stdout="", stderr="")
+                        messages += [said.model_dump(exclude_none=True), {"role": "user", "content": session.answer}]
+                        continue
                     results = await asyncio.to_thread(session.turn, said.content or "", [c for _, c in calls])
                     texts = {id: r.text for (id, _), r in zip(calls, results)}
                     messages.append(said.model_dump(exclude_none=True))

@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..engine.rollout_pages import call_words, said
+from ..engine.goals import Change
+from ..engine.rollout_pages import call_words, said, user_answers
 from ..schema import Environment, ToolCall, Trajectory, Turn, UserError, rows_of
 
 # %% ../../nbs/doors/look.ipynb #147e85db
@@ -46,6 +47,23 @@ def _steps(env: Environment) -> Grid:
     return Grid(("step", "sub-question", "needs", "golden call", "golden answer"), rows)
 
 
+def _golden(env: Environment) -> Grid:
+    "Return the golden actions of a task, request by request."
+    rows = []
+    for i, step in enumerate(env.task.steps, 1):
+        for call in step.golden():
+            what = "change" if call.name in env.task.writing else "look up"
+            rows.append((str(i), what, call_words(call)))
+        if told := step.told():
+            rows.append((str(i), "say", told))
+    return Grid(("request", "what", "golden action"), rows)
+
+
+def _golden_section(env: Environment) -> Section:
+    "Return what an ideal policy does."
+    return ("Golden actions", [_golden(env)]) if env.task else ("Golden calls", [_steps(env)])
+
+
 def _tools(env: Environment) -> Grid:
     "Return the tools of an environment, and whether a golden call needs them."
     rows = [
@@ -64,10 +82,14 @@ def environment_sections(
         f", split {env.split}" if env.split else ""
     )
     strategies = f"scaled by: {', '.join(env.strategies)}" if env.strategies else "not scaled"
+    asked: list[Section] = [("Question", [env.question]), ("Final answer", [env.answer])]
+    if env.task:
+        goal = [change.told() for change in env.task.goal] or ["nothing"]
+        asked = [("Policy", [env.task.policy]), ("What the user wants", [env.question])]
+        asked.append(("What has to be different", goal))
     sections = [
-        ("Question", [env.question]),
-        ("Final answer", [env.answer]),
-        ("Golden calls", [_steps(env)]),
+        *asked,
+        _golden_section(env),
         ("Tools", [_tools(env), f"{facts}; {strategies}"]),
     ]
     return sections + (
@@ -78,8 +100,9 @@ def environment_sections(
 def turn_section(
     number: int,  # from 1
     turn: Turn,  # what the policy did
+    answer: str = "",  # of the user of a task
 ) -> Section:
-    "Return one turn: what was said, each call with its result and its credit, and the reward."
+    "Return one turn: what was said, each call with its result and its credit, the user's answer, and the reward."
     text = said(turn)
     things: list[str | Grid] = [text] if text else [] if turn.calls else ["(nothing said)"]
     if turn.calls:
@@ -89,9 +112,18 @@ def turn_section(
             for call, result, hit in zip(turn.calls, turn.results, hits, strict=True)
         ]
         things.append(Grid(("call", "result", "credit"), rows))
+    things += [f"The user: {answer}"] if answer else []
     return f"Turn {number}: reward {turn.reward:+.2f}", things
 
 # %% ../../nbs/doors/look.ipynb #9dafa47a
+def _changed(t: Trajectory) -> list[str]:
+    "Return what is different in the end of a task, row by row."
+    standing = t.turns[-1].standing if t.turns else None
+    tables = standing.rows.items() if standing else ()
+    rows = [Change(table=name, key=k, row=row) for name, rows in tables for k, row in rows.items()]
+    return [change.told() for change in rows] or ["nothing"]
+
+
 def rollout_sections(
     trajectory: Trajectory,  # what to show
     env: Environment | None = None,  # where it took place, for its golden calls
@@ -107,11 +139,16 @@ def rollout_sections(
         f"{t.n_solved} of {t.sub_questions} sub-questions solved with {t.n_calls} calls; it "
         f"ended because {stops[t.stop]}"
     )
-    golden = [("Golden calls", [_steps(env)])] if env else []
+    if t.kind == "task":
+        end = end.replace(stops["answer"], "the user was done")
+    golden = [_golden_section(env)] if env else []
+    changed = [("What is different", _changed(t))] if t.kind == "task" else []
+    turns = enumerate(zip(t.turns, user_answers(t)), 1)
     return [
         ("Question", asked[:1] or ["(none)"]),
         *golden,
-        *(turn_section(i, turn) for i, turn in enumerate(t.turns, 1)),
+        *(turn_section(i, turn, answer) for i, (turn, answer) in turns),
+        *changed,
         ("End", [f"{end} (environment {t.environment}, sample {t.sample})"]),
     ]
 

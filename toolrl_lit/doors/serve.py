@@ -27,7 +27,9 @@ from toolrl_lit.engine.sandbox import (
     shared,
     timeout_text,
 )
-from ..reward import Match, Parsed, score_parsed
+from ..engine.turns import Reply
+from ..engine.user import LEFT, TELL
+from ..reward import Match, Parsed, score_batch, score_parsed
 from toolrl_lit.schema import (
     Environment,
     ToolCall,
@@ -43,6 +45,7 @@ from toolrl_lit.schema import (
 class ClientSession:
     """One client in an environment: its calls, what they solved, and the state of the tools.
 
+    In a task the client also talks to a user, who may end it.
     Safe to call from several threads."""
 
     def __init__(
@@ -52,12 +55,16 @@ class ClientSession:
         match: Match = "paper",  # when a result counts as the golden answer
         sandbox: ToolSandbox | None = None,  # where tools run; None takes the shared one
     ):
+        if env.task and data is not None:
+            raise UserError("data: a task brings its own database; leave it out")
         self.env, self.match, self.sandbox = env, match, sandbox or shared()
+        self.over, self.answer = False, LEFT  # whether the user of a task has left, and the answer
         self.state = None if data is None else self.sandbox.session(data)
         self.step, self.lock = env.start(), threading.Lock()
         self.trajectory = Trajectory(
             environment=env.id,
             kind=env.kind,
+            start=len(self.step.messages),
             messages=list(self.step.messages),
             turns=[],
             sub_questions=self.step.open(),
@@ -71,6 +78,14 @@ class ClientSession:
         "Run one call, as a turn of its own."
         return self.turn("", [ToolCall(name=name, arguments=arguments)])[0]
 
+    def tell(
+        self,
+        message: str,  # to the user of a task
+    ) -> CallResult:
+        "Say something to the user, as a turn of its own; return the answer."
+        self.turn(message)
+        return CallResult(self.answer, True)
+
     def turn(
         self,
         said: str,  # what the client said beside its calls
@@ -78,11 +93,24 @@ class ClientSession:
     ) -> list[CallResult]:
         "Run the calls of one turn; score it (paper section 3.3) and keep it in `trajectory`."
         with self.lock:
+            if self.step.task:
+                return self._task_turn(said, calls)
             results = [self._unsourced(c, r) for c, r in zip(calls, self._run(calls), strict=True)]
             parsed = Parsed(said.strip(), list(calls), [])
             score = score_parsed(parsed, results, self.step, match=self.match)
             self.step = self.trajectory.take(self.step, said, score)
             return results
+
+    def _task_turn(self, said: str, calls: Sequence[ToolCall]) -> list[CallResult]:
+        "Run one turn of a task: its calls on the state of this session, or what is said to the user."
+        if self.over:
+            return [CallResult(failure(c.name, LEFT), False, "raised") for c in calls]
+        turn = Reply(said, Parsed(said.strip(), list(calls), []))
+        [score] = score_batch([(turn, self.step)], sandbox=self.sandbox)
+        self.step = self.trajectory.take(self.step, said, score)
+        self.over = not calls and score.reply is None
+        self.answer = LEFT if self.over else score.reply
+        return score.results
 
     def _run(self, calls: Sequence[ToolCall]) -> list[CallResult]:
         "Return the results of the calls of one turn. A database stays where its tools run."
@@ -129,6 +157,14 @@ def _sdk():
     return mcp_types, Server
 
 # %% ../../nbs/doors/serve.ipynb #8a942b6e
+def _begins(env: Environment) -> str:
+    "Return what a client is told first: a question, or the policy of a task and what its user says."
+    if not env.task:
+        return env.question
+    how = f"Talk to the user by the tool {TELL.name} alone."
+    return f"{env.task.policy}\n{how}\n\nThe user says: {env.task.opening}"
+
+
 def _tool_handlers(
     env: Environment, session: Callable[[Any], ClientSession], types
 ) -> dict[str, Any]:
@@ -136,17 +172,19 @@ def _tool_handlers(
     import anyio
 
     async def list_tools(ctx, params):
+        docs = [t.doc for t in env.tools] + ([TELL] if env.task else [])
         tools = [
-            types.Tool(
-                name=t.name, description=t.doc.description, input_schema=_input_schema(t.doc)
-            )
-            for t in env.tools
+            types.Tool(name=d.name, description=d.description, input_schema=_input_schema(d))
+            for d in docs
         ]
         return types.ListToolsResult(tools=tools)
 
     async def call_tool(ctx, params):
-        arguments = params.arguments or {}
-        result = await anyio.to_thread.run_sync(session(ctx).call, params.name, arguments)
+        here, arguments = session(ctx), params.arguments or {}
+        call = partial(here.call, params.name, arguments)
+        if env.task and params.name == TELL.name:
+            call = partial(here.tell, str(arguments.get("message", "")))
+        result = await anyio.to_thread.run_sync(call)
         text = types.TextContent(type="text", text=result.text)
         return types.CallToolResult(content=[text], is_error=not result.ok)
 
@@ -166,7 +204,7 @@ def _prompt_handlers(env: Environment, types) -> dict[str, Any]:
             raise MCPError(
                 types.INVALID_PARAMS, f"unknown prompt {params.name!r}; there is 'question'"
             )
-        content = types.TextContent(type="text", text=env.question)
+        content = types.TextContent(type="text", text=_begins(env))
         asked = types.PromptMessage(role="user", content=content)
         return types.GetPromptResult(messages=[asked])
 
@@ -184,6 +222,8 @@ def mcp_server(
     Raises `UserError` if the package mcp is missing, or a tool's parameters are no object."""
     for tool in env.tools:
         _input_schema(tool.doc)
+        if env.task and tool.name == TELL.name:
+            raise UserError(f"tool {tool.name!r}: clients talk to the user by this name; rename it")
     types, server = _sdk()
     return server(
         "toolrl_lit", **_tool_handlers(env, session, types), **_prompt_handlers(env, types)

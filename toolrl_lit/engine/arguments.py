@@ -48,8 +48,9 @@ def _plan_faults(plan) -> Iterator[str]:
     splits = getattr(plan.generator, "splits", ("train", "test"))
     if plan.split not in splits:
         yield f"split: expected {' or '.join(map(repr, splits))}, got {plan.split!r}"
-    if wrong := [s for s in plan.scenarios or [[]] if s not in SCENARIOS]:
-        yield f"scenarios: expected some of {', '.join(SCENARIOS)}, got {wrong[0]!r}"
+    kinds = getattr(plan.generator, "kinds", SCENARIOS)
+    if wrong := [s for s in plan.scenarios or [[]] if s not in kinds]:
+        yield f"scenarios: expected some of {', '.join(kinds)}, got {wrong[0]!r}"
     if plan.authored and plan.scenarios != SCENARIOS:
         yield "scenarios: this generator is given its questions instead"
     for s, rate in plan.rates.items():

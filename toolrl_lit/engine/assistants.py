@@ -8,13 +8,12 @@ __all__ = ['CHEATS', 'spoken_turn', 'made_calls', 'TaskOracle', 'concluded', 'Si
 
 # %% ../../nbs/engine/assistants.ipynb #45fd14ec
 from collections.abc import Sequence
-from typing import Any
 
-from .parsers import Parsed, Reply
-from .requests import CANNOT, Step
-from .user import Fact
-from .writes import Change
-from ..schema import ToolCall, UserError
+from .goals import Change, Fact, Step, Task
+from .messages import call_text
+from .requests import CANNOT
+from .turns import Parsed, Reply
+from ..schema import Environment, ToolCall, UserError
 
 # %% ../../nbs/engine/assistants.ipynb #f1954b9a
 def spoken_turn(
@@ -22,8 +21,8 @@ def spoken_turn(
     *calls: ToolCall,
 ) -> Reply:
     "Return a turn whose calls come as data."
-    said = "".join(f"{c.name}({c.arguments})" for c in calls)
-    return Reply(content or said, Parsed(content, list(calls), []))
+    text = "\n".join(filter(None, [content, call_text(calls)]))
+    return Reply(text, Parsed(content, list(calls), []))
 
 
 def made_calls(
@@ -39,19 +38,26 @@ class TaskOracle:
 
     parser = "qwen"
 
-    def __init__(self, tasks: Sequence[Any]):
-        self.known = {t.policy + t.script.requests[0].opening: t for t in tasks}
+    def __init__(self, environments: Sequence[Environment]):
+        self.known = {_begun(e.start().messages): e for e in environments if e.task}
 
     def generate(self, prompts, *, temperature=0, max_new_tokens=0, seed=0) -> list[str]:
         "Return the next turn of each conversation. Raises `UserError` for a task that is not known."
         return [self._turn(messages) for messages, _ in prompts]
 
-    def task(self, messages: list[dict]) -> Any:
+    def knows(self, messages: list[dict]) -> bool:
+        "Return whether a conversation is about a task that is known."
+        return _begun(messages) in self.known
+
+    def environment(self, messages: list[dict]) -> Environment:
+        "Return the environment of a conversation. Raises `UserError` if it is not known."
+        if not self.knows(messages):
+            raise UserError(f"the oracle has no task that begins {messages[-1]['content']!r}")
+        return self.known[_begun(messages)]
+
+    def task(self, messages: list[dict]) -> Task:
         "Return the task that a conversation is about."
-        key = messages[0]["content"] + messages[1]["content"]
-        if key not in self.known:
-            raise UserError(f"the oracle has no task that begins {messages[1]['content']!r}")
-        return self.known[key]
+        return self.environment(messages).task
 
     def _turn(self, messages: list[dict]) -> str:
         ended = [i for i, m in enumerate(messages) if _ends(m)]
@@ -71,9 +77,10 @@ class TaskOracle:
                 call = ToolCall(name=step.lookups[0].name, arguments=wrong)
                 again = f"There is nothing like {f.first}. Please look at the {f.noun} once more?"
                 return spoken_turn(again) if (call.name, wrong) in made else spoken_turn("", call)
-        for call in step.lookups:
-            if (call.name, call.arguments) not in made:
-                return spoken_turn("", call)
+        waiting = [c for c in step.lookups if (c.name, c.arguments) not in made]
+        ready = [c for c in waiting if _is_told(c, told)]  # they wait for no result
+        if waiting:
+            return spoken_turn("", *(ready or waiting[:1]))
         if step.goal and (step.write.name, step.write.arguments) not in made:
             return self.confirmed(step, since, told)
         return spoken_turn(concluded(step))
@@ -92,9 +99,19 @@ class TaskOracle:
         return spoken_turn(question)
 
 
+def _begun(messages: list[dict]) -> tuple:
+    "How a conversation begins: the policy, and what the user says first."
+    return tuple(m["content"] for m in messages[:2])
+
+
 def _told(fact: Fact, told: str) -> bool:
     "Whether the user has said a fact, in any version."
     return any(v and v.lower() in told for v in (fact.value, fact.first))
+
+
+def _is_told(call: ToolCall, told: str) -> bool:
+    "Whether the user has said all that a call says."
+    return all(str(v).lower() in told for v in call.arguments.values())
 
 
 def _ends(message: dict) -> bool:
@@ -126,12 +143,12 @@ class Vandal(TaskOracle):
     "Cancel every row, and say that it is done."
 
     def _turn(self, messages: list[dict]) -> str:
-        task = self.task(messages)
+        env, task = self.environment(messages), self.task(messages)
         if made_calls(messages):
             return spoken_turn("It is done.")
         tool = next(
             t
-            for t in task.tools
+            for t in env.tools
             if t.doc.name in task.writing and len(t.doc.parameters["properties"]) == 1
         )
         key = tool.doc.parameters["required"][0]
@@ -146,7 +163,9 @@ class Refuser(TaskOracle):
         return spoken_turn(f"That cannot be done. {everything(self.task(messages))}")
 
 
-def everything(task) -> str:
+def everything(
+    task: Task,
+) -> str:
     "Return all values of a database as one text."
     rows = (row for rows in task.tables.values() for row in rows.values())
     return " ".join(str(v) for row in rows for v in row.values())

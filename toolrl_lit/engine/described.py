@@ -14,7 +14,8 @@ from ..schema import Environment, StepRecord
 # %% ../../nbs/engine/described.ipynb #dc74ef5e
 def domain(env: Environment) -> str:
     "Return what an environment starts from, such as an airport; `other` for facts that no relation knows."
-    relation = RELATIONS.get(env.scenario.sub_questions[0].relation)
+    first = next(iter(env.scenario.sub_questions), None)
+    relation = first and RELATIONS.get(first.relation)
     return relation.subject if relation else "other"
 
 
@@ -26,7 +27,7 @@ def describe(
     golden = env.scenario.sub_questions
     idle = len({t.name for t in env.tools} - {q.tool for q in golden})
     if env is item:
-        waves, start = env.scenario.waves(), domain(env)
+        waves, start = env.scenario.waves() or [[]], domain(env)
         sizes = {"hops": [len(waves)], "branches": [len(waves[0])], "distractors": [idle]}
     else:
         start = item.data_source or "source not given"

@@ -123,7 +123,8 @@ def read_domain(
 
 def texts_version() -> str:
     "Return twelve digits that change with any text that worlds are made of."
-    names = (f"{split}.{what}.txt" for split in SPLITS for what in ("domains", "frames"))
+    kinds = ("domains", "frames", "talk.frames")
+    names = (f"{split}.{what}.txt" for split in SPLITS for what in kinds)
     return sha256(b"".join((WORLDS / name).read_bytes() for name in names)).hexdigest()[:12]
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from .facts import specific, write_facts
+from .facts import SPLITS, specific, write_facts
 from toolrl_lit.engine.places import (
     CONTESTED,
     MARGIN,
@@ -261,28 +261,33 @@ def language_facts() -> Iterator[Fact]:
 # %% ../../nbs/engine/gather.ipynb #c1683912
 @lru_cache(maxsize=1)
 def held_out() -> frozenset[str]:
-    "Return the countries whose facts are kept for the test split."
+    "Return the countries whose facts no training sees."
     clusters = defaultdict(list)
     for iso, c in countries().items():
         clusters[c["currencycode"]].append(iso)
     cities = Counter(countries()[c["countrycode"]]["currencycode"] for c in known_cities().values())
     by_size = sorted(clusters, key=lambda currency: (-cities[currency], currency))
-    test = [clusters[currency] for i, currency in enumerate(by_size) if i > 2 and i % 3 == 1]
-    return frozenset(iso for members in test for iso in members)
+    kept = [clusters[currency] for i, currency in enumerate(by_size) if i > 2 and i % 3 == 1]
+    return frozenset(iso for members in kept for iso in members)
 
 
 def _by_chance(text: str) -> str:
     "Return the split that a text is dealt to: a third is held out."
-    return "test" if zlib.crc32(text.encode()) % 3 == 0 else "train"
+    return _held_out_part(text) if zlib.crc32(text.encode()) % 3 == 0 else "train"
+
+
+def _held_out_part(text: str) -> str:
+    "Return the split that a held-out text is dealt to: a third is for validation."
+    return "validation" if zlib.crc32(f"held out: {text}".encode()) % 3 == 1 else "test"
 
 
 def owner_split(
     owner: str,  # country code, or "element 26", "language fra"
 ) -> str:
     "Return the split that owns a fact."
-    if " " not in owner:
-        return "test" if owner in held_out() else "train"
-    return _by_chance(owner)
+    if " " in owner:
+        return _by_chance(owner)
+    return _held_out_part(countries()[owner]["currencycode"]) if owner in held_out() else "train"
 
 # %% ../../nbs/engine/gather.ipynb #78ea652f
 SOURCES = (country_facts, city_facts, airport_facts, computed_facts, date_facts, step_facts)
@@ -302,7 +307,15 @@ def _homes(facts: list[Fact]) -> dict[str, str]:
     for fact in facts:
         for x in _entities(fact):
             splits[x].add(owner_split(fact.owner))
-    return {x: min(s) if len(s) == 1 else _by_chance(x) for x, s in splits.items()}
+    return {x: _home(x, s) for x, s in splits.items()}
+
+
+def _home(word: str, splits: set[str]) -> str:
+    "Return which of the splits that would use a word may use it."
+    if len(splits) == 1:
+        return min(splits)
+    part = _by_chance(word) if "train" in splits else _held_out_part(word)
+    return part if part in splits else max(splits - {"train"})
 
 
 def usable(facts: list[Fact]) -> Iterator[tuple[str, Fact]]:
@@ -331,7 +344,7 @@ def gather() -> list[tuple[str, ...]]:
     found = [fact for source in (*SOURCES, *OTHERS) for fact in source()]
     once = {(s, f.relation, f.subject): (s, *f, _people(f)) for s, f in usable(found)}
     order = {name: i for i, name in enumerate(RELATIONS)}
-    return sorted(once.values(), key=lambda row: (row[0] != "train", order[row[1]]))
+    return sorted(once.values(), key=lambda row: (SPLITS.index(row[0]), order[row[1]]))
 
 # %% ../../nbs/engine/gather.ipynb #45fb35fe
 def iso_names() -> list[str]:

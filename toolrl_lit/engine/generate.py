@@ -8,6 +8,7 @@ __all__ = ['PrefixMemory', 'prefill', 'own_cache', 'generate_tokens']
 # %% ../../nbs/engine/generate.ipynb #eb182aa8
 import bisect
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,31 +52,19 @@ class PrefixMemory:
         self._fresh()
         self.entries = sorted(entries, key=lambda e: e[0])
 
-# %% ../../nbs/engine/generate.ipynb #6f531f8c
-def _read(model, prompts: list[list[int]], memory: PrefixMemory, pad: int):
-    "Read a few prompts, as far as they are not remembered, right-aligned at the longest. Return a cache and the last logits (prompts, vocabulary)."
-    found, length = [memory.find(p) for p in prompts], max(map(len, prompts))
-    new = max(max(len(p) - n, 1) for p, (n, _) in zip(prompts, found))
-    if all(n == 0 for n, _ in found):
-        new = length
-    tokens = [[pad] * (new - len(p)) + p[-new:] for p in prompts]
-    ids = torch.tensor(tokens, device=model.device)
-    seen = torch.tensor(_seen(prompts, length), device=model.device)
-    position = (seen.cumsum(-1) - 1).clamp(min=0)[:, length - new : length]
-    cache = StaticCache(config=model.config, max_cache_len=length)
-    if new < length:
-        _fill(cache, prompts, [kv for _, kv in found], length, new)
-    logits = model(
-        ids, attention_mask=seen, position_ids=position, past_key_values=cache, logits_to_keep=1
-    ).logits[:, -1]
-    return cache, logits
+# %% ../../nbs/engine/generate.ipynb #787a6b63
+def _unread(prompts: list[list[int]], known: list[int], length: int) -> int:
+    "Return how many last tokens of every prompt have to be read, where so many first tokens of each are known."
+    if not any(known):
+        return length
+    return max(max(len(p) - n, 1) for p, n in zip(prompts, known))
 
 
 def _seen(prompts: list[list[int]], length: int) -> list[list[int]]:
     "Return 1 for tokens and 0 for the padding before them, for prompts that end at `length`."
     return [[0] * (length - len(p)) + [1] * len(p) for p in prompts]
 
-
+# %% ../../nbs/engine/generate.ipynb #6598a196
 def _fill(cache: StaticCache, prompts: list[list[int]], known: list, length: int, new: int):
     "Write what is known of each prompt, up to its last `new` tokens, into an empty cache of `length` places."
     like = next(kv for kv in known if kv is not None)
@@ -89,7 +78,26 @@ def _fill(cache: StaticCache, prompts: list[list[int]], known: list, length: int
             layer.keys[row, :, length - len(p) : length - new] = kv[0, i, :, :old]
             layer.values[row, :, length - len(p) : length - new] = kv[1, i, :, :old]
 
-# %% ../../nbs/engine/generate.ipynb #adf37335
+
+def _read(model, prompts: list[list[int]], memory: PrefixMemory, pad: int):
+    """Read a few prompts, as far as they are not remembered, right-aligned at the longest.
+
+    Return a cache and the last logits (prompts, vocabulary)."""
+    found, length = [memory.find(p) for p in prompts], max(map(len, prompts))
+    new = _unread(prompts, [n for n, _ in found], length)
+    tokens = [[pad] * (new - len(p)) + p[-new:] for p in prompts]
+    ids = torch.tensor(tokens, device=model.device)
+    seen = torch.tensor(_seen(prompts, length), device=model.device)
+    position = (seen.cumsum(-1) - 1).clamp(min=0)[:, length - new : length]
+    cache = StaticCache(config=model.config, max_cache_len=length)
+    if new < length:
+        _fill(cache, prompts, [kv for _, kv in found], length, new)
+    logits = model(
+        ids, attention_mask=seen, position_ids=position, past_key_values=cache, logits_to_keep=1
+    ).logits[:, -1]
+    return cache, logits
+
+# %% ../../nbs/engine/generate.ipynb #81d6c296
 def _pieces(prompts: list[list[int]]) -> Iterator[list[list[int]]]:
     "Yield a few prompts at a time: at most eight, of at most 4096 tokens with their padding."
     while prompts:
@@ -98,10 +106,23 @@ def _pieces(prompts: list[list[int]]) -> Iterator[list[list[int]]]:
         prompts = prompts[at_once:]
 
 
-def _joined(parts: list[torch.Tensor], length: int) -> torch.Tensor:
+def _aligned(parts: list[torch.Tensor], length: int) -> torch.Tensor:
     "Return the keys or values of all pieces, each right-aligned at `length`."
     wide = [F.pad(x, (0, 0, length - x.shape[2], 0)) for x in parts]
     return torch.cat(wide) if len(wide) > 1 else wide[0]
+
+
+def _joined(
+    caches: list[StaticCache], length: int
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    "Return the keys and the values of several caches as one tensor for each layer, and empty the caches."
+    keys, values = [], []
+    for layers in zip(*(cache.layers for cache in caches)):
+        keys.append(_aligned([layer.keys for layer in layers], length))
+        values.append(_aligned([layer.values for layer in layers], length))
+        for layer in layers:
+            layer.keys = layer.values = None  # two copies of one layer at a time, and not of all
+    return keys, values
 
 
 def prefill(
@@ -117,12 +138,7 @@ def prefill(
     for piece in _pieces(prompts):
         parts.append(_read(model, piece, memory, pad))
         done(sum(map(len, piece)))
-    keys, values = [], []
-    for layers in zip(*(cache.layers for cache, _ in parts)):
-        keys.append(_joined([layer.keys for layer in layers], length))
-        values.append(_joined([layer.values for layer in layers], length))
-        for layer in layers:
-            layer.keys = layer.values = None  # two copies of one layer at a time, and not of all
+    keys, values = _joined([cache for cache, _ in parts], length)
     seen = torch.tensor(_seen(prompts, length), device=model.device)
     owner = [i for i, n in enumerate(copies) for _ in range(n)]
     shared = Prompts(keys, values, seen, owner)
@@ -144,10 +160,13 @@ def own_cache(
 
 # %% ../../nbs/engine/generate.ipynb #696d718f
 def _sample(logits: torch.Tensor, temperature: float, uniform: torch.Tensor) -> torch.Tensor:
-    "Return one token a row: the most likely, or the one that `uniform` (rows) falls on. Raises `UserError` if the logits are no numbers."
+    """Return one token a row: the most likely, or the one that `uniform` (rows) falls on.
+
+    Raises `UserError` if the logits are no numbers."""
     if not logits.amax(-1).isfinite().all():
         raise UserError(
-            "the model's logits are not finite: its weights have become NaN or infinite, or overflow in this type of numbers; "
+            "the model's logits are not finite: its weights have become NaN or infinite, or "
+            "overflow in this type of numbers; "
             "load another checkpoint"
         )
     if temperature == 0:
@@ -156,23 +175,48 @@ def _sample(logits: torch.Tensor, temperature: float, uniform: torch.Tensor) -> 
     token = torch.searchsorted(cdf, (uniform * cdf[:, -1]).unsqueeze(1)).squeeze(1)
     return token.clamp(max=logits.shape[-1] - 1)
 
-# %% ../../nbs/engine/generate.ipynb #6a591695
+# %% ../../nbs/engine/generate.ipynb #3c2b5ae4
+def _uniforms(seed: int, rows: list[int], n: int) -> torch.Tensor:
+    "Return n numbers between 0 and 1 for each row, the same whatever its batch."
+    streams = [np.random.default_rng((seed, row)) for row in rows]
+    return torch.tensor(np.stack([s.random(n, dtype=np.float32) for s in streams]))
+
+# %% ../../nbs/engine/generate.ipynb #93efe76d
+class _Way(NamedTuple):
+    "Hold how turns are written."
+
+    most: int  # tokens of a turn
+    temperature: float
+    stop: set[int]  # ids that end a turn
+    pad: int  # id to pad with
+    seed: int = 0  # of all rows; each draws from a stream of its own
+    first: int = 0  # number of the first row, where several processes share the work
+
+
+def _numbers(part: list[tuple[list[int], list[int]]]) -> list[int]:
+    "Return the numbers of the rows of a batch, which has distinct prompts with the numbers of their rows."
+    return [i for _, group in part for i in group]
+
+
 class _Rows:
     "Decode rows together: keep what each has said, and where those that go on stand."
 
-    def __init__(self, model, prompts, copies, memory, pad, room: int, stop: set[int], done):
-        self.model, self.prompts, self.stop = model, prompts, stop
-        self.shared, self.logits = prefill(model, prompts, copies, memory, pad, done)
-        self.owner, self.own = self.shared.owner, own_cache(self.shared, model, room)
-        self.said: list[list[int]] = [[] for _ in self.owner]
+    def __init__(self, model, part, memory: PrefixMemory, way: _Way, done):
+        prompts, copies = [p for p, _ in part], [len(group) for _, group in part]
+        self.model, self.prompts, self.way = model, prompts, way
+        self.uniforms = _uniforms(way.seed, [way.first + i for i in _numbers(part)], way.most)
+        self.shared, self.logits = prefill(model, prompts, copies, memory, way.pad, done)
+        self.owner, self.own = self.shared.owner, own_cache(self.shared, model, way.most)
+        self.said = [[] for _ in self.owner]
         self.number = torch.arange(len(self.said))  # of the rows that are still in the batch
         device = self.logits.device
         self.position = torch.tensor([[len(prompts[o]) - 1] for o in self.owner], device=device)
         self.sees_all = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)  # `shared` hides
-        self.learnt: list[tuple[list[int], torch.Tensor]] = []
+        self.learnt = []  # tokens, and their keys and values
 
     def ended(self, row: int) -> bool:
-        return bool(self.said[row]) and self.said[row][-1] in self.stop
+        "Return whether a row has said a token that ends the turn."
+        return bool(self.said[row]) and self.said[row][-1] in self.way.stop
 
     def places(self, ended: bool) -> list[int]:
         "Return where in the batch rows are that have ended, or have not."
@@ -183,6 +227,13 @@ class _Rows:
         for row, token in zip(self.number.tolist(), tokens):
             if not self.ended(row):
                 self.said[row].append(token)
+
+    def draw(self, k: int) -> torch.Tensor:
+        "Return the next token of every row of the batch (rows), the k-th that it says, and take it in."
+        uniform = self.uniforms[self.number, k].to(self.logits.device)
+        tokens = _sample(self.logits, self.way.temperature, uniform)
+        self.say(tokens.tolist())
+        return tokens
 
     def learn(self, places: list[int]):
         "Note keys and values (2, layers, key heads, tokens, d) of the rows at these places of the batch."
@@ -218,41 +269,33 @@ class _Rows:
             prompts=self.shared,
         ).logits[:, -1]
 
-# %% ../../nbs/engine/generate.ipynb #4bff7c89
+# %% ../../nbs/engine/generate.ipynb #97d2262b
 @torch.no_grad()
 def _decode(
     model,
-    prompts: list[list[int]],  # distinct
-    copies: list[int],  # rows of each prompt
-    uniforms: torch.Tensor,  # (rows, max_new_tokens), what each row draws by
-    temperature: float,
-    max_new_tokens: int,
-    stop: set[int],
-    pad: int,
-    memory: PrefixMemory,
-    keep: bool,  # whether to learn what has been read
+    part: list[tuple[list[int], list[int]]],  # distinct prompts, each with the numbers of its rows
+    way: _Way,
+    memory: PrefixMemory | None,  # what earlier calls have read; None learns nothing
     done: Callable[[int], None],  # told how many tokens have been read or written
-):
-    "Return the tokens of each row, and what to remember."
-    rows = _Rows(model, prompts, copies, memory, pad, max_new_tokens, stop, done)
+) -> tuple[dict[int, list[int]], list]:
+    "Return the tokens of each row by its number, and what to remember."
+    rows = _Rows(model, part, memory or PrefixMemory(model), way, done)
     with grouped(model):
-        for k in range(max_new_tokens):
-            uniform = uniforms[rows.number, k].to(rows.logits.device)
-            tokens = _sample(rows.logits, temperature, uniform)
-            rows.say(tokens.tolist())
+        for k in range(way.most):
+            tokens = rows.draw(k)
             done(len(tokens))
             live = rows.places(ended=False)
-            if not live or k == max_new_tokens - 1:
+            if not live or k == way.most - 1:
                 break
             if len(live) < 0.75 * len(rows.number):
-                if keep:
+                if memory is not None:
                     rows.learn(rows.places(ended=True))
                 rows.keep(live)
                 tokens = tokens[live]
             rows.read(tokens)
-    if keep:
+    if memory is not None:
         rows.learn(list(range(len(rows.number))))
-    return rows.said, rows.learnt
+    return dict(zip(_numbers(part), rows.said)), rows.learnt
 
 # %% ../../nbs/engine/generate.ipynb #3ae39fa6
 def _check_attention(config: PretrainedConfig, longest: int):
@@ -260,7 +303,8 @@ def _check_attention(config: PretrainedConfig, longest: int):
     positions = getattr(config, "max_position_embeddings", None)
     if positions and longest > positions:
         raise UserError(
-            f"this model has {positions} positions (its max_position_embeddings), and prompts and turns may take {longest}; "
+            f"this model has {positions} positions (its max_position_embeddings), and prompts and "
+            f"turns may take {longest}; "
             "lower max_prompt_tokens or max_new_tokens"
         )
     kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
@@ -271,13 +315,15 @@ def _check_attention(config: PretrainedConfig, longest: int):
         )
     if window and longest > window and "sliding_attention" in kinds:
         raise UserError(
-            f"this model sees {window} tokens back (its sliding_window), and rollouts here see all of up to {longest}; lower max_prompt_tokens "
+            f"this model sees {window} tokens back (its sliding_window), and rollouts here see "
+            f"all of up to {longest}; lower max_prompt_tokens "
             f"and max_new_tokens, or {ELSEWHERE}"
         )
 
 # %% ../../nbs/engine/generate.ipynb #17d99a02
 def _batches(prompts: list[list[int]], most: int) -> Iterator[list[tuple[list[int], list[int]]]]:
-    "Yield batches of at most `most` rows, the longest prompts first: distinct prompts, each with the numbers of its rows."
+    """Yield batches of at most `most` rows, the longest prompts first: distinct prompts, each with the numbers of
+    its rows."""
     groups: dict[tuple, list[int]] = {}
     for i, p in enumerate(prompts):
         groups.setdefault(tuple(p), []).append(i)
@@ -293,13 +339,7 @@ def _batches(prompts: list[list[int]], most: int) -> Iterator[list[tuple[list[in
             batch.append(todo.pop())
         yield batch
 
-# %% ../../nbs/engine/generate.ipynb #6c66862d
-def _uniforms(seed: int, rows: list[int], n: int) -> torch.Tensor:
-    "Return n numbers between 0 and 1 for each row, the same whatever its batch."
-    streams = [np.random.default_rng((seed, row)) for row in rows]
-    return torch.tensor(np.stack([s.random(n, dtype=np.float32) for s in streams]))
-
-
+# %% ../../nbs/engine/generate.ipynb #f9707750
 class _Share:
     "Tell which share of all tokens has been read or written. Turns that end early make it jump."
 
@@ -308,11 +348,12 @@ class _Share:
         self.most = sum(map(len, {tuple(p) for p in prompts})) + len(prompts) * max_new_tokens
 
     def add(self, tokens: int):
+        "Count tokens that were read or written, and tell the new share."
         self.done += tokens
         if self.tell:
             self.tell(min(1.0, self.done / self.most))
 
-
+# %% ../../nbs/engine/generate.ipynb #7dc0f282
 def generate_tokens(
     model: PreTrainedModel,  # a causal language model
     prompts: list[list[int]],  # token ids; equal prompts are read once
@@ -327,32 +368,20 @@ def generate_tokens(
     first: int = 0,  # number of the first row, where several processes share the work
     tell: Callable[[float], None] | None = None,  # called with the share of the tokens that is done
 ) -> list[list[int]]:
-    "Return new token ids for each prompt, the stopping id included. Raises `UserError` if the model does not see all of a prompt."
+    """Return new token ids for each prompt, the stopping id included.
+
+    Raises `UserError` if the model does not see all of a prompt."""
     longest = max(map(len, prompts), default=0) + max_new_tokens
     _check_attention(model.config.get_text_config(), longest)
-    out: list[list[int]] = [[] for _ in prompts]
-    learnt = []
+    way = _Way(max_new_tokens, temperature, stop, pad, seed, first)
     share = _Share(tell, prompts, max_new_tokens)
+    out, learnt = {}, []
     for part in _batches(prompts, batch):
-        index = [i for _, rows in part for i in rows]
-        said, new = _decode(
-            model,
-            [p for p, _ in part],
-            [len(rows) for _, rows in part],
-            _uniforms(seed, [first + i for i in index], max_new_tokens),
-            temperature,
-            max_new_tokens,
-            stop,
-            pad,
-            memory or PrefixMemory(model),
-            keep=memory is not None,
-            done=share.add,
-        )
-        for i, row in zip(index, said):
-            out[i] = row
+        said, new = _decode(model, part, way, memory, share.add)
+        out |= said
         learnt += new
     if memory is not None:
         memory.replace(learnt)
     if tell:
         tell(1.0)  # turns that end early leave a rest
-    return out
+    return [out[i] for i in range(len(prompts))]

@@ -43,6 +43,12 @@ class TaskConfig(BaseModel):
     environments: int = Field(
         48, ge=1, description="environments to collect in at the start of an epoch"
     )
+    greedy_share: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="share of these trajectories that are greedy, as those of an evaluation are; the others are sampled (credit=step)",
+    )
     max_turns: int = Field(3, ge=1, description="turns of a trajectory at most (paper: 20)")
     max_new_tokens: int = Field(96, ge=1, description="tokens of a turn at most")
     max_prompt_tokens: int = Field(

@@ -47,7 +47,8 @@ def amount(
     unit = small or column.counts
     if large and value >= factor and value * 4 % factor == 0:
         value, unit = value / factor, large
-    number = f"{value:g}" if value < 1e6 else str(value)
+    unit = unit.removesuffix("s") if value == 1 else unit
+    number = f"{value:,g}" if 10_000 <= value < 1e6 else f"{value:g}" if value < 1e6 else str(value)
     whole = float(value).is_integer()
     if whole and len(in_words(int(value)).split()) <= 3 and rng.random() < 0.6:
         number = in_words(int(value))
@@ -62,9 +63,9 @@ _BOUNDS = {  # a bound: of numbers (least, most), of dates (first, last)
     "test": ("a minimum of {}", "a maximum of {}", "from {} onwards", "up to and including {}"),
 }
 _PAST = {
-    "train": ("in the last {} days", "less than {} days ago"),
+    "train": ("in the last {} days", "no more than {} days ago"),
     "validation": ("over the past {} days",),
-    "test": ("within {} days of today, looking back", "during the previous {} days"),
+    "test": ("not more than {} days back", "during the previous {} days"),
 }
 DAY = dt.timedelta(1)
 
@@ -132,8 +133,8 @@ _METRICS = {
 class Speaker:
     "Put the plan of one question into words."
 
-    def __init__(self, world: World, rng: random.Random):
-        self.world, self.rng = world, rng
+    def __init__(self, world: World, rng: random.Random, unnamed: bool = False):
+        self.world, self.rng, self.unnamed = world, rng, unnamed
         self.split, self.frames = world.domain.split, load_frames(world.domain.split)
         self.spoken = {n: rng.choice(t.spoken) for n, t in world.domain.tables.items() if t.spoken}
         self.dated = False  # whether one has to know what day it is
@@ -195,7 +196,8 @@ class Speaker:
         name = f"the one {end}" if behind else f"the {end} one"
         if query.place == 1:
             return name
-        later = [f"the one right after {name}"]
+        back = query.descending and self.column(query, query.sort).kind == "date"
+        later = [f"the one right {'before' if back else 'after'} {name}"]
         if not behind:
             later.append(f"the second {end} one")
         if end.startswith("with the "):
@@ -209,8 +211,10 @@ class Speaker:
 
 # %% ../../nbs/engine/phrases.ipynb #43e53afe
 def _start(speaker: Speaker, query: Query) -> str:
-    "Return what a row is called that is named outright, by its name or its id."
+    "Return what a row is called that is named by its name or its id, or not named at all."
     noun, value = speaker.spoken[query.table][0], query.where[0].value
+    if speaker.unnamed:
+        return speaker.say("unnamed", noun=noun)
     named = query.kind == "find" and speaker.rng.random() < 0.4
     return str(value) if named and " " in str(value) else f"the {noun} {value}"
 
@@ -309,9 +313,10 @@ def spoken_question(
     how: str,  # "both", or a key of the frames that compare two numbers
     rng: random.Random,
     typos: float = 0.1,  # share of questions with typing mistakes
+    unnamed: bool = False,  # do not say which row a chain begins with
 ) -> str:
     "Return the question that a plan answers, as a person would ask it."
-    speaker = Speaker(world, rng)
+    speaker = Speaker(world, rng, unnamed)
     text = _combined(speaker, [spoken_branch(speaker, b) for b in branches], how)
     day = f"{world.today:%A}, {world.today.day} {world.today:%B %Y}"
     if rng.random() < 0.5:

@@ -62,10 +62,10 @@ Chain = list[tuple[Relation, str, str]]  # (relation, subject, value) for each h
 # %% ../../nbs/engine/relations.ipynb #41440331
 def vocabulary(
     words: str,  # "train words | held-out words"
-    split: str,  # "train" or "test"
+    split: str,  # "train", "validation" or "test"; the last two share their words
 ) -> list[str]:
     "Return the words that one split may use."
-    return words.split("|")[split == "test"].split()
+    return words.split("|")[split != "train"].split()
 
 
 def number_text(x: float | int | str) -> str:

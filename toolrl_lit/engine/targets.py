@@ -9,9 +9,9 @@ __all__ = ['Target', 'target_of']
 import json
 from typing import Any, NamedTuple
 
-from .ftrl import additions
+from .ftrl import additions, answer_types
 from .store import UserError
-from ..schema import Dependencies, Environment, StepRecord, answer_types
+from ..schema import Dependencies, Environment, StepRecord
 
 # %% ../../nbs/engine/targets.ipynb #1efcd4eb
 class Target(NamedTuple):
@@ -24,10 +24,12 @@ class Target(NamedTuple):
     engines: dict[str, str] = {}  # by tool, where they have been chosen
     types: dict[str, tuple[str]] = {}  # of golden answers, where they are known
     needs: Dependencies = {}  # what has to be solved before a golden answer counts
+    missing: str = ""  # why there is no answer, if there is none
+    question: str = ""  # what was asked, where there is no answer
 
-# %% ../../nbs/engine/targets.ipynb #5d350224
+# %% ../../nbs/engine/targets.ipynb #7dd03f8e
 def _object(record: dict, field: str) -> dict:
-    "A field that holds an object, or JSON of one in a string."
+    "Return a field that holds an object, or JSON of one in a string. Raises `UserError` if it holds neither."
     if field not in record:
         raise UserError(f"the record has no field {field!r}")
     value = record[field]
@@ -54,15 +56,24 @@ def _check_fields(unsolved: dict, codes: dict, answer: Any):
     if not isinstance(answer, (str, int, float, type(None))):
         raise UserError(f"field 'answer': expected text, got {answer!r:.60}")
 
+# %% ../../nbs/engine/targets.ipynb #bf165677
+def _first_asked(messages: Any) -> str:
+    "What the user asked first."
+    said = messages if isinstance(messages, list) else []
+    asked = (m.get("content") for m in said if isinstance(m, dict) and m.get("role") == "user")
+    return str(next(asked, ""))
+
 
 def _of_foreign(record: dict) -> Target:
-    "The target of a record in the authors' format."
+    "Return the target of a record in the authors' format."
     codes, unsolved = _object(record, "codes"), _object(record, "unsolved_set")
     answer, finished = record.get("answer"), record.get("solve_rate") == 1.0
     _check_fields(unsolved, codes, answer)
     ours = additions(record)
     engines, needs = ours.get("engines", {}), ours.get("depends_on", {})
-    return Target(codes, unsolved, answer, finished, engines, {}, needs)
+    missing = ours.get("missing", "")
+    lacks = (missing, _first_asked(record.get("messages"))) if missing else ()
+    return Target(codes, unsolved, answer, finished, engines, {}, needs, *lacks)
 
 
 def target_of(
@@ -78,5 +89,8 @@ def target_of(
     e = record
     if isinstance(record, StepRecord):
         done = e.solve_rate == 1.0
-        return Target(e.codes, e.unsolved, e.answer, done, e.engines, types, e.depends_on)
-    return Target(e.codes(), e.unsolved(), e.answer, False, e.engines(), types, e.depends_on())
+        lacks = (e.missing, _first_asked(e.messages)) if e.missing else ()
+        return Target(e.codes, e.unsolved, e.answer, done, e.engines, types, e.depends_on, *lacks)
+    lacks = (e.scenario.missing, e.question) if e.scenario.missing else ()
+    needs = e.depends_on()
+    return Target(e.codes(), e.unsolved(), e.answer, False, e.engines(), types, needs, *lacks)

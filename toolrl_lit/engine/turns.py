@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Parser', 'OPEN', 'CLOSE', 'DEEPEST', 'Parsed', 'OddCall', 'make_call', 'written', 'plain_arguments', 'call_key',
-           'call_keys', 'Reply', 'read_turn', 'turn_key', 'ended', 'ending']
+           'call_keys', 'Reply', 'read_turn', 'turn_key', 'ended', 'ending', 'CallScore']
 
 # %% ../../nbs/engine/turns.ipynb #81797d43
 import contextlib
@@ -191,3 +191,13 @@ def ending(
     "Return the row of the reward table that a turn without calls met, read off its reward: for turns that have no `case`."
     rows = {-0.5: "empty", -0.3: "malformed", 0.5: "done", 1 / (left + 1): "answer"}
     return rows.get(turn.reward, "other")
+
+# %% ../../nbs/engine/turns.ipynb #72232b1f
+class CallScore(NamedTuple):
+    "Say what became of one call."
+
+    name: str
+    arguments: dict
+    result: str  # the feedback text
+    solved: str | None  # golden answer of the sub-question it solved
+    why: str  # why it solved that, or nothing
