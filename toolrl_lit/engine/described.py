@@ -11,13 +11,13 @@ from .records import as_environment
 from .relations import RELATIONS
 from ..schema import Environment, StepRecord
 
-# %% ../../nbs/engine/described.ipynb #dc74ef5e
+# %% ../../nbs/engine/described.ipynb #8cf64ebd
 def domain(env: Environment) -> str:
     "Return what an environment starts from, such as an airport; `other` for facts that no relation knows."
     relation = RELATIONS.get(env.scenario.sub_questions[0].relation)
     return relation.subject if relation else "other"
 
-
+# %% ../../nbs/engine/described.ipynb #a59d8162
 def describe(
     item: Environment | StepRecord,
 ) -> Described:
