@@ -36,11 +36,11 @@ check: exported lint  ## the inner loop: export, lint, site, fast tests
 
 # its parts run side by side, see tests/all.py; each is a target that can be run alone
 test: exported lint  ## everything: export, lint, every notebook, every test
-	@$(MAKE) --no-print-directory -j4 $(COMPILED) $(VERIFIERS) $(BFCL) $(UNSLOTH)
+	@$(MAKE) -s --no-print-directory -j4 $(COMPILED) $(VERIFIERS) $(BFCL) $(UNSLOTH)
 	@$(BIN)/python tests/all.py $(MAKE)
 
 test-pages: $(INSTALLED)  ## every notebook
-	$(BIN)/nbdev_test --n_workers 2 --do_print
+	PYTHONUNBUFFERED=1 $(BIN)/nbdev_test --n_workers 2 --do_print
 
 test-pytest: $(BFCL)  ## every test but those that need an environment of their own
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/gpu --ignore tests/test_verifiers.py tests

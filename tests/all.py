@@ -32,7 +32,7 @@ class Part:
         "Keep what it says, and print it as it comes."
         for line in self.process.stdout:
             self.said.append(line)
-            print(f"{self.name:9} | {line.rstrip()}", flush=True)
+            print(f"{self.name:9} | {line.rstrip()}\n", end="", flush=True)  # in one piece
 
     def follow(self):
         "Wait until it ends, and end what it has left running."

@@ -136,8 +136,8 @@ def small_llama():
     shape = dict(vocab_size=61, hidden_size=24, intermediate_size=48, num_hidden_layers=2)
     heads = dict(num_attention_heads=6, num_key_value_heads=2)
 
-    def make(**changes):
-        torch.manual_seed(0)
+    def make(seed=0, **changes):
+        torch.manual_seed(seed)
         settings = shape | heads | dict(initializer_range=0.3) | changes
         return LlamaForCausalLM(LlamaConfig(**settings)).eval()
 

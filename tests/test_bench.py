@@ -235,6 +235,13 @@ def test_differences_are_paired_and_refuse_what_cannot_be_compared():
     row = scores.differences(before, after).set_index("metric").loc["CF"]
     assert row["difference"] == 0.5 and 0.3 < row["low"] < 0.5 < row["high"] < 0.7
     assert len(scores.differing(before, after)) == 20
+    moved = scores.outcomes(before, after).value_counts()
+    assert moved.to_dict() == {("right", "right"): 20, ("wrong value", "right"): 20}
+    everywhere = scores.all_differences([before, of([0, 1], bench="bfcl"), after])
+    assert list(everywhere.index) == ["n against m"] * 3 and set(everywhere["bench"]) == {
+        "rotbench"
+    }
+    assert scores.all_differences([before]).empty
     with pytest.raises(UserError, match="cannot be compared"):
         scores.differences(before, of([1], rule="official"))
     other = of([1])
@@ -799,8 +806,9 @@ def test_a_call_that_takes_too_long_is_an_answer_and_no_text_of_a_model_is_run(p
         if any(t["function"]["name"] == "power" for t in i.tools)
     ][:1]
     endless = call_text([call("power", base=9, exponent=10**10)])
-    with bfcl.Package(timeout=3) as impatient:
+    with bfcl.Package() as impatient:
         impatient.ask("load", item.group, 1)
+        impatient.timeout = 3  # it has loaded
         (rollout,) = bfcl.run(Says(endless, "Done."), [item], impatient)
         assert "Error during execution: bfcl: no answer within" in rollout.messages[1]["content"]
         (row,) = bfcl.judged([item], [rollout], impatient)
@@ -920,6 +928,23 @@ def test_models_are_measured_kept_and_put_beside_the_paper_s_table(
     assert [p.read_bytes() for p in kept] == before  # another rule asks nobody again
     page = (out / "report.html").read_text()
     assert "rotbench, by the official rule" in page and "toolhop, by the authors rule" in page
+
+
+def test_a_report_puts_scores_of_benchmarks_beside_the_paper_s(toolrl, tmp_path):
+    files = [tmp_path / f"{name}.scores.json" for name in ("a", "b", "c")]
+    of([1, 0, 0, 0]).save(files[0])
+    of([1, 1, 1, 0], "n").save(files[1])
+    of([1, 0], "n", bench="bfcl", rule="official").save(files[2])
+    code, said, err = toolrl("report", *files, "-o", tmp_path / "r.html")
+    assert code == 0 and said.startswith(f"written: {tmp_path / 'r.html'}"), err
+    page = (tmp_path / "r.html").read_text()
+    for words in ("25.00 [", "75.00 [", "n against m", "Items in which they differ: 2"):
+        assert words in page, words
+    assert "Qwen2.5-7B" in page and "bfcl, by the official rule" in page
+    code, _, err = toolrl("report", *files, "-e", files[0])
+    assert code == 2 and "benchmarks bring their own items" in err
+    files[0].write_text('{"bench": 1}')
+    assert "a.scores.json: expected scores of `toolrl bench`" in toolrl("report", *files)[2]
 
 
 def test_list_says_what_each_benchmark_needs(toolrl, data):

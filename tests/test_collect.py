@@ -148,7 +148,8 @@ def test_processes_that_share_the_work_draw_other_numbers(llama):
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 @pytest.mark.parametrize("temperature", [0, 0.5, 1.0])
 def test_weights_that_are_no_numbers_are_told(small_llama, broken, temperature):
-    model = small_llama(num_hidden_layers=1)
+    model = small_llama(seed=3, num_hidden_layers=1)
+    prompts = [[1, 2, 3], [4], [5, 6, 7]]  # the last makes of an infinite weight a positive logit
     weights = [
         p
         for name, p in model.named_parameters()
@@ -159,10 +160,10 @@ def test_weights_that_are_no_numbers_are_told(small_llama, broken, temperature):
         with torch.no_grad():
             p.flatten()[3] = broken
         with pytest.raises(UserError, match="logits are not finite"):
-            generate(model, [[1, 2, 3], [4]], temperature=temperature)
+            generate(model, prompts, temperature=temperature)
         with torch.no_grad():
             p.copy_(before)
-    generate(model, [[1, 2, 3], [4]], temperature=temperature)
+    generate(model, prompts, temperature=temperature)
     assert generation._sample(
         torch.tensor([[0.0, -torch.inf, 1.0]]), temperature, torch.tensor([0.99])
     ).tolist() == [2]  # a token that is ruled out

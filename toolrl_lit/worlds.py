@@ -119,15 +119,13 @@ def decompose_world(
         how, answer = combined(branches, world, rng)
         steps = _steps(world, branches)
     question = spoken_question(world, branches, how, rng, unnamed=missing == "parameter")
-    alone = (
-        "" if missing else steps[-1].answer_type if n == 1 else "number" if how != "both" else ""
-    )
+    several = "number" if how != "both" else ""
     scenario = Scenario(
         id=id,
         kind=kind,
         question=question,
         answer=answer,
-        answer_type=alone,
+        answer_type="" if missing else steps[-1].answer_type if n == 1 else several,
         sub_questions=steps,
         split=split,
         missing=missing,

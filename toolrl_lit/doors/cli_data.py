@@ -61,7 +61,9 @@ def tell_findings(
     from toolrl_lit.engine.report import write_report
 
     for f in findings:
-        print(f"{'DEFECT' if f.failed else '':>7} {f.check}: {f.count} of {f.of}")
+        print(
+            f"{'DEFECT' if f.failed else 'over' if f.over else '':>7} {f.check}: {f.count} of {f.of}"
+        )
         for example in f.examples if f.defect else ():
             print(f"{'':>10}{example}")
     print(f"written: {write_report(out, 'Audit', audit_sections(findings, data))}")

@@ -44,7 +44,9 @@ def merge_adapter(
     adapter: str | Path,  # folder of a LoRA adapter for it
     out: str | Path,  # where the merged model goes
 ) -> Path:
-    "Write the model in 16 bits with the adapter merged into it. On the CPU: what was trained in 4 bits may not fit a GPU in 16."
+    """Write the model in 16 bits with the adapter merged into it.
+
+    On the CPU: what was trained in 4 bits may not fit a GPU in 16."""
     path, _, tokenizer = find_model(model)
     plain = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
     tuned = PeftModel.from_pretrained(plain, str(adapter))

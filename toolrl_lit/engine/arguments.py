@@ -12,7 +12,26 @@ from pathlib import Path
 from .journal import FORMATS
 from ..schema import SCENARIOS, STRATEGIES
 
-# %% ../../nbs/engine/arguments.ipynb #b4500390
+# %% ../../nbs/engine/arguments.ipynb #62c60215
+def _plan_faults(plan) -> Iterator[str]:
+    "Yield what makes no sense in a plan."
+    if plan.n < 1:
+        yield f"n: expected at least 1 environment, got {plan.n}"
+    splits = getattr(plan.generator, "splits", ("train", "test"))
+    if plan.split not in splits:
+        yield f"split: expected {' or '.join(map(repr, splits))}, got {plan.split!r}"
+    kinds = getattr(plan.generator, "kinds", SCENARIOS)
+    if wrong := [s for s in plan.scenarios or [[]] if s not in kinds]:
+        yield f"scenarios: expected some of {', '.join(kinds)}, got {wrong[0]!r}"
+    if plan.authored and plan.scenarios != SCENARIOS:
+        yield "scenarios: this generator is given its questions instead"
+    for s, rate in plan.rates.items():
+        if s not in STRATEGIES:
+            yield f"rates: expected some of {', '.join(STRATEGIES)}, got {s!r}"
+        elif not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
+            yield f"rates: expected a probability from 0 to 1 for {s!r}, got {rate!r}"
+
+# %% ../../nbs/engine/arguments.ipynb #024003f0
 def build_faults(
     plan,  # a `build.Plan`
     executor: str,  # "local" or "ray"
@@ -39,22 +58,3 @@ def build_faults(
         yield f"format: expected 'jsonl' or 'parquet', got {format!r}"
     if suffix in (".json", ".parquet") or (suffix == ".jsonl" and format != "jsonl"):
         yield f"out: expected a .jsonl file, or a folder for shards in format {format!r}, got {out}"
-
-
-def _plan_faults(plan) -> Iterator[str]:
-    "Yield what makes no sense in a plan."
-    if plan.n < 1:
-        yield f"n: expected at least 1 environment, got {plan.n}"
-    splits = getattr(plan.generator, "splits", ("train", "test"))
-    if plan.split not in splits:
-        yield f"split: expected {' or '.join(map(repr, splits))}, got {plan.split!r}"
-    kinds = getattr(plan.generator, "kinds", SCENARIOS)
-    if wrong := [s for s in plan.scenarios or [[]] if s not in kinds]:
-        yield f"scenarios: expected some of {', '.join(kinds)}, got {wrong[0]!r}"
-    if plan.authored and plan.scenarios != SCENARIOS:
-        yield "scenarios: this generator is given its questions instead"
-    for s, rate in plan.rates.items():
-        if s not in STRATEGIES:
-            yield f"rates: expected some of {', '.join(STRATEGIES)}, got {s!r}"
-        elif not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
-            yield f"rates: expected a probability from 0 to 1 for {s!r}, got {rate!r}"

@@ -16,7 +16,7 @@ from .targets import Target, target_of
 from .turns import Parsed, Parser, read_turn, turn_key, written
 from ..schema import Environment, StepRecord, ToolCall
 
-# %% ../../nbs/engine/batches.ipynb #bc762b06
+# %% ../../nbs/engine/batches.ipynb #2974fd88
 class PlannedTurn(NamedTuple):
     "Hold a turn to score."
 
@@ -26,11 +26,11 @@ class PlannedTurn(NamedTuple):
 
 
 def _call_key(call: ToolCall) -> tuple[Any, Any, str]:
-    "Name and arguments as they were written, and what makes two calls of one source equal."
+    "Return name and arguments as they were written, and what makes two calls of one source equal."
     name, arguments = written(call)
     return name, arguments, repr(name) + json.dumps(arguments)
 
-
+# %% ../../nbs/engine/batches.ipynb #56cbce99
 class TurnBatch:
     "Hold the different turns of a batch, which of them each turn is, and the calls that are still to run."
 
@@ -42,9 +42,8 @@ class TurnBatch:
         self.paper_scope = paper_scope
         self.parse = partial(parse_qwen, read={}) if parse is parse_qwen else parse
         self.different: list[PlannedTurn] = []
-        self.which: list[
-            tuple[int, bool]
-        ] = []  # for each turn: which it is, whether it came before
+        # for each turn: which it is, whether it came before
+        self.which: list[tuple[int, bool]] = []
         self.jobs: list[Call] = []
         self._targets, self._read, self._keys = {}, {}, {}
         self._places, self._seen, self._owners = {}, {}, {}
@@ -70,7 +69,8 @@ class TurnBatch:
         self.different.append(turn)
 
     def _target(self, record: Any) -> tuple[Target, int]:
-        "The target of a record, and the number of the environment that it belongs to: records of one share its tools."
+        """Return the target of a record, and the number of the environment that it belongs to: records of one share
+        its tools."""
         if id(record) not in self._targets:
             target = target_of(record)
             known = isinstance(record, (Environment, StepRecord))

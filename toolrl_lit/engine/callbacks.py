@@ -55,7 +55,8 @@ class ProgressBar(ProgressCallback):
             self.training_bar.update(max(0, updates - self.training_bar.n))
 
     def sampled(self, share: float):
-        "Move the bar while turns are being written: each turn takes half of what is left of the first half of an update."
+        """Move the bar while turns are being written: each turn takes half of what is left of the first half of an
+        update."""
         before = self.within
         self._stand(self.current_step + before + share * (0.5 - before) / 2)
         if share == 1:
@@ -88,9 +89,12 @@ class Finite(TrainerCallback):
         for name in ("loss", "grad_norm"):
             if name in logs and not math.isfinite(float(logs[name])):
                 raise UserError(
-                    f"update {state.global_step}: {name} is {logs[name]}; the last whole checkpoint in {args.output_dir} is kept. "
-                    "Start again in another folder with a lower learning_rate; to begin from that checkpoint, give it as model=... "
-                    "(adapters after toolrl_lit.train.merge_adapter(model, checkpoint, out), which writes such a folder)."
+                    f"update {state.global_step}: {name} is {logs[name]}; the last whole "
+                    f"checkpoint in {args.output_dir} is kept. "
+                    "Start again in another folder with a lower learning_rate; to begin from "
+                    "that checkpoint, give it as model=... "
+                    "(adapters after toolrl_lit.train.merge_adapter(model, checkpoint, out), "
+                    "which writes such a folder)."
                 )
 
 # %% ../../nbs/engine/callbacks.ipynb #a27fe56a
@@ -127,7 +131,7 @@ def use_tracker(
         )
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(out / "tensorboard")
 
-# %% ../../nbs/engine/callbacks.ipynb #1909bf0d
+# %% ../../nbs/engine/callbacks.ipynb #be5e0ce4
 class Epochs(TrainerCallback):
     "Calls a function before each epoch, and saves after it."
 
@@ -146,7 +150,7 @@ class Epochs(TrainerCallback):
         "Ask for a checkpoint."
         control.should_save = True
 
-
+# %% ../../nbs/engine/callbacks.ipynb #11fa2d75
 def memory_gb() -> float:
     "Return the memory in use in GB (1e9 bytes): of the GPU at its peak, or of this process now."
     if torch.cuda.is_available():

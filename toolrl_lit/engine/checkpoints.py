@@ -37,7 +37,8 @@ from toolrl_lit.schema import (
 def digest_of(
     model: str | Path,  # as `find_model` takes it
 ) -> str:
-    "Return what identifies a start policy before it is loaded: a local folder by its weights, one of the hub by its commit."
+    """Return what identifies a start policy before it is loaded: a local folder by its weights, one of the hub by
+    its commit."""
     path, known, _ = find_model(model)
     folder, digest = Path(path), hashlib.sha256()
     if not folder.is_dir():
@@ -97,18 +98,21 @@ def _complete(checkpoint: Path) -> bool:
 def resume(
     folder: Path,  # of a training
 ) -> str | None:
-    "Return the newest checkpoint that is whole, or None. Raises `UserError` if FSDP wrote it and is not there now, or the other way round."
+    """Return the newest checkpoint that is whole, or None.
+
+    Raises `UserError` if FSDP wrote it and is not there now, or the other way round."""
     found = [p for p in folder.glob("checkpoint-*") if _complete(p)]
     if not found:
         return None
     newest = max(found, key=lambda p: int(p.name.split("-")[1]))
     if (newest / "pytorch_model_fsdp_0").exists() != sharded():
         raise UserError(
-            f"{newest} was written with{'out' if sharded() else ''} FSDP: go on as it was begun, or start again in another folder"
+            f"{newest} was written with{'out' if sharded() else ''} FSDP: go on as it was begun, "
+            "or start again in another folder"
         )
     return str(newest)
 
-# %% ../../nbs/engine/checkpoints.ipynb #61ca38e0
+# %% ../../nbs/engine/checkpoints.ipynb #7d4a5d9b
 def _trim():
     "Return glibc's function that gives free memory back to the system, where there is one and it helps."
     if sys.platform != "linux" or torch.cuda.is_available():
@@ -152,7 +156,7 @@ def explained(
             f"{what} stopped: {e}. The last whole checkpoint is kept; free disk space and start the same command again."
         ) from e
 
-# %% ../../nbs/engine/checkpoints.ipynb #ba2aa669
+# %% ../../nbs/engine/checkpoints.ipynb #a30969d9
 def run(
     trainer,  # one of transformers' trainers
     folder: Path,  # where its checkpoints are
@@ -167,12 +171,13 @@ def run(
     with tidy(trainer.model):
         return trainer.train(resume_from_checkpoint=resume(folder))
 
-
+# %% ../../nbs/engine/checkpoints.ipynb #3f0b919a
 def _say_kept(kept: float, out: Path) -> None:
     "Print how much of the adapters a model in 16 bits holds, where it is not nearly all."
     if kept < 0.98:
         print(
-            f"{out / 'model'} has 16 bits, which hold {kept:.0%} of what was learnt; {out / 'adapter'} holds all of it: evaluate that"
+            f"{out / 'model'} has 16 bits, which hold {kept:.0%} of what was learnt; "
+            f"{out / 'adapter'} holds all of it: evaluate that"
         )
 
 
@@ -183,7 +188,9 @@ def finish(
     tuned,  # what was trained
     tokenizer,
 ) -> Path:
-    """Write the log, the adapters as they were trained, and the model in 16 bits with the adapters merged; return the model's folder.
+    """Write the log, the adapters as they were trained, and the model in 16 bits with the adapters merged.
+
+    Return the model's folder.
     Every process calls it; the first one writes, and the others wait."""
     kept = merge_into(copy.bfloat16(), tuned)
     adapters = {name: whole(p) for name, p in tuned.named_parameters() if "lora_" in name}

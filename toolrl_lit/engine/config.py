@@ -33,7 +33,7 @@ ALGORITHMS = {
     "reinforce++-baseline": dict(scale_rewards="batch", loss_type="dapo"),
 }
 
-# %% ../../nbs/engine/config.ipynb #a58e8cf6
+# %% ../../nbs/engine/config.ipynb #a05bf954
 def _batches_fit(c) -> None:
     "Raise `ValueError` where a batch cannot be cut into equal parts."
     if c.prompts % c.mini_batches:
@@ -51,7 +51,7 @@ def _batches_fit(c) -> None:
             f"prompts={c.prompts}{share} must be a multiple of micro_prompts={c.micro_prompts}"
         )
 
-
+# %% ../../nbs/engine/config.ipynb #f185c8e4
 def _backend_fits(c) -> None:
     "Raise `ValueError` where a backend cannot do what is asked."
     if c.load_in == "4bit" and c.backend != "unsloth":
@@ -82,7 +82,8 @@ def _episodes_fit(c) -> None:
         )
     if c.credit == "turn" and c.algorithm not in ("grpo", "dapo"):
         raise ValueError(
-            f"credit=turn: a turn's reward is taken relative to its group, less the mean and in units of the standard deviation, which "
+            "credit=turn: a turn's reward is taken relative to its group, less the mean and in "
+            "units of the standard deviation, which "
             f"algorithm={c.algorithm} does otherwise; set algorithm=grpo or dapo, or credit=episode"
         )
     if c.max_episode_tokens < c.max_new_tokens:
@@ -95,7 +96,8 @@ def _rate_doubts(c) -> list[str]:
     "Say which learning rates are rates for adapters where all weights are trained."
     rates = ["learning_rate"] + ["warm_learning_rate"] * (c.warm_steps > 0)
     return [
-        f"{n}={getattr(c, n):g} is a rate for LoRA adapters, and lora_rank=0 trains all weights; set {n}=1e-6, the paper's, to 1e-5"
+        f"{n}={getattr(c, n):g} is a rate for LoRA adapters, and lora_rank=0 trains all weights; "
+        f"set {n}=1e-6, the paper's, to 1e-5"
         for n in rates
         if getattr(c, n) > 1e-4 and not c.lora_rank
     ]
@@ -105,12 +107,14 @@ def _algorithm_doubts(c) -> list[str]:
     "Say where an algorithm is not quite what its paper has."
     if c.algorithm == "reinforce++" and c.oversample > 1:
         return [
-            f"algorithm=reinforce++: oversample={c.oversample} leaves out step records whose turns are rewarded alike, which have advantages "
+            f"algorithm=reinforce++: oversample={c.oversample} leaves out step records whose "
+            "turns are rewarded alike, which have advantages "
             "too here, and mean and standard deviation are of what is kept; set oversample=1 for those of all turns"
         ]
     if c.algorithm == "dapo" and c.credit != "step":
         return [
-            f"algorithm=dapo: credit={c.credit} samples each group once, so DAPO's dynamic sampling is left out; its clipping and its loss are used"
+            f"algorithm=dapo: credit={c.credit} samples each group once, so DAPO's dynamic "
+            "sampling is left out; its clipping and its loss are used"
         ]
     return []
 
@@ -138,14 +142,16 @@ def _import_here(module: str):
     finally:
         sys.path.remove(here)
 
-# %% ../../nbs/engine/config.ipynb #5ab22f2f
+# %% ../../nbs/engine/config.ipynb #4e6b9cef
 PARTS = {"task": TaskConfig, "learning": LearningConfig, "machine": MachineConfig}
 
 
 def laid_flat(
     values: dict,  # parameters by name; those of a part may be given together, as `learning=dict(group=8)`
 ) -> dict:
-    "Return the parameters by their own names. Raises `UserError` for a name that is no parameter of its part, or is given twice."
+    """Return the parameters by their own names.
+
+    Raises `UserError` for a name that is no parameter of its part, or is given twice."""
     flat = {k: v for k, v in values.items() if k not in PARTS}
     for part, kind in PARTS.items():
         given = values.get(part, {})
@@ -160,9 +166,11 @@ def laid_flat(
             flat[name] = value
     return flat
 
-
+# %% ../../nbs/engine/config.ipynb #ebd0c802
 class TrainConfig(MachineConfig, LearningConfig, TaskConfig):
-    "Parameters of a training run. The paper's values are in its section 3.3 and appendix; the defaults suit a laptop's CPU."
+    """Parameters of a training run.
+
+    The paper's values are in its section 3.3 and appendix; the defaults suit a laptop's CPU."""
 
     @model_validator(mode="before")
     @classmethod
@@ -213,12 +221,13 @@ class TrainConfig(MachineConfig, LearningConfig, TaskConfig):
         found = _rate_doubts(self)
         if self.reasoning and self.max_new_tokens < 256:
             found.append(
-                f"reasoning: max_new_tokens={self.max_new_tokens} cuts most turns off in their thoughts, before a call; "
+                f"reasoning: max_new_tokens={self.max_new_tokens} cuts most turns off in their "
+                "thoughts, before a call; "
                 "set max_new_tokens=1024 or more (paper: 8192)"
             )
         return found + _algorithm_doubts(self)
 
-# %% ../../nbs/engine/config.ipynb #c415cbc3
+# %% ../../nbs/engine/config.ipynb #f78c5c07
 PRESETS: dict[str, dict] = {
     "laptop": {},
     "consumer-24gb": dict(
@@ -265,12 +274,14 @@ PRESETS: dict[str, dict] = {
     ),
 }
 
-
+# %% ../../nbs/engine/config.ipynb #a66a8e92
 def make_config(
     preset: str = "laptop",  # what `values` are put on top of, a name in `PRESETS`
     **values,  # fields of `TrainConfig`
 ) -> TrainConfig:
-    "Return a `TrainConfig`, and warn of what is seldom meant. Raises `UserError` with field, value and what was expected."
+    """Return a `TrainConfig`, and warn of what is seldom meant.
+
+    Raises `UserError` with field, value and what was expected."""
     if preset not in PRESETS:
         raise UserError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
     values, follows = laid_flat(values), {}
@@ -323,6 +334,7 @@ CHANGEABLE = (
     "report_to",
 )
 LESS_MEMORY = (
-    "lower micro_prompts, rollout_rows or collect_rows, raise split_group, or set gradient_checkpointing=true, and start the same command again, which goes on "
+    "lower micro_prompts, rollout_rows or collect_rows, raise split_group, or set "
+    "gradient_checkpointing=true, and start the same command again, which goes on "
     "from the last whole checkpoint; a lower max_prompt_tokens needs another folder"
 )

@@ -11,14 +11,14 @@ from .records import as_environment
 from .relations import RELATIONS
 from ..schema import Environment, StepRecord
 
-# %% ../../nbs/engine/described.ipynb #dc74ef5e
+# %% ../../nbs/engine/described.ipynb #8cf64ebd
 def domain(env: Environment) -> str:
     "Return what an environment starts from, such as an airport; `other` for facts that no relation knows."
     first = next(iter(env.scenario.sub_questions), None)
     relation = first and RELATIONS.get(first.relation)
     return relation.subject if relation else "other"
 
-
+# %% ../../nbs/engine/described.ipynb #a59d8162
 def describe(
     item: Environment | StepRecord,
 ) -> Described:

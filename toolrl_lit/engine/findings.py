@@ -24,11 +24,17 @@ class Finding:
     of: int  # among how many
     defect: bool = True  # a sound data set has none
     examples: list[str] = field(default_factory=list)  # the first three
+    bar: float | None = None  # percent up to which it is fine; None: good to know
 
     @property
     def failed(self) -> bool:
         "Tell whether a defect was found."
         return self.defect and self.count > 0
+
+    @property
+    def over(self) -> bool:
+        "Tell whether it was found more often than its bar allows."
+        return self.bar is not None and self.percent > self.bar
 
     @property
     def percent(self) -> float:
@@ -41,17 +47,22 @@ def found(
     hits: Sequence[str],  # every place where it was found
     of: int,  # among how many
     defect: bool = True,
+    bar: float | None = None,  # percent up to which it is fine, where it is no defect
 ) -> Finding:
     "Return a finding with its first examples."
-    return Finding(check, len(hits), of, defect, list(hits[:3]))
+    return Finding(check, len(hits), of, defect, list(hits[:3]), bar)
 
 # %% ../../nbs/engine/findings.ipynb #a876a6d1
 def audit_table(findings: Sequence[Finding]):
     "Return what an audit found, as a data frame."
     import pandas as pd
 
-    rows = [(f.check, f.count, f.of, "yes" if f.defect else "no") for f in findings]
-    return pd.DataFrame(rows, columns=["check", "found", "of", "a defect"])
+    def bar(f: Finding) -> str:
+        over = " (over)" if f.over else ""
+        return "" if f.bar is None else f"{f.bar:g} %{over}"
+
+    rows = [(f.check, f.count, f.of, "yes" if f.defect else "no", bar(f)) for f in findings]
+    return pd.DataFrame(rows, columns=["check", "found", "of", "a defect", "fine up to"])
 
 
 def examples_table(findings: Sequence[Finding]):

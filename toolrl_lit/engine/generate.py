@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers import PretrainedConfig, PreTrainedModel, StaticCache
 
 from .attention import ELSEWHERE, Prompts, grouped
@@ -78,11 +79,11 @@ def _fill(cache: StaticCache, prompts: list[list[int]], known: list, length: int
             layer.values[row, :, length - len(p) : length - new] = kv[1, i, :, :old]
 
 
-def _read(model, prompts: list[list[int]], memory: PrefixMemory, length: int, pad: int):
-    """Read a few prompts, as far as they are not remembered, right-aligned at `length`.
+def _read(model, prompts: list[list[int]], memory: PrefixMemory, pad: int):
+    """Read a few prompts, as far as they are not remembered, right-aligned at the longest.
 
     Return a cache and the last logits (prompts, vocabulary)."""
-    found = [memory.find(p) for p in prompts]
+    found, length = [memory.find(p) for p in prompts], max(map(len, prompts))
     new = _unread(prompts, [n for n, _ in found], length)
     tokens = [[pad] * (new - len(p)) + p[-new:] for p in prompts]
     ids = torch.tensor(tokens, device=model.device)
@@ -97,12 +98,28 @@ def _read(model, prompts: list[list[int]], memory: PrefixMemory, length: int, pa
     return cache, logits
 
 # %% ../../nbs/engine/generate.ipynb #81d6c296
-def _joined(caches: list[StaticCache]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def _pieces(prompts: list[list[int]]) -> Iterator[list[list[int]]]:
+    "Yield a few prompts at a time: at most eight, of at most 4096 tokens with their padding."
+    while prompts:
+        at_once = max(1, min(8, 4096 // max(map(len, prompts[:8]))))
+        yield prompts[:at_once]
+        prompts = prompts[at_once:]
+
+
+def _aligned(parts: list[torch.Tensor], length: int) -> torch.Tensor:
+    "Return the keys or values of all pieces, each right-aligned at `length`."
+    wide = [F.pad(x, (0, 0, length - x.shape[2], 0)) for x in parts]
+    return torch.cat(wide) if len(wide) > 1 else wide[0]
+
+
+def _joined(
+    caches: list[StaticCache], length: int
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     "Return the keys and the values of several caches as one tensor for each layer, and empty the caches."
     keys, values = [], []
     for layers in zip(*(cache.layers for cache in caches)):
-        keys.append(torch.cat([layer.keys for layer in layers]))
-        values.append(torch.cat([layer.values for layer in layers]))
+        keys.append(_aligned([layer.keys for layer in layers], length))
+        values.append(_aligned([layer.values for layer in layers], length))
         for layer in layers:
             layer.keys = layer.values = None  # two copies of one layer at a time, and not of all
     return keys, values
@@ -117,14 +134,11 @@ def prefill(
     done: Callable[[int], None] = lambda tokens: None,  # told how many tokens have been read
 ) -> tuple[Prompts, torch.Tensor]:
     "Read each prompt once. Return what the rows go on from, and the logits (rows, vocabulary) of their first tokens."
-    length = max(map(len, prompts))
-    at_once = max(1, min(8, 4096 // length))
-    pieces = [prompts[i : i + at_once] for i in range(0, len(prompts), at_once)]
-    parts = []
-    for piece in pieces:
-        parts.append(_read(model, piece, memory, length, pad))
+    length, parts = max(map(len, prompts)), []
+    for piece in _pieces(prompts):
+        parts.append(_read(model, piece, memory, pad))
         done(sum(map(len, piece)))
-    keys, values = _joined([cache for cache, _ in parts])
+    keys, values = _joined([cache for cache, _ in parts], length)
     seen = torch.tensor(_seen(prompts, length), device=model.device)
     owner = [i for i, n in enumerate(copies) for _ in range(n)]
     shared = Prompts(keys, values, seen, owner)

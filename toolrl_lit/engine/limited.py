@@ -14,7 +14,7 @@ import openai
 
 from .redact import HIDDEN, secrets_in_json
 
-# %% ../../nbs/engine/limited.ipynb #8ae88401
+# %% ../../nbs/engine/limited.ipynb #fdb17707
 _MOST_REDIRECTS = 5
 _PACKAGES = (c.__module__.partition(".")[0] for c in openai.DefaultHttpxClient.__mro__)
 http = import_module(next(p for p in _PACKAGES if p.startswith("httpx")))  # httpx or its successor
@@ -25,10 +25,10 @@ class Refused(openai.OpenAIError):
 
 
 def _origin(url) -> tuple:
-    "Scheme, host and port of an address."
+    "Return scheme, host and port of an address."
     return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
 
-# %% ../../nbs/engine/limited.ipynb #61bb041d
+# %% ../../nbs/engine/limited.ipynb #7d80b5e9
 class Limited(openai.DefaultHttpxClient):
     "Give a whole request `seconds`, a reply `most` bytes, and give a redirect to another host up."
 
@@ -66,12 +66,12 @@ class Limited(openai.DefaultHttpxClient):
         return came[0]
 
     def _late(self, request):
-        "What is raised when the time is up."
+        "Return what is raised when the time is up."
         said = f"no whole reply within {self.seconds:g} seconds"
         return http.ReadTimeout(said, request=request)
 
     def _whole(self, request, deadline: float, how: dict):
-        "A reply and its body, after redirects within the host."
+        "Return a reply with its body, after redirects within the host."
         asked = _origin(request.url)
         for _ in range(_MOST_REDIRECTS):
             response = super().send(request, stream=True, **how)
@@ -87,7 +87,7 @@ class Limited(openai.DefaultHttpxClient):
         raise Refused("it redirects without end")
 
     def _body(self, response, deadline: float) -> bytes:
-        "The body of a reply, in time and not too long."
+        "Return the body of a reply that comes in time and is not too long."
         parts, n = [], 0
         for part in response.iter_bytes():
             n += len(part)
@@ -99,7 +99,7 @@ class Limited(openai.DefaultHttpxClient):
         return b"".join(parts)
 
     def _read(self, response, body: bytes):
-        "The reply as it would be if it had come at once, without secrets."
+        "Return the reply as it would be if it had come at once, without secrets."
         if self.secrets:
             body = self.secrets.sub(HIDDEN.encode(), body)
         other = ("content-encoding", "content-length", "transfer-encoding")

@@ -43,7 +43,7 @@ def skeleton(
     with torch.device("meta"):
         return trainable(plain, rank).train()
 
-# %% ../../nbs/engine/memory.ipynb #9ee822bd
+# %% ../../nbs/engine/memory.ipynb #dca4a038
 def _without_data(model) -> set[int]:
     "Put a fake tensor in the place of each parameter and buffer; return the addresses of their stores."
     for module in model.modules():
@@ -57,13 +57,14 @@ def _without_data(model) -> set[int]:
     held = itertools.chain(model.parameters(), model.buffers())
     return {t.untyped_storage()._cdata for t in held}
 
-
+# %% ../../nbs/engine/memory.ipynb #15abe6f4
 def kept_bytes(
     model,  # from `skeleton`; of no use afterwards
     tokens: int,  # tokens of a row, prompt and completions
     dtype: torch.dtype = torch.bfloat16,  # what is computed with
 ) -> int:
-    "Return the bytes that autograd keeps of a forward pass over one row, up to the last hidden state, weights not counted."
+    """Return the bytes that autograd keeps of a forward pass over one row, up to the last hidden state, weights not
+    counted."""
     kept: dict[int, tuple[int, torch.Tensor]] = {}  # the tensor too, or another takes its place
 
     def keep(t):
@@ -83,9 +84,9 @@ def kept_bytes(
             decoder(row, attention_mask=mask, position_ids=row, use_cache=False)
     return sum(n for n, _ in kept.values())
 
-# %% ../../nbs/engine/memory.ipynb #41654aad
+# %% ../../nbs/engine/memory.ipynb #89318fb4
 class _Counted:
-    "What the parts of an estimate are counted from."
+    "Hold what the parts of an estimate are counted from."
 
     def __init__(self, config: TrainConfig, model: PretrainedConfig, gpu: bool, dtype: torch.dtype):
         self.config, self.model, self.gpu, self.dtype = config, model, gpu, dtype
@@ -105,7 +106,8 @@ class _Counted:
 
 
 def _weights(c: _Counted) -> float:
-    "Bytes of the weights that are read: 4 bits and an fp32 scale for each 64 of them, where they are quantised; embeddings stay whole."
+    """Return the bytes of the weights that are read: 4 bits and an fp32 scale for each 64 of them, where they are
+    quantised; embeddings stay whole."""
     if c.config.load_in != "4bit":
         return c.base * (4 if c.full else c.size)
     plain = without_adapters(c.whole)
@@ -114,6 +116,15 @@ def _weights(c: _Counted) -> float:
     return 2 * embedded + 0.5625 * (c.base - embedded)
 
 
+def _copy(c: _Counted, shards: int) -> float:
+    """Return the bytes of the copy that samples: none where another engine does; beside weights of 16 bits it has
+    adapters and, unless they are cut up, no weights."""
+    if c.fast or c.config.vllm_server:
+        return 0
+    apart = not c.full and c.dtype != torch.float32
+    return (0 if apart and shards == 1 else c.base * c.size) + (4 * c.trained if apart else 0)
+
+# %% ../../nbs/engine/memory.ipynb #9a21c075
 _known: dict[tuple, int] = {}  # runs of one process are often alike
 
 
@@ -125,16 +136,8 @@ def _kept(c: _Counted, row: int, layers: int) -> int:
     return _known[key]
 
 
-def _copy(c: _Counted, shards: int) -> float:
-    "Bytes of the copy that samples: none where another engine does; beside weights of 16 bits it has adapters and, unless they are cut up, no weights."
-    if c.fast or c.config.vllm_server:
-        return 0
-    apart = not c.full and c.dtype != torch.float32
-    return (0 if apart and shards == 1 else c.base * c.size) + (4 * c.trained if apart else 0)
-
-
 def _update(c: _Counted) -> tuple[float, float]:
-    "Bytes of activations and of logits in an update."
+    "Return the bytes of activations and of logits in an update."
     rows = c.config.group // c.config.split_group
     copies = 1 if c.fast else rows  # Unsloth reads the prompt in each row
     row = c.config.max_prompt_tokens + copies * c.config.completion_tokens
@@ -151,9 +154,9 @@ def _update(c: _Counted) -> tuple[float, float]:
         return activations, 12 * at_once * (c.config.completion_tokens + 1) * c.text.vocab_size
     return activations, 5 * 4 * 512 * c.text.vocab_size  # five fp32 copies of a chunk
 
-
+# %% ../../nbs/engine/memory.ipynb #0fc8e148
 def _token_bytes(c: _Counted) -> int:
-    "Bytes of a token's keys and values in all layers."
+    "Return the bytes of a token's keys and values in all layers."
     heads = c.text.num_attention_heads
     head = getattr(c.text, "head_dim", None) or c.text.hidden_size // heads
     cached = getattr(c.text, "num_key_value_heads", None) or heads
@@ -161,12 +164,13 @@ def _token_bytes(c: _Counted) -> int:
 
 
 def _held(c: _Counted, prompt: int, said: int) -> int:
-    "Tokens whose keys and values are held for a turn: Unsloth's first step copies the prompt's into a cache with room for 512 more."
+    """Return the tokens whose keys and values are held for a turn: Unsloth's first step copies the prompt's into a
+    cache with room for 512 more."""
     return max(2 * prompt + 513, prompt + said) if c.fast else prompt + said
 
 
 def _caches(c: _Counted) -> tuple[float, float]:
-    "Bytes of keys and values in collecting and in sampling; none of them are here where a server samples."
+    "Return the bytes of keys and values in collecting and in sampling; none of them are here where a server samples."
     config = c.config
     if config.vllm_server:
         return 0, 0
@@ -211,8 +215,10 @@ def memory_needed(
     dtype: torch.dtype
     | None = None,  # what is computed with; None: bfloat16 on a GPU, `fast_dtype()` on a CPU
 ) -> dict[str, float]:
-    """Return GB of memory (1e9 bytes) by part, and at the peak of `train` on one device, where prompts and turns are as long as they may
-    be. Collecting (`conversations`), sampling (`rollouts`) and updates (`activations` with `logits`) take turns, so the largest counts."""
+    """Return GB of memory (1e9 bytes) by part, and at the peak of `train` on one device.
+
+    Prompts and turns are taken for as long as they may be. Collecting (`conversations`), sampling (`rollouts`) and
+    updates (`activations` with `logits`) take turns, so the largest counts."""
     gpu = torch.cuda.is_available() if gpu is None else gpu
     c = _Counted(config, model, gpu, dtype or (torch.bfloat16 if gpu else fast_dtype()))
     parts = _standing(c, shards)
@@ -223,7 +229,7 @@ def memory_needed(
     peak = sum(parts.values()) + max(updating, moving["conversations"], moving["rollouts"])
     return {k: n / 1e9 for k, n in (parts | moving | {"peak": peak}).items()}
 
-# %% ../../nbs/engine/memory.ipynb #567fb35e
+# %% ../../nbs/engine/memory.ipynb #68f13171
 def _check_positions(config: TrainConfig, model: PretrainedConfig) -> None:
     "Raise `UserError` if prompts and completions can be longer than the model's positions."
     longest = longest_row(config)
@@ -234,7 +240,8 @@ def _check_positions(config: TrainConfig, model: PretrainedConfig) -> None:
             names.remove("max_episode_tokens")
         given = [f"{n}={getattr(config, n)}" for n in names]
         raise UserError(
-            f"{', '.join(given[:-1])} and {given[-1]} are more than the {room} positions of the model; lower one of them"
+            f"{', '.join(given[:-1])} and {given[-1]} are more than the {room} positions of the "
+            "model; lower one of them"
         )
 
 
@@ -242,13 +249,16 @@ def _check_card() -> None:
     "Raise `UserError` where the GPU is too old for what is computed here."
     if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
         raise UserError(
-            f"{torch.cuda.get_device_name()}: training here computes in bfloat16, which GPUs do from Ampere on (compute capability 8.0; "
-            f"this one has {'.'.join(map(str, torch.cuda.get_device_capability()))}); use a newer one, or set CUDA_VISIBLE_DEVICES= for the CPU"
+            f"{torch.cuda.get_device_name()}: training here computes in bfloat16, which GPUs do "
+            "from Ampere on (compute capability 8.0; "
+            f"this one has {'.'.join(map(str, torch.cuda.get_device_capability()))}); use a newer "
+            "one, or set CUDA_VISIBLE_DEVICES= for the CPU"
         )
 
-
+# %% ../../nbs/engine/memory.ipynb #908d5a31
 def free_memory() -> int:
-    "Return the bytes that this process can take: on a GPU also those that torch keeps and does not use; on a CPU its share."
+    """Return the bytes that this process can take: on a GPU also those that torch keeps and does not use; on a CPU
+    its share."""
     if torch.cuda.is_available():
         unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return torch.cuda.mem_get_info()[0] + unused
@@ -272,7 +282,7 @@ def _advice(config: TrainConfig, need: dict[str, float], have: float) -> str:
     less = f"lower micro_prompts={config.micro_prompts} or max_prompt_tokens, raise split_group={config.split_group}"
     return less + ("" if config.gradient_checkpointing else ", or set gradient_checkpointing=true")
 
-
+# %% ../../nbs/engine/memory.ipynb #dcd93c57
 def check_fits(
     config: TrainConfig,  # of the run
     model: PretrainedConfig,  # configuration of its model
@@ -294,6 +304,7 @@ def check_fits(
 def check_room(
     config: TrainConfig,  # of the run
 ) -> None:
-    "Raise `UserError` if `train` cannot fit its model or this machine, which a warm start would only tell when it is done. Loads no weights."
+    """Raise `UserError` if `train` cannot fit its model or this machine, which a warm start would only tell when it
+    is done. Loads no weights."""
     how = config.model_copy(update=dict(backend=choose_backend(config, says=False)))
     check_fits(how, find_model(config.model)[1])

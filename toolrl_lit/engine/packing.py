@@ -14,12 +14,13 @@ from torch.utils.checkpoint import checkpoint
 
 from ..schema import UserError
 
-# %% ../../nbs/engine/packing.ipynb #000077af
+# %% ../../nbs/engine/packing.ipynb #4ba46dd9
 def _pack_group(
     prompt: torch.Tensor,  # (P,) its tokens, without padding
     completions: list[torch.Tensor],  # the tokens of each, without padding
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    "Return one row's tokens, blocks and positions, and for each completion the places from which its tokens are predicted."
+    """Return one row's tokens, blocks and positions, and for each completion the places from which its tokens are
+    predicted."""
     start, device = len(prompt), prompt.device
     tokens, block = [prompt], [torch.zeros_like(prompt)]
     position, source = [torch.arange(start, device=device)], []
@@ -41,6 +42,14 @@ def _unpadded(ids: torch.Tensor, seen: torch.Tensor, C: int) -> tuple:
     lengths = seen[:, -C:].sum(1).tolist()
     return ids[0, :-C][seen[0, :-C].bool()], [row[-C:][:n] for row, n in zip(ids, lengths)]
 
+# %% ../../nbs/engine/packing.ipynb #7399ea0c
+def _padded(packed: list[list[torch.Tensor]]) -> list[torch.Tensor]:
+    "Return the tokens, the blocks (padded by -1) and the positions of all groups, each (groups, L)."
+    return [
+        pad_sequence(list(rows), batch_first=True, padding_value=value)
+        for rows, value in zip(zip(*packed), (0, -1, 0))
+    ]
+
 
 def pack_groups(
     ids: torch.Tensor,  # (rows, P + C): left-padded prompt, right-padded completion; rows of a group together
@@ -57,19 +66,17 @@ def pack_groups(
         packed.append(row)
         for k, place in enumerate(places):
             source[g + k, : len(place)] = place
-    tokens, block, position = (
-        pad_sequence(list(rows), batch_first=True, padding_value=value)
-        for rows, value in zip(zip(*packed), (0, -1, 0))
-    )
-    offset = torch.arange(len(packed), device=ids.device).repeat_interleave(copies)[:, None]
-    offset = offset * tokens.shape[1]  # where each row begins
-    return tokens, block, position, torch.where(source < 0, source, source + offset)
+    tokens, block, position = _padded(packed)
+    first = torch.arange(len(packed), device=ids.device) * tokens.shape[1]  # place of each row
+    first = first.repeat_interleave(copies)[:, None]
+    return tokens, block, position, torch.where(source < 0, source, source + first)
 
 # %% ../../nbs/engine/packing.ipynb #432b9143
 def group_mask(
     block: torch.Tensor,  # (groups, L) as from `pack_groups`
 ) -> torch.Tensor:
-    "Return the attention mask (groups, 1, L, L): each token sees earlier tokens of the prompt and of its own completion."
+    """Return the attention mask (groups, 1, L, L): each token sees earlier tokens of the prompt and of its own
+    completion."""
     L = block.shape[1]
     causal = torch.ones(L, L, dtype=torch.bool, device=block.device).tril()
     sees = causal & ((block[:, None] == 0) | (block[:, :, None] == block[:, None]))
@@ -106,7 +113,8 @@ def token_scores(
 def logits_of(
     model,  # plain causal language model
 ) -> Callable:
-    "Return the function from last hidden states to logits: the head, and the factor and the cap that the model's configuration names."
+    """Return the function from last hidden states to logits: the head, and the factor and the cap that the model's
+    configuration names."""
     config, head = model.config.get_text_config(), model.get_output_embeddings()
     factor = getattr(config, "logit_scale", None) or 1.0
     factor /= getattr(config, "logits_scaling", None) or 1.0
@@ -124,12 +132,14 @@ def logits_of(
 def check_logits(
     model,  # plain causal language model
 ) -> None:
-    "Raise `UserError` if the model makes its logits in a way that `logits_of` does not know: four tokens are read both ways."
+    """Raise `UserError` if the model makes its logits in a way that `logits_of` does not know: four tokens are read
+    both ways."""
     ids = torch.arange(4, device=model.device)[None]
     whole, states = model(ids).logits, model.get_decoder()(ids).last_hidden_state
     packed = logits_of(model)(states)
     if not torch.allclose(packed, whole, rtol=0.02, atol=0.02 * float(whole.abs().max())):
         raise UserError(
-            f"this model ({model.config.model_type}) makes its logits in a way that packed rows do not know; set backend=unsloth, or "
+            f"this model ({model.config.model_type}) makes its logits in a way that packed rows "
+            "do not know; set backend=unsloth, or "
             "train another model"
         )

@@ -17,16 +17,20 @@ class TaskConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     model: str = Field(
         "smollm2",
-        description="start policy: 'smollm2' (packaged), 'smollm2-warm' (after a warm start), a local folder, or a hub name",
+        description="start policy: 'smollm2' (packaged), 'smollm2-warm' (after a warm start), a local "
+        "folder, or a hub name",
     )
     reasoning: bool = Field(
         False,
-        description="let the model think before it speaks: the chat template's enable_thinking; give it max_new_tokens (paper: 8192)",
+        description="let the model think before it speaks: the chat template's enable_thinking; give it "
+        "max_new_tokens (paper: 8192)",
     )
     credit: Literal["step", "episode", "turn"] = Field(
         "step",
-        description="what is sampled and rewarded: step, one turn after a step record (paper); episode, whole episodes, by their Solve-F1 and what the last turn "
-        "is worth (TRL's environment_factory); turn, whole episodes, each turn by what it earned and what followed, among the turns with the same history (after "
+        description="what is sampled and rewarded: step, one turn after a step record (paper); episode, "
+        "whole episodes, by their Solve-F1 and what the last turn "
+        "is worth (TRL's environment_factory); turn, whole episodes, each turn by what it earned "
+        "and what followed, among the turns with the same history (after "
         "GiGPO, arXiv 2505.10978)",
     )
     kind: Literal["f1", "p", "r", "pr"] = Field(
@@ -35,7 +39,8 @@ class TaskConfig(BaseModel):
     reward: str | None = Field(
         None,
         pattern=r"^[\w.]+:\w+$",
-        description="your own rule, module:function, which takes a scored turn (reward.TurnScore) and returns its reward; null: the paper's",
+        description="your own rule, module:function, which takes a scored turn (reward.TurnScore) and "
+        "returns its reward; null: the paper's",
     )
     match: Literal["paper", "strict"] = Field(
         "paper", description="how results are compared with golden answers"
@@ -92,21 +97,25 @@ class LearningConfig(BaseModel):
         0.2,
         ge=0,
         le=1,
-        description="share of the oracle trajectories that begin with a call of a wrong tool, which is shown but not learnt",
+        description="share of the oracle trajectories that begin with a call of a wrong tool, which is "
+        "shown but not learnt",
     )
     warm_learning_rate: float = Field(
         7e-4, gt=0, description="peak learning rate of the warm start"
     )
     algorithm: Literal["grpo", "dapo", "dr_grpo", "reinforce++", "reinforce++-baseline"] = Field(
         "grpo",
-        description="over what rewards are normalised (the group; dr_grpo: not; reinforce++: the batch) and the loss averaged (grpo: turns; else tokens): "
-        "GRPO, arXiv 2402.03300; DAPO, 2503.14476, whose dynamic sampling is oversample; Dr. GRPO, 2503.20783; REINFORCE++ and, with the group's "
+        description="over what rewards are normalised (the group; dr_grpo: not; reinforce++: the batch) "
+        "and the loss averaged (grpo: turns; else tokens): "
+        "GRPO, arXiv 2402.03300; DAPO, 2503.14476, whose dynamic sampling is oversample; Dr. "
+        "GRPO, 2503.20783; REINFORCE++ and, with the group's "
         "mean, its baseline, 2501.03262",
     )
     epochs: int = Field(
         2,
         ge=1,
-        description="each begins by collecting trajectories with the current policy (credit=step), or goes over the same environments again",
+        description="each begins by collecting trajectories with the current policy (credit=step), or "
+        "goes over the same environments again",
     )
     updates: int = Field(
         4,
@@ -121,16 +130,19 @@ class LearningConfig(BaseModel):
     mini_batches: int = Field(
         1,
         ge=1,
-        description="updates on one batch of rollouts, one after the other, each on its own share of the step records or questions (paper: 16)",
+        description="updates on one batch of rollouts, one after the other, each on its own share of the "
+        "step records or questions (paper: 16)",
     )
     oversample: int = Field(
         2,
         ge=1,
-        description="step records tried for each one in a batch; those whose rewards lie furthest apart are kept (credit=step; else 1)",
+        description="step records tried for each one in a batch; those whose rewards lie furthest apart "
+        "are kept (credit=step; else 1)",
     )
     repeat_records: bool = Field(
         False,
-        description="let the step records of a scarce situation come again, so that all situations have equal shares; false: none comes twice in an epoch "
+        description="let the step records of a scarce situation come again, so that all situations have "
+        "equal shares; false: none comes twice in an epoch "
         "while another has not come (credit=step)",
     )
     group: int = Field(
@@ -148,7 +160,8 @@ class LearningConfig(BaseModel):
     max_update_kl: float | None = Field(
         None,
         gt=0,
-        description="KL of one update at most, nats a token: an update that moves the policy farther is halved up to three times, then undone; null: it is "
+        description="KL of one update at most, nats a token: an update that moves the policy farther is "
+        "halved up to three times, then undone; null: it is "
         "only logged",
     )
     kl: float = Field(
@@ -161,7 +174,8 @@ class LearningConfig(BaseModel):
     lora_rank: int = Field(
         16,
         ge=0,
-        description="rank of the LoRA adapters on all linear layers; 0 trains all weights, which wants a far lower learning_rate",
+        description="rank of the LoRA adapters on all linear layers; 0 trains all weights, which wants a "
+        "far lower learning_rate",
     )
 
 # %% ../../nbs/engine/parameters.ipynb #61546a6c
@@ -181,17 +195,20 @@ class MachineConfig(BaseModel):
     split_group: int = Field(
         1,
         ge=1,
-        description="backward passes that share the turns of a step record, or the episodes of a question; each reads the prompt anew, and needs less memory",
+        description="backward passes that share the turns of a step record, or the episodes of a "
+        "question; each reads the prompt anew, and needs less memory",
     )
     rollout_rows: int = Field(
         128,
         ge=1,
-        description="turns sampled side by side, those of a step record with one prompt; memory grows with it, and other turns are sampled",
+        description="turns sampled side by side, those of a step record with one prompt; memory grows "
+        "with it, and other turns are sampled",
     )
     collect_rows: int = Field(
         128,
         ge=1,
-        description="conversations side by side, each with a prompt of its own, where trajectories are collected, episodes are played, or Unsloth samples; "
+        description="conversations side by side, each with a prompt of its own, where trajectories are "
+        "collected, episodes are played, or Unsloth samples; "
         "memory grows with it, and other turns are sampled",
     )
     gradient_checkpointing: bool = Field(
@@ -200,20 +217,24 @@ class MachineConfig(BaseModel):
     )
     backend: Literal["auto", "plain", "unsloth"] = Field(
         "auto",
-        description="what trains: plain, transformers and PEFT; unsloth, extra [unsloth], on one GPU; auto, unsloth where it can be had, and says which. "
+        description="what trains: plain, transformers and PEFT; unsloth, extra [unsloth], on one GPU; "
+        "auto, unsloth where it can be had, and says which. "
         "The warm start is always plain",
     )
     load_in: Literal["16bit", "4bit"] = Field(
         "16bit",
-        description="bits of the weights that LoRA leaves as they are; 4bit is Unsloth's, and a quarter of the memory for them",
+        description="bits of the weights that LoRA leaves as they are; 4bit is Unsloth's, and a quarter "
+        "of the memory for them",
     )
     vllm_server: str | None = Field(
         None,
         pattern="^https?://",
-        description="address of a vLLM server that samples instead of this process, http://host:port; TRL sends it the weights",
+        description="address of a vLLM server that samples instead of this process, http://host:port; "
+        "TRL sends it the weights",
     )
     save_updates: int = Field(2, ge=1, description="batches of rollouts between checkpoints")
     report_to: Literal["none", "tensorboard", "trackio"] = Field(
         "none",
-        description="where the curves go while it runs, beside log.json; each is a package of its own, extras [tensorboard] and [trackio]",
+        description="where the curves go while it runs, beside log.json; each is a package of its own, "
+        "extras [tensorboard] and [trackio]",
     )

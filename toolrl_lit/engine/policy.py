@@ -23,11 +23,18 @@ from ..schema import UserError
 Prompt = tuple[list[dict], list[dict]]  # chat messages, tool documents
 
 
+def _check_positive(**numbers: int) -> None:
+    "Raise `UserError` for a number below 1, by its name."
+    for name, n in numbers.items():
+        if n < 1:
+            raise UserError(f"{name}: expected at least 1, got {n}")
+
+
 class TransformersPolicy:
     """Use a causal language model as a policy.
 
-    Raises `UserError` if there is no such model, if it has no chat template, or if its template cannot reason where that is asked for. Writing
-    a conversation raises it if the template fails, or leaves the tools out."""
+    Raises `UserError` if there is no such model, if it has no chat template, or if its template cannot reason where
+    that is asked for. Writing a conversation raises it if the template fails, or leaves the tools out."""
 
     def __init__(
         self,
@@ -40,9 +47,7 @@ class TransformersPolicy:
         batch: int = 64,  # rows decoded together; fewer need less memory
         reasoning: bool = False,  # let the model think before it speaks: the chat template's `enable_thinking`
     ):
-        for name, n in (("batch", batch), ("max_prompt_tokens", max_prompt_tokens)):
-            if n < 1:
-                raise UserError(f"{name}: expected at least 1, got {n}")
+        _check_positive(batch=batch, max_prompt_tokens=max_prompt_tokens)
         self.max_prompt_tokens, self.batch, self.reasoning = max_prompt_tokens, batch, reasoning
         loaded = isinstance(model, PreTrainedModel)
         self.name = model.config._name_or_path if loaded else str(model)  # what reports call it
@@ -55,10 +60,14 @@ class TransformersPolicy:
         self.generated = 0  # tokens so far
         self.tell = None  # called with the share of a `generate` that is done
         self.stop = self._stop_ids()
-        config = self.model.config.get_text_config()
-        self.positions = getattr(config, "max_position_embeddings", None) or None
+        self.positions = self._positions()
         if self.positions and max_prompt_tokens > self.positions:
             self._say_short()
+
+    def _positions(self) -> int | None:
+        "Return how many positions the model has, where its configuration says so."
+        config = self.model.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None) or None
 
     def _check_template(self):
         "Raise `UserError` if conversations cannot be shown to the model."
@@ -68,11 +77,13 @@ class TransformersPolicy:
             )
         if not self.tokenizer.chat_template:
             raise UserError(
-                "this model has no chat template, so it cannot be shown a conversation: expected chat_template in its tokenizer"
+                "this model has no chat template, so it cannot be shown a conversation: expected "
+                "chat_template in its tokenizer"
             )
         if self.reasoning and not can_reason(self.tokenizer):
             raise UserError(
-                "reasoning: the chat template of this model writes the same with and without enable_thinking; leave reasoning out"
+                "reasoning: the chat template of this model writes the same with and without "
+                "enable_thinking; leave reasoning out"
             )
 
     def _stop_ids(self) -> set[int]:
@@ -100,7 +111,8 @@ def text(
     if tools and self._shows_tools != self.tokenizer.chat_template:  # seen once is seen for all
         if lost := lost_tool(self.tokenizer, shown, messages, tools, **how):
             raise UserError(
-                f"the chat template of this model leaves the tools out (such as {lost!r}): expected one that writes them into the prompt"
+                f"the chat template of this model leaves the tools out (such as {lost!r}): "
+                "expected one that writes them into the prompt"
             )
         self._shows_tools = self.tokenizer.chat_template
     return shown
@@ -135,7 +147,8 @@ def generate(
     max_new_tokens: int = 128,
     seed: int = 0,
 ) -> list[str | None]:
-    "Return one assistant text for each prompt; None where the prompt is longer than `max_prompt_tokens`, or leaves no positions for a turn."
+    """Return one assistant text for each prompt; None where the prompt is longer than `max_prompt_tokens`, or leaves
+    no positions for a turn."""
     ids = [self.render(*p) for p in prompts]
     short = [i for i, p in enumerate(ids) if len(p) <= self.max_prompt_tokens]
     room = (self.positions or float("inf")) - max_new_tokens
@@ -156,7 +169,8 @@ def _say_short(self: TransformersPolicy):
     "Say once that the model cannot read as much as is asked for."
     if not self._said_short:
         warnings.warn(
-            f"this model has {self.positions} positions, fewer than max_prompt_tokens={self.max_prompt_tokens} and a turn may take: "
+            f"this model has {self.positions} positions, fewer than "
+            f"max_prompt_tokens={self.max_prompt_tokens} and a turn may take: "
             "conversations end where prompt and max_new_tokens are beyond them",
             stacklevel=3,
         )

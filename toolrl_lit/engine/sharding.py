@@ -25,7 +25,8 @@ def processes() -> int:
 
 
 def sharded() -> bool:
-    "Return whether the processes cut up the weights among them, as `accelerate launch --use_fsdp` says in the environment."
+    """Return whether the processes cut up the weights among them, as `accelerate launch --use_fsdp` says in the
+    environment."""
     asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
     return asked and "LOCAL_RANK" in os.environ
 
@@ -39,21 +40,23 @@ def share(
         raise UserError(f"{what}: expected a multiple of the {processes()} processes, got {n}")
     return n // processes()
 
-# %% ../../nbs/engine/sharding.ipynb #baac022a
+# %% ../../nbs/engine/sharding.ipynb #a44ff346
 def check_sharding() -> None:
     "Raise `UserError` for what FSDP cannot do here, and let every process load the weights."
     if not sharded():
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise UserError(
-            "FSDP: its first version lays weights end to end, and rollouts want them one by one; use `accelerate launch --use_fsdp --fsdp_version 2`"
+            "FSDP: its first version lays weights end to end, and rollouts want them one by one; "
+            "use `accelerate launch --use_fsdp --fsdp_version 2`"
         )
     # or only the first process loads weights, and all of them sample turns
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 
-
+# %% ../../nbs/engine/sharding.ipynb #a040251f
 class Sharded:
-    "A trainer whose weights FSDP may cut up among the processes; to be inherited before one of transformers' trainers."
+    """Let FSDP cut up the weights of a trainer among the processes; to be inherited before one of transformers'
+    trainers."""
 
     def create_accelerator_and_postprocess(self):
         "Set up FSDP as this library needs it, after transformers has set up `accelerate`."
@@ -73,11 +76,12 @@ class Sharded:
         # autocast casts, as it does for whole weights
         state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
-# %% ../../nbs/engine/sharding.ipynb #341379e3
+# %% ../../nbs/engine/sharding.ipynb #c6d8d1a2
 def cut_again(
     model: torch.nn.Module,
 ) -> None:
-    "Cut up what a forward pass without a backward pass has left whole, so that a checkpoint finds every weight with its optimizer's states."
+    """Cut up what a forward pass without a backward pass has left whole, so that a checkpoint finds every weight
+    with its optimizer's states."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -94,7 +98,8 @@ def whole(
 def gathered(
     module: torch.nn.Module,
 ):
-    "Give a module with its weights whole for a while, where FSDP has cut them up; all processes have to do it, in the same order."
+    """Give a module with its weights whole for a while, where FSDP has cut them up; all processes have to do it, in
+    the same order."""
     cut = [
         (m, name, p)
         for m in module.modules()
@@ -115,7 +120,8 @@ def merge_into(
     copy,  # plain model
     tuned,  # plain model, or a PEFT model with its adapters
 ) -> float:
-    "Write the weights of `tuned`, adapters merged, into `copy`; return the share of what the adapters change that rounding leaves."
+    """Write the weights of `tuned`, adapters merged, into `copy`; return the share of what the adapters change that
+    rounding leaves."""
     if not hasattr(tuned, "get_base_model"):
         for name, weight in tuned.named_parameters():
             copy.get_parameter(name).copy_(whole(weight))

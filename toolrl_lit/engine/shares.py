@@ -30,7 +30,7 @@ def shares(
         empty_share=empty / turns,
     )
 
-# %% ../../nbs/engine/shares.ipynb #df47f4c3
+# %% ../../nbs/engine/shares.ipynb #78df532a
 class Told(NamedTuple):
     "Hold what is logged of one turn after a step record."
 
@@ -64,13 +64,15 @@ class Told(NamedTuple):
             kind=kind,
         )
 
-
+# %% ../../nbs/engine/shares.ipynb #3f74c30f
 def told_shares(
     turns: list[Told],  # all turns that were sampled for a batch, group by group
     group: int,  # turns of a group
 ) -> dict[str, float]:
-    """Return what is logged of a batch of turns: the shares, calls a turn, the share of turns that only repeat calls, the share of groups whose
-    turns all earn the same, and the mean reward by situation."""
+    """Return what is logged of a batch of turns.
+
+    These are the shares, calls a turn, the share of turns that only repeat calls, the share of groups whose turns all
+    earn the same (`flat_groups`), and the mean reward by situation (`reward/next`)."""
     n, total = len(turns), [sum(x) for x in list(zip(*turns))[:7]]
     reward, calls, *_, repeats = total
     rewards = [t.reward for t in turns]

@@ -76,7 +76,7 @@ def _given_away(env: Environment) -> bool:
 
 def _can_be_asked(fact: Fact) -> bool:
     "Whether a user understands a question that calls a fact by its name."
-    return any(re.search(rf"\b{word}", fact.noun.lower()) for word in fact.words)
+    return any(re.search(rf"\b{re.escape(word)}", fact.noun.lower()) for word in fact.words)
 
 # %% ../../nbs/engine/soundness.ipynb #4df69b18
 def _short_of(task: Task, ran: dict[str, Ran]) -> Iterator[str]:

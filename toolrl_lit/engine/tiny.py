@@ -35,7 +35,7 @@ def stand_in_tokenizer(
         tokenizer_object=tokenizer, eos_token=ends[0], pad_token=ends[0], chat_template=template
     )
 
-# %% ../../nbs/engine/tiny.ipynb #25bff314
+# %% ../../nbs/engine/tiny.ipynb #17749939
 def stand_in_model(
     tokenizer: PreTrainedTokenizerFast,  # from `stand_in_tokenizer`
     calls: int,  # how many of its last tokens are calls
@@ -63,7 +63,7 @@ def stand_in_model(
         model.lm_head.weight[0, 0] = eagerness + 0.5
     return model
 
-
+# %% ../../nbs/engine/tiny.ipynb #ac497936
 def save_tiny(
     environments: list,  # whose documents and questions make the vocabulary
     folder: str | Path,  # where model and tokenizer go

@@ -29,7 +29,7 @@ class Parsed(NamedTuple):
 Parser = Callable[[str], Parsed]
 OPEN, CLOSE = "<tool_call>", "</tool_call>"  # around a call, in Qwen's format
 
-# %% ../../nbs/engine/turns.ipynb #b6ab0ec6
+# %% ../../nbs/engine/turns.ipynb #4bf1ced1
 DEEPEST = 100  # levels of nesting that are stored; readers of JSON give up at about 200, and a trajectory has seven around them
 
 
@@ -42,14 +42,14 @@ class OddCall(ToolCall):
 
 
 def _inside(value: Any) -> list:
-    "The values that stand in an object or a list."
+    "Return the values that stand in an object or a list."
     if isinstance(value, dict):
         return list(value.values())
     return value if isinstance(value, list) else []
 
 
 def _is_deep(value: Any) -> bool:
-    "Whether a value is nested deeper than is stored."
+    "Return whether a value is nested deeper than is stored."
     level = [value]
     for _ in range(DEEPEST):
         level = [x for v in level for x in _inside(v)]
@@ -59,19 +59,19 @@ def _is_deep(value: Any) -> bool:
 
 
 def _is_clean(source: str) -> bool:
-    "Whether JSON holds nothing that might not be stored: no escaped letters, no half pairs, no deep nesting."
+    "Return whether JSON holds nothing that might not be stored: no escaped letters, no half pairs, no deep nesting."
     shallow = source.count("[") + source.count("{") <= DEEPEST
     return shallow and "\\u" not in source and storable(source) == source
 
 
 def _stored(name: Any, values: dict) -> str:
-    "Name and arguments as JSON; an argument that is too deep is stored as its JSON text."
+    "Return name and arguments as JSON; an argument that is too deep is stored as its JSON text."
     shallow = {
         k: json.dumps(v, ensure_ascii=False) if _is_deep(v) else v for k, v in values.items()
     }
     return json.dumps([str(name), shallow], ensure_ascii=False)
 
-
+# %% ../../nbs/engine/turns.ipynb #ce6f46aa
 def make_call(
     name: Any,  # as the policy wrote it
     arguments: Any,  # as the policy wrote them
@@ -102,7 +102,9 @@ def written(
 def plain_arguments(
     value: Any,  # as a policy or a message gives them
 ) -> Any:
-    "Return arguments given as an object, as JSON in a string, once or twice encoded, or not at all. Raises `ValueError` if they are no JSON."
+    """Return arguments given as an object, as JSON in a string, once or twice encoded, or not at all.
+
+    Raises `ValueError` if they are no JSON."""
     for _ in range(2):
         if isinstance(value, str):
             value = json.loads(value) if value.strip() else None
@@ -130,7 +132,7 @@ def call_keys(
         keys.append(call_key(call["name"], arguments))
     return keys
 
-# %% ../../nbs/engine/turns.ipynb #a0a8d146
+# %% ../../nbs/engine/turns.ipynb #062ee093
 class Reply(str):
     "Hold a turn whose calls came as data: the text as a reader sees it, and in `parsed` the same turn taken apart."
 
@@ -160,15 +162,16 @@ def read_turn(
 def turn_key(
     text: str,  # a turn as the policy wrote it
 ) -> Any:
-    "Return what two turns that read alike have in common. (Equal texts may be read differently where one came as data.)"
+    """Return what two turns that read alike have in common. (Equal texts may be read differently where one came as
+    data.)"""
     return (str(text), id(text.parsed)) if isinstance(text, Reply) else text
 
-
+# %% ../../nbs/engine/turns.ipynb #5821f691
 _ENDS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>", "<|im_end|>", "<|endoftext|>")
 
 
 def _cut(text: str, end: int) -> int:
-    "How many letters before a place are a blank or an end-of-turn token."
+    "Return how many letters before a place are a blank or an end-of-turn token."
     if text[end - 1].isspace():
         return 1
     return next((len(t) for t in _ENDS if text.endswith(t, 0, end)), 0)
@@ -188,7 +191,8 @@ def ending(
     turn: Turn,  # a turn without calls
     left: int,  # sub-questions unsolved before it
 ) -> str:
-    "Return the row of the reward table that a turn without calls met, read off its reward: for turns that have no `case`."
+    """Return the row of the reward table that a turn without calls met, read off its reward: for turns that have no
+    `case`."""
     rows = {-0.5: "empty", -0.3: "malformed", 0.5: "done", 1 / (left + 1): "answer"}
     return rows.get(turn.reward, "other")
 

@@ -74,7 +74,11 @@ class _Talk:
 
     def answer(self, low: str) -> str:
         "Return the answer to a question, to the point."
-        asked = [f for f in self.request.facts if any(re.search(rf"\b{w}", low) for w in f.words)]
+        asked = [
+            f
+            for f in self.request.facts
+            if any(re.search(rf"\b{re.escape(w)}", low) for w in f.words)
+        ]
         if new := [f for f in asked if f not in self.told]:
             return " ".join(map(self.tell, new))
         if _GO_ON.search(low):
