@@ -544,6 +544,32 @@ def test_finished_runs_of_a_sweep_are_not_run_again_and_stopped_ones_are(
     assert note["parameters"] == {"size": 3} and note["seconds"] >= 0
 
 
+SLOW_TO_END = """
+import inspect, time
+handlers = get_ipython().kernel.shell_handlers
+answer = handlers["kernel_info_request"]  # the last message that papermill sends
+
+async def late(*message):
+    done = answer(*message)
+    if inspect.isawaitable(done):
+        await done
+    time.sleep(2)
+
+handlers["kernel_info_request"] = late
+"""
+
+
+def test_a_kernel_that_is_slow_to_end_says_nothing_of_its_own(tmp_path, capfd):
+    cell = nbformat.v4.new_code_cell("n = 1", metadata={"tags": ["parameters"]})
+    cells = [cell, nbformat.v4.new_code_cell(SLOW_TO_END)]
+    meta = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    path = tmp_path / "slow.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=meta), path)
+    runs.run_notebook(str(path), [], tmp_path / "out")
+    said = capfd.readouterr()
+    assert "KeyboardInterrupt" not in said.out + said.err
+
+
 @pytest.fixture()
 def picky(tmp_path):
     "A run that fails for some sizes, after it has written its metrics."

@@ -616,6 +616,40 @@ def test_no_record_comes_twice_while_another_has_not_come_and_kinds_are_spread(
         assert abs(early - late) <= 1  # not all answers in the first updates
 
 
+def test_places_that_are_left_go_to_first_turns_of_other_environments(
+    tiny_folder, environments, tmp_path
+):
+    policy = TransformersPolicy(tiny_folder)
+    shown = collect(OraclePolicy(environments[:2]), environments[:2], temperature=0)
+    known = sum(len(t.turns) for t in shown)
+    others = len(environments) - 2
+    config = config_for(tiny_folder, tmp_path, updates=known + others, prompts=1, oversample=1)
+    steps, _ = choose_steps(config, policy, environments, shown, epoch=0)
+    assert len(steps) == len({(s.environment, s.turn) for _, s in steps}) == known + others
+    assert {s.environment for k, s in steps if k == "first"} == {e.id for e in environments}
+    few = config.model_copy(update=dict(updates=known))
+    steps, _ = choose_steps(few, policy, environments, shown, epoch=0)
+    assert {s.environment for _, s in steps} == {e.id for e in environments[:2]}
+
+
+@pytest.mark.parametrize("share, expected", [(0, [1.0] * 4), (0.5, [0, 0, 1.0, 1.0]), (1, [0] * 4)])
+def test_a_share_of_the_trajectories_is_greedy(
+    share, expected, tiny_folder, environments, tmp_path, monkeypatch
+):
+    def collected(policy, where, temperature, out, **rest):
+        assert ("greedy" in out.name) == (temperature == 0)
+        return [(e.id, temperature) for e in where]
+
+    monkeypatch.setattr(module, "collect", collected)
+    config = config_for(tiny_folder, tmp_path, environments=4, greedy_share=share)
+    sandbox = SimpleNamespace(sandbox=None)
+    rollouts = module.StepRollouts(config, tmp_path, None, None, environments, sandbox)
+    alone = SimpleNamespace(main_process_first=contextlib.nullcontext)
+    rollouts.trainer = SimpleNamespace(accelerator=alone)
+    found = rollouts.collected(0)
+    assert [t for _, t in found] == expected and len({e for e, _ in found}) == 4
+
+
 def test_neighbouring_seeds_share_no_environments(tiny_folder, environments, tmp_path, monkeypatch):
     chosen = {}
 

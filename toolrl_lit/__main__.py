@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/doors/main.ipynb #f1efe9ad
+# %% ../nbs/doors/main.ipynb #e77c89f2
 from .doors.cli import main
 
-# %% ../nbs/doors/main.ipynb #4d79794f
 if __name__ == "__main__" and __package__:  # in a notebook there is no package
     main()

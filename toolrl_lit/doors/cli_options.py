@@ -47,7 +47,7 @@ def check_ending(
     expected = f"a name that ends in {' or '.join(fits)}" if fits else "the name of a folder"
     raise UserError(f"{out}: expected {expected}, got one that ends in {ending!r}")
 
-# %% ../../nbs/doors/cli_options.ipynb #8a1425d4
+# %% ../../nbs/doors/cli_options.ipynb #103b7fd6
 def _nearest_folder(out: Path, folder: bool) -> Path:
     "Return what is there of a path. Raises `UserError` if the rest cannot be made in it."
     fits = Path.is_dir if folder else Path.is_file
@@ -59,7 +59,7 @@ def _nearest_folder(out: Path, folder: bool) -> Path:
         raise UserError(f"{out}: cannot be written: {there} is no folder")
     return there if there.is_dir() else there.parent
 
-
+# %% ../../nbs/doors/cli_options.ipynb #7a0bb473
 def check_out(
     out: Path,  # where to write
     folder: bool = False,  # True if it becomes a folder

@@ -276,7 +276,8 @@ def _execute(notebook: Path, out: Path, values: dict[str, Any]):
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
             cwd=str(out),
-            extra_arguments=["--log-level=ERROR"],
+            # a kernel is interrupted when it is told to end, and one that is slow calls that an error
+            extra_arguments=["--log-level=CRITICAL"],
         )
     except papermill.PapermillExecutionError as e:
         if e.ename == "UserError":
@@ -328,9 +329,9 @@ def run_notebook(
     out: str | Path | None = None,  # the run's folder; None is runs/out/NAME
     fresh: bool = False,  # throw away what the folder holds
 ) -> Path:
-    """Execute a run with papermill, its output on the terminal, and return its folder, in which `finished.json` is written last.
+    """Execute a run with papermill, its output on the terminal, and return its folder.
 
-    Raises `UserError` where the user can help; a wrong parameter is refused before a kernel starts."""
+    `finished.json` is written there last. Raises `UserError` where the user can help; a wrong parameter is refused before a kernel starts."""
     notebook = find_notebook(name)
     values = checked_parameters(notebook, parameters)
     out = Path(out or Path("runs/out") / notebook.stem).resolve()

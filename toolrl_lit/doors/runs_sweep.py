@@ -74,7 +74,9 @@ def run_apart(
     notebook: str,  # a run's name, or a notebook's path
     member: Member,
 ) -> None:
-    "Execute a run in a process of its own, its output in `log.txt`. Raises `UserError` with the last line of it if the run fails."
+    """Execute a run in a process of its own, its output in `log.txt`.
+
+    Raises `UserError` with the last line of it if the run fails."""
     member.folder.mkdir(parents=True, exist_ok=True)
     program = "from toolrl_lit.doors.cli import main; main()"
     pairs = [x for pair in member.pairs() for x in ("-p", pair)]

@@ -132,9 +132,12 @@ _STEADY = frozenset(
     "calendar bisect heapq copy typing base64 hashlib difflib enum dataclasses".split()
 )
 _CHANCE = frozenset(
-    "now today utcnow samples id hash open input eval exec compile getattr globals locals vars random".split()
+    "now today utcnow samples hash open input eval exec compile getattr globals locals vars random".split()
 )
 _WORD = re.compile(r"\w+")
+_ADDRESS = re.compile(
+    r"\bid\s*\(|[=(\[{,:]\s*id\b"
+)  # the function; tables have columns of that name
 _IMPORT = re.compile(r"\bfrom\s+(\S+)\s+import\b|\bimport\b([^\n;#]*)")
 
 
@@ -152,7 +155,7 @@ def repeats(
 
     They do if its source names nothing that chance, the clock or an earlier call moves."""
     text = code if code.isascii() else unicodedata.normalize("NFKC", code)  # as Python reads names
-    if "__" in text or not _CHANCE.isdisjoint(_WORD.findall(text)):
+    if "__" in text or _ADDRESS.search(text) or not _CHANCE.isdisjoint(_WORD.findall(text)):
         return False
     return _STEADY.issuperset(_imported(text))
 

@@ -154,10 +154,10 @@ _FAILURES = (  # of a session
 )
 
 
-def _session_limits(n: int) -> dict:
+def _session_limits(n: int, seconds: float = MONTY_SECONDS) -> dict:
     "What a session of n calls may use."
     return dict(
-        max_feed_duration_secs=MONTY_SECONDS + 0.005 * n,
+        max_feed_duration_secs=seconds + 0.005 * n,
         max_memory=MONTY_MB << 20,
         max_total_sleep_secs=0.0,
     )
@@ -206,9 +206,10 @@ class MontyPool:
     def run(
         self,
         jobs: Sequence[Job],  # of one group
+        seconds: float = MONTY_SECONDS,  # on the clock, and a little more for each call
     ) -> list[tuple[CallResult, bool]] | None:
         "Return what each call gave, and whether that is the tool's own; None if the session did not live to tell."
-        replies = self._replies(jobs)
+        replies = self._replies(jobs, seconds)
         if not well_formed(replies, len(jobs)):
             return None
         return [
@@ -216,9 +217,10 @@ class MontyPool:
             for j, reply in zip(jobs, replies)
         ]
 
-    def _replies(self, jobs: Sequence[Job]) -> list | None:
+    def _replies(self, jobs: Sequence[Job], seconds: float) -> list | None:
         "(text, kind of error) of each call."
-        inputs, limits = _inputs(jobs, self.limits["output_bytes"]), _session_limits(len(jobs))
+        inputs = _inputs(jobs, self.limits["output_bytes"])
+        limits = _session_limits(len(jobs), seconds)
         try:
             with self.pool.checkout(limits=limits, assert_message_annotations=False) as session:
                 return session.feed_run(DRIVER, inputs=inputs, print_callback=lambda *_: None)

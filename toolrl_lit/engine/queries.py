@@ -56,13 +56,15 @@ def meets(
         return row[column] == value
     return row[column] >= value if test == "from" else row[column] <= value
 
-# %% ../../nbs/engine/queries.ipynb #96af263e
+# %% ../../nbs/engine/queries.ipynb #eb5ab183
 def matching(
     query: Query,
     rows: Rows,  # of its table
 ) -> list[dict[str, Any]]:
     "Return the rows that meet all conditions, in the order of the query."
-    found = [r for r in rows.values() if all(meets(r, c) for c in query.where)]
+    found = list(rows.values())
+    for condition in query.where:
+        found = [r for r in found if meets(r, condition)]
     return sorted(found, key=lambda r: (r[query.sort], r["id"]), reverse=query.descending)
 
 # %% ../../nbs/engine/queries.ipynb #16566107

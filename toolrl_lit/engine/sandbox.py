@@ -291,14 +291,19 @@ def _choose(self: ToolSandbox, jobs: list[Job], results: list) -> dict[int, Engi
 
 # %% ../../nbs/engine/sandbox.ipynb #971b85a5
 @patch
-def _both(self: ToolSandbox, jobs: list[Job], key, more: Sequence[Job] = ()) -> tuple[dict, dict]:
+def _both(
+    self: ToolSandbox, jobs: list[Job], key, more: Sequence[Job] = (), patient: bool = False
+) -> tuple[dict, dict]:
     """What Monty and CPython give for each job, by its place; None where a Monty session did not live to tell.
 
-    `more` is for CPython alone."""
+    `more` is for CPython alone. Whoever is patient gives a session that took too long another try, with more time:
+    a machine with much to do is slow, and a choice that is written down must not depend on that."""
     monty, cpython = {}, {}
 
     def in_monty(group: list[Job]):
         ran = None if _lost else self._parts.ready_monty().run(group)
+        if not ran and patient and not _lost:
+            ran = self._parts.ready_monty().run(group, self.limits["timeout"])
         for j, one in zip(group, ran or [None] * len(group)):
             monty[j.place] = one and one[0]
 
@@ -346,7 +351,7 @@ def examine(
     n = len(calls)
     differs = [j for j in jobs if not any_scope(j.call.code, j.call.name)]
     in_paper_scope = [j._replace(place=j.place + n, paper=True) for j in differs]
-    monty, cpython = self._both(jobs, lambda j: j.call.group, in_paper_scope)
+    monty, cpython = self._both(jobs, lambda j: j.call.group, in_paper_scope, patient=True)
     engines: dict[tuple, Engine] = {}
     for j in jobs:
         result = cpython[j.place]

@@ -288,12 +288,11 @@ def written_tool(
     "Return the document and the source of a tool that writes."
     return Tool(doc=write_document(write, domain), code=render_write(write, domain))
 
-# %% ../../nbs/engine/writes.ipynb #084c4e6f
+# %% ../../nbs/engine/writes.ipynb #9031de92
 _RUN = """
-def run(data, runs):
+def run(given, runs):
     import json
-    tools = {%s}
-    given, found = json.dumps(data), []
+    tools, data, found = {%s}, json.loads(given), []
     for calls in runs:
         database, told = json.loads(given), []
         for name, arguments in calls:
@@ -303,7 +302,7 @@ def run(data, runs):
                 value = tools[name](**arguments, data=database)
                 told.append([json.dumps(value, ensure_ascii=False), None])
             except Exception as e:
-                told.append([str(e), type(e).__name__])
+                told.append([str(e), "raised"])
         found.append([told, {t: database[t] for t in database if database[t] != data[t]}])
     return json.dumps(found)
 """
@@ -317,15 +316,15 @@ class Runs(NamedTuple):
     calls: list[list[ToolCall]]
 
 
-def _job(runs: Runs, group: int) -> Call:
-    "Return the call of the sandbox that makes all calls."
+def _job(runs: Runs) -> Call:
+    "Return the call of the sandbox that makes all calls. Rollouts that use the same tools may share a session."
     called = dict.fromkeys(c.name for some in runs.calls for c in some if c.name in runs.codes)
     named = ", ".join(f'"{name}": {name}' for name in called)
     code = "\n".join([*(runs.codes[name] for name in called), _RUN % named])
     calls = [[(c.name, c.arguments) for c in some] for some in runs.calls]
-    return Call("run", {"data": runs.tables, "runs": calls}, code, None, "monty", group)
+    return Call("run", {"given": json.dumps(runs.tables), "runs": calls}, code, None, "monty")
 
-# %% ../../nbs/engine/writes.ipynb #349fbaf4
+# %% ../../nbs/engine/writes.ipynb #1b6048c7
 class Ran(NamedTuple):
     "Hold what calls gave, and the database after them."
 
@@ -353,5 +352,5 @@ def run_many(
     sandbox: ToolSandbox | None = None,  # where tools run; None takes the shared one
 ) -> list[list[Ran]]:
     "Return what each sequence of calls gave; the databases that come in stay as they are."
-    results = (sandbox or shared()).call_many([_job(r, i) for i, r in enumerate(jobs)])
+    results = (sandbox or shared()).call_many([_job(r) for r in jobs])
     return [_ran(runs, result) for runs, result in zip(jobs, results)]
