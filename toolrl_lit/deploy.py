@@ -254,7 +254,9 @@ def _is_record(result: CallResult) -> bool:
 
 
 def _news(probe: Probe, result: CallResult, records: bool) -> list[str]:
-    "Return the answers that a result must not hold. Records, and errors of tools that give records, may repeat what they were asked about."
+    """Return the answers that a result must not hold.
+
+    Records, and errors of tools that give records, may repeat what they were asked about."""
     said = plain(json.dumps(probe.arguments, ensure_ascii=False))
     repeats = _is_record(result) or (records and not result.ok)
     return [a for a in probe.forbidden if not (repeats and a in said)]

@@ -144,7 +144,8 @@ def neighbourhood(
     rng: random.Random,
     factors: Iterable[float] = (),  # of the other units in which a value may be given
 ) -> dict[str, str]:
-    "Return facts on the wanted subjects and on up to `n` others, whose values contain no golden answer, in whatever unit."
+    """Return facts on the wanted subjects and on up to `n` others, whose values contain no golden answer, in
+    whatever unit."""
     chosen = {s: facts[s] for s in wanted if s in facts}
     pool = list(facts)
     for subject in rng.sample(pool, min(len(pool), 8 * n)):

@@ -56,8 +56,8 @@ _OURS = ("type", "properties", "required", "$defs", "definitions", "$schema")  #
 def _parts(doc: ToolDoc) -> tuple[str, dict[str, dict]]:
     """Return the description of a tool, and the schema of each parameter with all that it refers to.
 
-    What the document says of its parameters together stands in the description. Raises `UserError` for a document that is none, and for a
-    reference that cannot be shown."""
+    What the document says of its parameters together stands in the description. Raises `UserError` for a document that
+    is none, and for a reference that cannot be shown."""
     where, whole = f"tool {doc.name!r}", doc.parameters
     found = {}
     for name, schema in _properties(whole, where).items():
@@ -73,7 +73,9 @@ def _parts(doc: ToolDoc) -> tuple[str, dict[str, dict]]:
 
 
 def _properties(whole: dict[str, Any], where: str) -> dict[str, Any]:
-    "Return the parameters, required ones without a schema included. Raises `UserError` if the schema is not of an object."
+    """Return the parameters, required ones without a schema included.
+
+    Raises `UserError` if the schema is not of an object."""
     properties, required = whole.get("properties", {}), whole.get("required", [])
     names = isinstance(required, list) and all(isinstance(r, str) for r in required)
     if not isinstance(properties, dict) or not names:
@@ -135,7 +137,8 @@ def _one_line(text: Any) -> str:
 
 
 def _docstring(description: str, parameters: dict[str, dict], spelled: Iterable[str] = ()) -> str:
-    "Return a docstring from which transformers reads a document again, the schemas of the parameters `spelled` in full."
+    """Return a docstring from which transformers reads a document again, the schemas of the parameters `spelled` in
+    full."""
     lines = [_one_line(description), "", "Args:"]
     for name, schema in parameters.items():
         told = _one_line(schema.get("description", "")) or name
@@ -166,7 +169,9 @@ def tool_method(
     doc: ToolDoc,  # the tool's document
     run: Callable[[str, dict[str, Any]], str],  # runs (name, arguments), gives the result's text
 ) -> Callable[..., str]:
-    "Return a method that reads like the document and hands its arguments to `run`. Raises `UserError` for a document that TRL cannot show."
+    """Return a method that reads like the document and hands its arguments to `run`.
+
+    Raises `UserError` for a document that TRL cannot show."""
 
     def method(self, /, **arguments):
         return run(doc.name, arguments)
@@ -189,7 +194,8 @@ def _bare(schema: dict) -> dict:
 
 # %% ../nbs/09a_episode.ipynb #a69554ab
 class ToolEnvironment:
-    "Offer one of our environments as TRL wants it: its tools as methods, `reset` before a rollout, `get_reward` after it."
+    """Offer one of our environments as TRL wants it: its tools as methods, `reset` before a rollout, `get_reward`
+    after it."""
 
     def __init__(
         self,
@@ -213,7 +219,9 @@ class ToolEnvironment:
         self._step, self._calls, self._solved, self._broken = self._env.start(), 0, 0, None
 
     def get_reward(self) -> float:
-        "Return Solve-F1 of the rollout. Raise what kept a call from running: TRL shows that to the policy, but nobody earned a 0."
+        """Return Solve-F1 of the rollout.
+
+        Raise what kept a call from running: TRL shows that to the policy, but nobody earned a 0."""
         if self._broken:
             raise self._broken
         return 2 * self._solved / (self._calls + len(self._env.scenario.sub_questions))
@@ -251,7 +259,8 @@ def last_turn_reward(
     environments: Sequence[ToolEnvironment],  # in which they were played
     **unused,  # what else TRL tells
 ) -> list[float]:
-    "Return what the last turn of each episode is worth, for TRL to add to Solve-F1: 0 where it called a tool, or was cut off after a result."
+    """Return what the last turn of each episode is worth, for TRL to add to Solve-F1: 0 where it called a tool, or
+    was cut off after a result."""
     return [env._last_turn(said[-1]) for env, said in zip(environments, completions)]
 
 # %% ../nbs/09a_episode.ipynb #b7b1a3c1
@@ -302,7 +311,8 @@ def turn_values(
     rewards: list[float],  # of the turns of an episode
     discount: float = 1.0,  # weight of a turn's reward in the value of the turn before it
 ) -> list[float]:
-    "Return the value of each turn: the mean of its reward and those that follow, each weighing `discount` times the one before it."
+    """Return the value of each turn: the mean of its reward and those that follow, each weighing `discount` times
+    the one before it."""
     values, total, weight = [], 0.0, 0.0
     for reward in reversed(rewards):
         total, weight = reward + discount * total, 1 + discount * weight
@@ -315,13 +325,16 @@ def turn_advantages(
     group: int,  # episodes of a group
     discount: float = 1.0,  # weight of a turn's reward in the value of the turn before it
 ) -> list[list[float]]:
-    """Return the advantage of each turn among the turns of its group with the same history: its value (`turn_values`) less their mean, in units of their
-    standard deviation. 0 where there is no other. Of plain lists only first turns are known to have the same history.
+    """Return the advantage of each turn among the turns of its group with the same history.
+
+    It is the value of the turn (`turn_values`) less the mean of theirs, in units of their standard deviation, and 0
+    where there is no other. In plain lists only first turns are known to have the same history.
 
     Raises `UserError` for a group of less than one episode and a discount that is not between 0 and 1."""
     if group < 1 or not 0 <= discount <= 1:
         raise UserError(
-            f"turn_advantages: expected a group of at least 1 and a discount between 0 and 1, got {group} and {discount}"
+            "turn_advantages: expected a group of at least 1 and a discount between 0 and 1, got "
+            f"{group} and {discount}"
         )
     out: list[list[float]] = [[0.0] * len(turns) for turns in rewards]
     for first in range(0, len(rewards), group):
@@ -357,7 +370,8 @@ def turn_worth(
     group: int,  # episodes of a group
     **scoring,  # of `score_batch`: kind, match, parser, sandbox
 ) -> Callable[[list[list[list[int]]], list[dict]], list[list[float]]]:
-    "Return the function from the turns of episodes, as token ids, and the episodes' rows of the data set, to the advantage of each turn."
+    """Return the function from the turns of episodes, as token ids, and the episodes' rows of the data set, to the
+    advantage of each turn."""
 
     def worth(turns: list[list[list[int]]], rows: list[dict]) -> list[list[float]]:
         episodes = [
