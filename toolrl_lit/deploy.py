@@ -16,7 +16,7 @@ from .engine import sandbox as sandboxes
 from .engine.documents import check_documents, final_told, mentions  # noqa: F401
 from .engine.match import gives_away, match_paper, match_strict, plain
 from .engine.sandbox import Call, CallResult
-from .engine.source import embedded, factors, is_number  # noqa: F401
+from .engine.source import code_problem, embedded, factors, is_number  # noqa: F401
 from .schema import Environment, SubQuestion, Tool
 
 # %% ../nbs/06_deploy.ipynb #9161aa82
