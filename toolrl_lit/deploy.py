@@ -16,7 +16,7 @@ from .engine import sandbox as sandboxes
 from .engine.documents import check_documents, final_told, mentions  # noqa: F401
 from .engine.match import gives_away, match_paper, match_strict, plain
 from .engine.sandbox import Call, CallResult
-from .engine.source import embedded, factors, is_number  # noqa: F401
+from .engine.source import code_problem, embedded, factors, is_number  # noqa: F401
 from .schema import Environment, SubQuestion, Tool
 
 # %% ../nbs/06_deploy.ipynb #9161aa82
@@ -260,7 +260,9 @@ def _is_record(result: CallResult) -> bool:
 
 
 def _news(probe: Probe, result: CallResult, records: bool) -> list[str]:
-    "Return the answers that a result must not hold. Records, and errors of tools that give records, may repeat what they were asked about."
+    """Return the answers that a result must not hold.
+
+    Records, and errors of tools that give records, may repeat what they were asked about."""
     said = plain(json.dumps(probe.arguments, ensure_ascii=False))
     repeats = _is_record(result) or (records and not result.ok)
     return [a for a in probe.forbidden if not (repeats and a in said)]

@@ -131,7 +131,8 @@ Embed = Callable[[list[str]], np.ndarray]  # texts -> (texts, dimensions), rows 
 def sentence_embedder(
     model: str,  # a Sentence-Transformers model: local folder, or name on the hub
 ) -> Embed:
-    "Return a function from texts to unit vectors; raises `UserError` if the extra is missing or there is no such model."
+    """Return a function from texts to unit vectors; raises `UserError` if the extra is missing or there is no such
+    model."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as e:

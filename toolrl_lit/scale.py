@@ -38,7 +38,9 @@ def _replace(draft: Draft, old: ToolPlan, new: ToolPlan, strategy: Strategy) -> 
 
 
 def _used(draft: Draft) -> set[str]:
-    "Return the relations that some tool already looks up. A second tool for one of them would make the choice a matter of luck."
+    """Return the relations that some tool already looks up.
+
+    A second tool for one of them would make the choice a matter of luck."""
     return {r for t in draft.tools for r in t.rows}
 
 # %% ../nbs/05_scale.ipynb #43ea70f1
@@ -74,7 +76,9 @@ def generalize_function(
     generator: Generator,  # knows what else there is to know
     rng: random.Random,
 ) -> Draft:
-    "Let one tool learn a further relation (functionality generalization, paper section 3.1). The draft is unchanged if none fits."
+    """Let one tool learn a further relation (functionality generalization, paper section 3.1).
+
+    The draft is unchanged if none fits."""
     for tool in rng.sample(draft.tools, len(draft.tools)):
         if wider := _wider(draft, tool, generator, rng):
             return _replace(draft, tool, wider, "functionality generalization")
@@ -111,7 +115,9 @@ def expand_parameters(
     generator: Generator,  # knows the units of a relation
     rng: random.Random,
 ) -> Draft:
-    "Let one tool take a further parameter (parameter expansion, paper section 3.1). The draft is unchanged if none fits."
+    """Let one tool take a further parameter (parameter expansion, paper section 3.1).
+
+    The draft is unchanged if none fits."""
     tools = [t for t in draft.tools if len(t.options) < 2]
     if not tools:
         return draft
@@ -144,7 +150,9 @@ def generalize_types(
     generator: Generator,  # not asked; all strategies have the same signature
     rng: random.Random,
 ) -> Draft:
-    "Let the key parameter of one tool change its type (parameter type generalization, paper section 3.1). The draft is unchanged if none can."
+    """Let the key parameter of one tool change its type (parameter type generalization, paper section 3.1).
+
+    The draft is unchanged if none can."""
     tools = [t for t in draft.tools if t.shape == "string"]
     if not tools:
         return draft
@@ -160,7 +168,8 @@ def generalize_types(
 
 # %% ../nbs/05_scale.ipynb #5cedd9b9
 def _idle_relation(draft: Draft, generator: Generator, rng: random.Random) -> str | None:
-    "Return a relation that no tool looks up, mostly one on a type of subject that is asked about; None if there is none."
+    """Return a relation that no tool looks up, mostly one on a type of subject that is asked about; None if there is
+    none."""
     used, asked = _used(draft), [q.relation for q in draft.scenario.sub_questions]
     siblings = [r for r in generator.siblings(rng.choice(asked)) if r not in used]
     if siblings and rng.random() < 0.8:
@@ -201,7 +210,9 @@ def extend_toolset(
     rng: random.Random,
     difficulty: Difficulty = Difficulty(),  # how many distractors, and how much they know
 ) -> Draft:
-    "Add tools that the question does not need (toolset extension, paper section 3.1). The draft is unchanged if none is found."
+    """Add tools that the question does not need (toolset extension, paper section 3.1).
+
+    The draft is unchanged if none is found."""
     room = max(1, difficulty.tools - len(draft.tools))
     for _ in range(min(room, rng.randint(*difficulty.distractors))):
         tool = distractor(draft, generator, rng.randint(*difficulty.neighbours), rng)
@@ -225,7 +236,9 @@ def scale(
     rng: random.Random,
     rates: dict[Strategy, float] = RATES,  # probability of each strategy
 ) -> Draft:
-    "Make a set of tools more complex (stage 4, paper section 3.1). Raises `UserError` for a strategy that does not exist."
+    """Make a set of tools more complex (stage 4, paper section 3.1).
+
+    Raises `UserError` for a strategy that does not exist."""
     if unknown := sorted(set(rates) - set(STRATEGIES)):
         raise UserError(f"rates: expected some of {', '.join(STRATEGIES)}, got {unknown[0]!r}")
 

@@ -251,7 +251,8 @@ def find_path(
     path: list[Relation] | None = None,  # relations chosen so far
     failed: set | None = None,  # situations that are known to lead nowhere
 ) -> list[Relation]:
-    "Return a random sequence of relations, each starting where the one before ended; empty if there is none of that length."
+    """Return a random sequence of relations, each starting where the one before ended; empty if there is none of
+    that length."""
     path = path or []
     failed = set() if failed is None else failed
     if len(path) == hops:
@@ -287,7 +288,9 @@ def _in_some_unit(path: list[Relation], rng: random.Random) -> list[Relation]:
 
 
 def _random_chain(path: list[Relation], split: str, rng: random.Random) -> Chain:
-    "Return the facts along a path from a random subject; empty if they end. A long path begins where they do not: most subjects lead nowhere."
+    """Return the facts along a path from a random subject; empty if they end.
+
+    A long path begins where they do not: most subjects lead nowhere."""
     table = load_facts()[split].__getitem__
     subjects, weights = _weights(path[0].name, split)
     if len(path) > 4:
@@ -354,7 +357,8 @@ class KnowledgeGenerator:
     def scenario(
         self, id: str, kind: ScenarioKind, split: str, difficulty: Difficulty, rng: random.Random
     ) -> Scenario | None:
-        "Return a question composed from facts (paper section 3.1), or None if the random walk ended before it was complete."
+        """Return a question composed from facts (paper section 3.1), or None if the random walk ended before it was
+        complete."""
         n, hops = extent(kind, difficulty, rng)
         branches = walk(n, hops, split, rng)
         return compose(id, kind, split, branches, rng) if len(branches) == n else None

@@ -331,7 +331,8 @@ def run_notebook(
 ) -> Path:
     """Execute a run with papermill, its output on the terminal, and return its folder.
 
-    `finished.json` is written there last. Raises `UserError` where the user can help; a wrong parameter is refused before a kernel starts."""
+    `finished.json` is written there last. Raises `UserError` where the user can help; a wrong parameter is refused
+    before a kernel starts."""
     notebook = find_notebook(name)
     values = checked_parameters(notebook, parameters)
     out = Path(out or Path("runs/out") / notebook.stem).resolve()

@@ -41,7 +41,7 @@ def folder_name(
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
     return f"{safe}-{digest[:6]}"
 
-# %% ../../nbs/doors/runs_sweep.ipynb #3005bc5f
+# %% ../../nbs/doors/runs_sweep.ipynb #7b0cbbc3
 class Member(NamedTuple):
     "Hold one run of a sweep."
 
@@ -61,7 +61,7 @@ def members(
     lists = {k: v if isinstance(v, list) else [v] for k, v in grid.items()}
     return [Member(values, home / folder_name(values)) for values in combinations(lists)]
 
-
+# %% ../../nbs/doors/runs_sweep.ipynb #ff612f76
 def run_here(
     notebook: str,  # a run's name, or a notebook's path
     member: Member,

@@ -38,7 +38,8 @@ def _said(env: Environment) -> str:
 def final_told(env: Environment) -> list[str]:
     """Return where a policy can read the final answer: "question", "documents".
 
-    The answer of a step does not count, since golden answers are looked for anyway; nor do yes and no, or what the question offers."""
+    The answer of a step does not count, since golden answers are looked for anyway; nor do yes and no, or what the
+    question offers."""
     final = plain(env.answer)
     steps = {plain(q.answer) for q in env.scenario.sub_questions}
     if final in {"", "yes", "no", "true", "false"} | steps or _offered(env.question, env.answer):
@@ -51,7 +52,8 @@ def final_told(env: Environment) -> list[str]:
 # %% ../../nbs/engine/documents.ipynb #be092b32
 @lru_cache(maxsize=1)
 def _jsonschema() -> ModuleType:
-    "Import jsonschema without the grammar of IRIs that comes with Jupyter: it takes a second, and no format is examined here."
+    """Import jsonschema without the grammar of IRIs that comes with Jupyter: it takes a second, and no format is
+    examined here."""
     absent = sys.modules.setdefault("rfc3987_syntax", None) is None
     import jsonschema  # not at the top: few commands examine documents
 
@@ -116,7 +118,8 @@ def _document_problems(tool: Tool, subs: list[SubQuestion]) -> list[str]:
 
 # %% ../../nbs/engine/documents.ipynb #ac0aa450
 def check_documents(env: Environment) -> list[str]:
-    "Return problems of documents: not JSON Schema, not what the code takes, golden arguments refused, golden or final answers given away."
+    """Return problems of documents: not JSON Schema, not what the code takes, golden arguments refused, golden or
+    final answers given away."""
     subs, said = env.scenario.sub_questions, _said(env)
     found = [problem for tool in env.tools for problem in _document_problems(tool, subs)]
     found += [f"golden answer in documents: {q.id}" for q in subs if plain(q.answer) in said]

@@ -134,7 +134,7 @@ def resume(
         _append(path, header)
     return done
 
-# %% ../../nbs/engine/journal.ipynb #8f699bd3
+# %% ../../nbs/engine/journal.ipynb #6796f539
 def _read_header(journal: Path) -> dict | None:
     "Return the first line of a journal; None if it was cut off. Raises `UserError` if it is none."
     with journal.open("rb") as f:
@@ -162,7 +162,7 @@ def _finished(path: Path, journal: Path, header: dict) -> Manifest | None:
         refuse_other(where, "another build", before, header, advice)
     return manifest
 
-
+# %% ../../nbs/engine/journal.ipynb #760cfee7
 class Journal:
     "A build on disk: one file, or a folder of shards; and its journal. Raises `UserError` where another build is."
 

@@ -57,9 +57,11 @@ def pack_groups(
     C: int,  # completion columns
     copies: int,  # rows of a group
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return one row for each group: tokens (groups, L), which completion each belongs to (groups, L; 0 is the prompt, -1
-    padding), positions (groups, L), and for each completion token the place in the flattened rows from which it is
-    predicted (rows, C; -1 where there is no token)."""
+    """Return one row for each group, in four tensors.
+
+    These are the tokens (groups, L), which completion each token belongs to (groups, L; 0 is the prompt, -1 padding),
+    the positions (groups, L), and for each completion token the place in the flattened rows from which it is predicted
+    (rows, C; -1 where there is no token)."""
     packed, source = [], torch.full((len(ids), C), -1, device=ids.device)
     for g in range(0, len(ids), copies):
         *row, places = _pack_group(*_unpadded(ids[g : g + copies], seen[g : g + copies], C))

@@ -60,7 +60,9 @@ def make_trainer(
     tuned,  # model to train
     **what,  # for TRL's trainer: rewards, data, rollouts
 ) -> StepTrainer:
-    "Return TRL's trainer of this model, whatever it samples. Raises `UserError` if packed rows do not know how it makes its logits."
+    """Return TRL's trainer of this model, whatever it samples.
+
+    Raises `UserError` if packed rows do not know how it makes its logits."""
     if config.backend != "unsloth":
         check_logits(without_adapters(tuned))
     what = {"processing_class": policy.tokenizer} | what
@@ -117,7 +119,8 @@ def _generate_and_score_completions(self: StepTrainer, inputs):
 
 # %% ../../nbs/engine/trainer.ipynb #220d16ff
 class AnyTool(dict):
-    "Give TRL a tool of any name: each call runs as in collecting, so that a call of no tool reads the same words there and here."
+    """Give TRL a tool of any name: each call runs as in collecting, so that a call of no tool reads the same words
+    there and here."""
 
     def __init__(
         self,
@@ -173,7 +176,8 @@ def _log_episodes(self: StepTrainer):
 def turn_numbers(
     said: torch.Tensor,  # (rows, C) bool: tokens that the policy wrote
 ) -> torch.Tensor:
-    "Return the number of the turn that each token belongs to, from 1 (rows, C); tokens between two turns have the number of the one before."
+    """Return the number of the turn that each token belongs to, from 1 (rows, C); tokens between two turns have the
+    number of the one before."""
     before = torch.nn.functional.pad(said, (1, 0))[:, :-1]
     return (said & ~before).cumsum(1)
 
@@ -224,7 +228,9 @@ def _noted(trainer: StepTrainer, logps: torch.Tensor, *rest) -> tuple:
 
 
 def _copies(ids: torch.Tensor, C: int, group: int) -> int:
-    "Return how many rows in succession share a prompt. Raises `RuntimeError` where rows are not whole groups, or part of one."
+    """Return how many rows in succession share a prompt.
+
+    Raises `RuntimeError` where rows are not whole groups, or part of one."""
     copies = min(group, len(ids))
     prompts = ids[:, :-C]
     if len(ids) % copies or not torch.equal(

@@ -110,7 +110,8 @@ def rate_share(
 
 # %% ../../nbs/engine/trl_settings.ipynb #6c7dd53d
 class Rates:
-    "Let the learning rate of a trainer rise from the first update on; to be inherited before one of transformers' trainers."
+    """Let the learning rate of a trainer rise from the first update on; to be inherited before one of transformers'
+    trainers."""
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         "Return the schedule of `rate_share`, made once."

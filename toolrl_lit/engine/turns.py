@@ -30,7 +30,8 @@ Parser = Callable[[str], Parsed]
 OPEN, CLOSE = "<tool_call>", "</tool_call>"  # around a call, in Qwen's format
 
 # %% ../../nbs/engine/turns.ipynb #4bf1ced1
-DEEPEST = 100  # levels of nesting that are stored; readers of JSON give up at about 200, and a trajectory has seven around them
+# levels of nesting that are stored; readers of JSON give up at about 200, and a trajectory has seven around them
+DEEPEST = 100
 
 
 class OddCall(ToolCall):
