@@ -53,7 +53,7 @@ def amount(
     whole = float(value).is_integer()
     if words and whole and len(in_words(int(value)).split()) <= 3 and rng.random() < 0.6:
         number = in_words(int(value))
-    elif column.of == "money" and rng.random() < 0.5:
+    elif column.of == "money" and (not words or rng.random() < 0.5):
         return f"${number}"
     return f"{number} {unit}".strip()
 
@@ -168,7 +168,9 @@ class Speaker:
         alone = len(ends) == 1
         said = {test: amount(column, v, self.rng, alone) for test, v in ends.items()}
         if len(said) == 2:
-            return f"{column.says} between {said['from']} and {said['to']}"
+            unit = said["to"].partition(" ")[2]
+            low = said["from"].removesuffix(f" {unit}")
+            return f"{column.says} between {low} and {said['to']}"
         bound = _BOUNDS[self.split]["to" in said].format(*said.values())
         return f"{column.says} {bound}"
 
