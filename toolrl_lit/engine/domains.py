@@ -95,7 +95,7 @@ def read_column(
         )
     return column._replace(kind="name" if kind == "name" else "code")
 
-
+# %% ../../nbs/engine/domains.ipynb #f9ce3df4
 def read_table(
     text: str,  # a line that names the table, then one for each column
 ) -> Table:
@@ -107,7 +107,7 @@ def read_table(
     pairs = tuple(tuple(s.strip() for s in both.split(",")) for both in spoken)
     return Table(plural, noun, prefix, pairs, {c.name: c for c in columns})
 
-
+# %% ../../nbs/engine/domains.ipynb #177abac1
 def read_domain(
     text: str,  # its name, tables and scenes
     split: str,  # to which it belongs
@@ -120,7 +120,7 @@ def read_domain(
     tables = [read_table(part) for part in rows.split("= ")[1:]]
     return Domain(name.strip(), split, {t.name: t for t in tables}, scenes)
 
-
+# %% ../../nbs/engine/domains.ipynb #ca25911d
 def texts_version() -> str:
     "Return twelve digits that change with any text that worlds are made of."
     kinds = ("domains", "frames", "talk.frames")

@@ -36,11 +36,12 @@ def in_words(
     rest = rest or (f" {in_words(n % size)}" if n % size else "")
     return f"{in_words(n // size)} {name}{rest}"
 
-
+# %% ../../nbs/engine/phrases.ipynb #0c0d6b29
 def amount(
     column: Column,  # which the number is of
     value: float,
     rng: random.Random,
+    words: bool = True,  # or always digits, as beside another number
 ) -> str:
     "Return a number as a person says it, with its unit."
     small, large, factor, *_ = UNITS[column.of]
@@ -50,9 +51,9 @@ def amount(
     unit = unit.removesuffix("s") if value == 1 else unit
     number = f"{value:,g}" if 10_000 <= value < 1e6 else f"{value:g}" if value < 1e6 else str(value)
     whole = float(value).is_integer()
-    if whole and len(in_words(int(value)).split()) <= 3 and rng.random() < 0.6:
+    if words and whole and len(in_words(int(value)).split()) <= 3 and rng.random() < 0.6:
         number = in_words(int(value))
-    elif column.of == "money" and rng.random() < 0.5:
+    elif column.of == "money" and (not words or rng.random() < 0.5):
         return f"${number}"
     return f"{number} {unit}".strip()
 
@@ -77,7 +78,7 @@ def spoken_date(day: dt.date, rng: random.Random) -> str:
     ordinal = f"{day.day}{ends.get(day.day, 'th')}"
     return rng.choice(forms).format(d=day.day, m=f"{day:%B}", y=day.year, o=ordinal)
 
-
+# %% ../../nbs/engine/phrases.ipynb #447ac648
 def _month(first: dt.date, last: dt.date, today: dt.date) -> list[str]:
     "Return how a person says a whole month; nothing if the range is none."
     if first.day != 1 or (last + DAY).day != 1 or (last - first).days > 31:
@@ -164,9 +165,12 @@ class Speaker:
             text, dated = spoken_range(first, last, self.world.today, self.split, self.rng)
             self.dated |= dated
             return f"{column.says} {text}"
-        said = {test: amount(column, v, self.rng) for test, v in ends.items()}
+        alone = len(ends) == 1
+        said = {test: amount(column, v, self.rng, alone) for test, v in ends.items()}
         if len(said) == 2:
-            return f"{column.says} between {said['from']} and {said['to']}"
+            unit = said["to"].partition(" ")[2]
+            low = said["from"].removesuffix(f" {unit}")
+            return f"{column.says} between {low} and {said['to']}"
         bound = _BOUNDS[self.split]["to" in said].format(*said.values())
         return f"{column.says} {bound}"
 
@@ -291,7 +295,7 @@ def with_typos(
 
     return re.sub(r"(?<![\w-])[a-z]{5,}(?![\w-])", swapped, text)
 
-
+# %% ../../nbs/engine/phrases.ipynb #afa71af9
 def _combined(speaker: Speaker, parts: list[str], how: str) -> str:
     "Return the sentences of all branches as one text."
     text, frames = parts[0], list(speaker.frames[how])
