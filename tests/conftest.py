@@ -17,7 +17,6 @@ LONGEST = (
     "processes",
     "train",
     "build",
-    "audit",
     "site",
     "llm",
     "cli",
