@@ -51,14 +51,8 @@ from toolrl_lit.engine.sampling import (
 from .engine.sharding import check_sharding, gathered, merge_into, processes, sharded  # noqa: F401
 from .engine.shares import Told, told_shares
 from .engine.trainer import StepTrainer, make_trainer
-from toolrl_lit.engine.unsloth import (
-    UnslothSampling,
-    adapted,
-    apart,
-    choose_backend,
-    fitted,
-    load_unsloth,
-)
+from .engine.unsloth import adapted, apart, choose_backend, fitted, load_unsloth
+from .engine.unsloth_turns import UnslothSampling
 from .engine.vllm import ServerSampling, check_server
 from .episode import last_turn_reward, trl_environment, turn_worth
 from .reward import score_batch
