@@ -107,7 +107,7 @@ class Plan:
     generator: Generator | Author
     n: int  # environments
     seed: int
-    split: str  # "train" or "test"
+    split: str  # "train", "validation" or "test"
     scenarios: tuple[ScenarioKind, ...]  # taken in turn
     difficulty: Difficulty
     rates: dict[Strategy, float]  # probability of each scaling strategy
