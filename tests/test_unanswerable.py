@@ -339,7 +339,7 @@ def test_what_is_missing_survives_the_authors_format_and_verl(envs, tmp_path):
 
 def test_a_question_without_steps_has_to_lack_something():
     how = dict(id="x", kind="single-hop", question="?", answer="no", sub_questions=[])
-    with pytest.raises(ValueError, match="expected at least one"):
+    with pytest.raises(ValueError, match="expected at least 1"):
         Scenario(**how)
     assert Environment(scenario=Scenario(**how, missing="tool"), tools=[]).golden_calls() == []
 

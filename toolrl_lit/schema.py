@@ -61,7 +61,7 @@ class Scenario(BaseModel):
     @model_validator(mode="after")
     def _references_exist(self):
         if not self.sub_questions and not self.missing:
-            raise ValueError("sub_questions: expected at least one, as nothing is missing")
+            raise ValueError("sub_questions: expected at least 1, as nothing is missing")
         seen: set[str] = set()
         for q in self.sub_questions:
             if q.id in seen:
