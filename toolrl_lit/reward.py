@@ -266,6 +266,29 @@ def _own_copy(score: TurnScore) -> TurnScore:
     return score._replace(calls=list(score.calls), solved=solved, unsolved=unsolved)
 
 
+def _how_read(parser: str | Parser) -> tuple[Parser, tuple[str, ...]]:
+    "The function that reads turns, and the markup of calls that it knows."
+    if callable(parser):
+        return parser, getattr(parser, "markup", ())
+    _check_option("parser", parser, PARSERS)
+    return PARSERS[parser], MARKUP[parser]
+
+
+def _score_questions(
+    turns: list[tuple], batch: TurnBatch, judge: _Judge, sandbox: ToolSandbox | None
+) -> list[TurnScore]:
+    "The scores of turns, whose calls run as one batch."
+    with uncollected():
+        for turn in turns:
+            batch.add(*turn)
+        results = (sandbox or shared()).call_many(batch.jobs) if batch.jobs else []
+        scores = [
+            _judged(judge, turn.parsed, [results[i] for i in turn.places], turn.target)
+            for turn in batch.different
+        ]
+        return [_own_copy(scores[i]) if again else scores[i] for i, again in batch.which]
+
+
 def score_batch(
     turns: list[
         tuple[str, "Environment | StepRecord | dict"]
@@ -282,28 +305,16 @@ def score_batch(
     Equal calls of a tool that must answer alike run once (`repeats`), and may share their `arguments` in what is returned."""
     _check_option("kind", kind, KINDS)
     _check_option("match", match, MATCHERS)
-    if callable(parser):
-        parse, markup = parser, getattr(parser, "markup", ())
-    else:
-        _check_option("parser", parser, PARSERS)
-        parse, markup = PARSERS[parser], MARKUP[parser]
-    of_task = [getattr(record, "task", None) is not None for _, record in turns]
-    if any(of_task):
-        done = [turn for turn, is_one in zip(turns, of_task) if is_one]
-        asked = [turn for turn, is_one in zip(turns, of_task) if not is_one]
-        tasks = iter(score_tasks(done, kind, parse, markup, sandbox, users))
-        rest = iter(score_batch(asked, kind, match, parser, sandbox, paper_scope))
-        return [next(tasks if is_one else rest) for is_one in of_task]
+    parse, markup = _how_read(parser)
     batch, judge = TurnBatch(parse, paper_scope), _Judge(kind, match, markup)
-    with uncollected():
-        for turn in turns:
-            batch.add(*turn)
-        results = (sandbox or shared()).call_many(batch.jobs) if batch.jobs else []
-        scores = [
-            _judged(judge, turn.parsed, [results[i] for i in turn.places], turn.target)
-            for turn in batch.different
-        ]
-        return [_own_copy(scores[i]) if again else scores[i] for i, again in batch.which]
+    of_task = [getattr(record, "task", None) is not None for _, record in turns]
+    if not any(of_task):
+        return _score_questions(turns, batch, judge, sandbox)
+    done = [turn for turn, is_one in zip(turns, of_task) if is_one]
+    asked = [turn for turn, is_one in zip(turns, of_task) if not is_one]
+    tasks = iter(score_tasks(done, kind, parse, markup, sandbox, users))
+    rest = iter(_score_questions(asked, batch, judge, sandbox))
+    return [next(tasks if is_one else rest) for is_one in of_task]
 
 
 def score_turn(
