@@ -23,13 +23,11 @@ def _begin():
 @pytest.fixture(scope="session")
 def plain():
     "Runs a function where Unsloth has changed nothing: in a process that is forked before it is imported. All computes in fp32."
-    import torch
+    import pretended
 
     import toolrl_lit.train  # noqa: F401
 
-    for name, module in list(sys.modules.items()):
-        if name.startswith("toolrl_lit.") and "fast_dtype" in vars(module):
-            module.fast_dtype = lambda: torch.float32
+    pretended.in_32_bits()
     with ProcessPoolExecutor(1, multiprocessing.get_context("fork"), _begin) as pool:
         pool.submit(os.getpid).result()
         assert "unsloth" not in sys.modules

@@ -3,6 +3,7 @@ in Python. What is left to pretend is here: a current device, what it has, and s
 
 import contextlib
 import os
+import sys
 import tempfile
 import types
 from unittest.mock import patch
@@ -60,6 +61,13 @@ def pretend():
     for name, value in NUMBERS.items():
         setattr(torch.cuda, name, lambda *a, value=value, **k: value)
     torch.cuda.device = _Device
+
+
+def in_32_bits():
+    "Let the library compute in fp32, whatever this machine is fast at: differences are then those of the code."
+    for name, module in list(sys.modules.items()):
+        if name.startswith("toolrl_lit.") and "fast_dtype" in vars(module):
+            module.fast_dtype = lambda: torch.float32
 
 
 class _Device(contextlib.nullcontext):

@@ -62,7 +62,7 @@ class Watch(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **unused):
         found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-        self.gradients.append({_name(n): g.detach().clone().cpu() for n, g in found.items()})
+        self.gradients.append({named(n): g.detach().clone().cpu() for n, g in found.items()})
 
 
 def _checkpointing(layer) -> str | None:
@@ -72,12 +72,13 @@ def _checkpointing(layer) -> str | None:
     return str(getattr(layer, "_gradient_checkpointing_func", None))
 
 
-def _name(parameter: str) -> str:
+def named(parameter: str) -> str:
+    "Return the name of a parameter without what PEFT puts around it."
     return parameter.removeprefix("base_model.model.").replace(".default", "")
 
 
 def told(trainer, watch: Watch, tuned) -> dict:
-    trained = {_name(n): p for n, p in tuned.named_parameters() if p.requires_grad}
+    trained = {named(n): p for n, p in tuned.named_parameters() if p.requires_grad}
     return dict(
         advantages=watch.advantages,
         logps=watch.logps,
@@ -88,10 +89,9 @@ def told(trainer, watch: Watch, tuned) -> dict:
     )
 
 
-def by_unsloth(config, environments, folder: Path) -> tuple[dict, list]:
-    "Train by Unsloth; return what was computed, and the tape: prompts, turns and their log-probabilities, call by call."
-    import pretended
-
+@contextlib.contextmanager
+def recorded():
+    "Give the tape of what Unsloth samples from here on: prompts, turns and their log-probabilities, call by call."
     tape, sample = [], module.UnslothPolicy.tokens
 
     def tokens(self, prompts, **how):
@@ -99,9 +99,17 @@ def by_unsloth(config, environments, folder: Path) -> tuple[dict, list]:
         tape.append(deepcopy((prompts, rows, self.logprobs)))  # TRL writes on in the lists
         return rows
 
+    with patch.object(module.UnslothPolicy, "tokens", tokens):
+        yield tape
+
+
+def by_unsloth(config, environments, folder: Path) -> tuple[dict, list]:
+    "Train by Unsloth; return what was computed, and the tape."
+    import pretended
+
     # the estimate of memory is for a process that has not imported Unsloth yet
     unchecked = patch.object(module, "check_fits", lambda *a: None)
-    with unchecked, pretended.fast(), patch.object(module.UnslothPolicy, "tokens", tokens):
+    with unchecked, pretended.fast(), recorded() as tape:
         pretended.begin()
         trainer, policy = module.unsloth_trainer(config, Path(config.out), environments, folder)
         pretended.settle()

@@ -1,7 +1,10 @@
 "Backend unsloth against plain on one tape of rollouts: what both compute, and the weights after two updates."
 
+import json
+
 import pretended
 import pytest
+import spawned
 import tape
 import torch
 
@@ -71,3 +74,34 @@ def test_unsloths_own_checkpointing_is_the_one_that_runs(runs):
         assert "unsloth" not in str(slow["checkpoints"]) and len(slow["checkpoints"]) == 2
     else:
         assert fast["checkpoints"] == slow["checkpoints"] == {None}
+
+
+# -- in a process of its own
+
+
+@pytest.mark.parametrize("credit, rewritten", [("step", True)])
+def test_a_whole_training_in_a_process_of_its_own_ends_with_the_weights_of_a_plain_one(
+    credit, rewritten, plain, padded_folder, environments, tmp_path
+):
+    few, how = environments[:4], dict(credit=credit, seed=3)
+    config = tape.config_for(padded_folder, tmp_path / "unsloth", **how)
+    fast = plain(spawned.trained, config, few, rewritten)
+    config = tape.config_for(padded_folder, tmp_path / "plain", **how)
+    slow = plain(tape.by_plain, config, few, padded_folder, fast["tape"])
+    assert not fast["imported"]  # there, in the process that called `train`
+    adapters = {tape.named(n): p for n, p in fast["adapters"].items()}
+    assert furthest(adapters, slow["weights"]) < config.learning_rate / 50
+    # the model that `train` returns is the start policy with these adapters merged
+    assert fast["before"].keys() == fast["after"].keys()
+    changed = {
+        n for n, p in fast["before"].items() if not torch.equal(p.bfloat16(), fast["after"][n])
+    }
+    layers = {n.removesuffix(".lora_A.weight") for n in adapters if "lora_A" in n}
+    assert changed == {f"{n}.weight" for n in layers} and len(changed) == 14
+    for n in layers:
+        change = 2 * adapters[f"{n}.lora_B.weight"] @ adapters[f"{n}.lora_A.weight"]
+        merged = fast["before"][f"{n}.weight"].bfloat16() + change
+        assert torch.allclose(fast["after"][f"{n}.weight"].float(), merged, rtol=0.01, atol=1e-4)
+    updates = [r for r in json.loads(fast["log"]) if "loss" in r]
+    assert len(updates) == 2 and updates[0]["loss"] != updates[1]["loss"]
+    assert updates[0]["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-4)
