@@ -13,12 +13,14 @@ import pytest
 import torch
 from gpu import check
 from safetensors.torch import load_file
+from transformers import AutoConfig
 from trl.generation import vllm_client, vllm_generation
 
 from toolrl_lit import train as module
 from toolrl_lit.collect import TransformersPolicy, generate_tokens, load_model
 from toolrl_lit.engine.memory import check_fits, free_memory
-from toolrl_lit.engine.trainer import grpo_arguments
+from toolrl_lit.engine.models import fast_dtype
+from toolrl_lit.engine.trainer import grpo_arguments, trainer_arguments
 from toolrl_lit.engine.unsloth import corrected
 from toolrl_lit.engine.vllm import ServerSampling, check_server
 from toolrl_lit.schema import UserError
@@ -133,6 +135,7 @@ def test_where_unsloth_was_imported_before_nothing_is_trained(monkeypatch, backe
 @pytest.mark.parametrize("four", [True, False])
 def test_four_bits_without_bitsandbytes_are_refused_before_a_model_is_loaded(monkeypatch, four):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a: (8, 0))
     missing = "bitsandbytes" if four else "nothing"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else name)
     config = make_config(backend="unsloth", load_in="4bit")
@@ -143,17 +146,26 @@ def test_four_bits_without_bitsandbytes_are_refused_before_a_model_is_loaded(mon
         choose_backend(config)
 
 
-def test_a_card_before_ampere_is_told_in_one_sentence_before_anything_is_loaded(
-    tiny_folder, environments, tmp_path, monkeypatch
+def test_on_a_card_before_ampere_the_plain_backend_computes_in_32_bits_and_unsloth_is_refused(
+    tiny_folder, environments, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(module, "load_model", lambda *a: pytest.fail("must not load a model"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *a: "Tesla T4")
-    with pytest.raises(
-        UserError, match=r"^Tesla T4: .*bfloat16, .*Ampere .*8\.0; this one has 7\.5"
-    ):
-        train(config_for(tiny_folder, tmp_path, backend="plain"), environments)
+    config, shape = make_config(), AutoConfig.from_pretrained(tiny_folder)
+    needs, found = {}, {}
+    for capability in ((7, 5), (8, 9)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a, c=capability: c)
+        needs[capability] = memory_needed(config, shape)["weights"]
+        found[capability] = fast_dtype(), trainer_arguments(config, tmp_path)["bf16"]
+    assert found == {(7, 5): (torch.float32, False), (8, 9): (torch.bfloat16, True)}
+    assert needs[7, 5] == 2 * needs[8, 9] > 0
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a: (7, 5))
+    assert choose_backend(config) == "plain"
+    said = "Tesla T4 has no bfloat16, so models compute in 32 bits"
+    assert capsys.readouterr().out.endswith(f"not Unsloth: {said}\n")
+    with pytest.raises(UserError, match=f"^backend=unsloth: {said}; .*Ampere.*backend=plain$"):
+        train(config_for(tiny_folder, tmp_path, backend="unsloth"), environments)
 
 
 # -- memory

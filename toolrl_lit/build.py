@@ -27,6 +27,7 @@ from .deploy import check, check_many, deploy
 from .document import Draft, document
 from .engine import sandbox as sandboxes
 from .engine.arguments import build_faults
+from .engine.calls import uncollected
 from .engine.facts import fact_versions
 from .engine.journal import FORMATS, Journal, Progress, write_shard  # noqa: F401
 from .engine.moved import old_names
@@ -107,7 +108,7 @@ class Plan:
     generator: Generator | Author
     n: int  # environments
     seed: int
-    split: str  # "train" or "test"
+    split: str  # "train", "validation" or "test"
     scenarios: tuple[ScenarioKind, ...]  # taken in turn
     difficulty: Difficulty
     rates: dict[Strategy, float]  # probability of each scaling strategy
@@ -161,6 +162,7 @@ def _reason(problems: list[str]) -> str:
     return f"dropped by check: {problems[0].partition(':')[0]}"
 
 
+@uncollected()  # a batch is full of small objects in use, and nothing in it needs the collector
 def make(
     plan: Plan,
     tries: dict[int, int],  # number of the attempt to begin with, by place

@@ -16,12 +16,10 @@ def versions(text: str) -> dict[str, str]:
     return {re.sub(r"[-_.]+", "-", name.lower()): version for name, version in TOLD.findall(text)}
 
 
-def test_what_a_gpu_needs_resolves_and_is_pinned():
-    pinned = [versions(file.read_text()) for file in FILES]
-    assert not pinned[0].keys() & pinned[1].keys()
+def resolved(python: str, *given: str) -> dict[str, str]:
+    "Return what uv would install on Linux, by name."
     binary = Path(uv.__file__).parents[4] / "bin" / "uv"
-    where = ["--python-platform", "x86_64-manylinux_2_28", "--python-version", "3.11.9"]
-    given = [f"-c{file}" for file in FILES] + ["--extra=unsloth", "--extra=dev", "--extra=ray"]
+    where = ["--python-platform", "x86_64-manylinux_2_28", "--python-version", python]
     found = subprocess.run(
         [binary, "pip", "compile", "-q", "--no-annotate", "setup.py", *where, *given],
         cwd=ROOT,
@@ -31,8 +29,22 @@ def test_what_a_gpu_needs_resolves_and_is_pinned():
     if "dns error" in found.stderr or "Failed to fetch" in found.stderr:
         pytest.skip("no package index can be reached")
     assert found.returncode == 0, found.stderr
-    resolved = versions(found.stdout)
-    assert {"triton", "bitsandbytes", "xformers", "torchao", "unsloth"} <= resolved.keys()
+    return versions(found.stdout)
+
+
+def test_what_a_gpu_needs_resolves_and_is_pinned():
+    pinned = [versions(file.read_text()) for file in FILES]
+    assert not pinned[0].keys() & pinned[1].keys()
+    extras = ["--extra=unsloth", "--extra=dev", "--extra=ray"]
+    found = resolved("3.11.9", *[f"-c{file}" for file in FILES], *extras)
+    assert {"triton", "bitsandbytes", "xformers", "torchao", "unsloth"} <= found.keys()
     both = pinned[0] | pinned[1]
-    assert {n: v for n, v in resolved.items() if both.get(n) != v} == {}
-    assert pinned[1].items() <= resolved.items()  # and nothing that nobody needs
+    assert {n: v for n, v in found.items() if both.get(n) != v} == {}
+    assert pinned[1].items() <= found.items()  # and nothing that nobody needs
+
+
+def test_make_install_gpu_installs_by_both_files():
+    told = subprocess.run(
+        ["make", "-n", "install-gpu"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert told[-1].endswith("-c constraints.txt -c constraints-gpu.txt -e '.[dev,ray,unsloth]'")

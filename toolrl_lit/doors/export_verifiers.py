@@ -86,7 +86,7 @@ class ToolHarness(vf.Harness[vf.HarnessConfig]):
     async def launch(self, ctx, trace, runtime, endpoint, secret, mcp_urls, data):
         system, question = self.resolve_prompt(data)
         policy = data.environment.task.policy if data.environment.task else ""
-        system = "\n".join(filter(None, [system, policy]))
+        system = "\\n".join(filter(None, [system, policy]))
         messages = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": question}]
         session, tools = ClientSession(data.environment), data.environment.documents()
         try:

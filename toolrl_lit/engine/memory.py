@@ -213,14 +213,15 @@ def memory_needed(
     gpu: bool | None = None,  # trained on a GPU, or on a CPU; None: as this machine has it
     shards: int = 1,  # processes that cut up the weights among them, with FSDP
     dtype: torch.dtype
-    | None = None,  # what is computed with; None: bfloat16 on a GPU, `fast_dtype()` on a CPU
+    | None = None,  # what is computed with; None: `fast_dtype()`, or bfloat16 for a GPU that is not here
 ) -> dict[str, float]:
     """Return GB of memory (1e9 bytes) by part, and at the peak of `train` on one device.
 
     Prompts and turns are taken for as long as they may be. Collecting (`conversations`), sampling (`rollouts`) and
     updates (`activations` with `logits`) take turns, so the largest counts."""
     gpu = torch.cuda.is_available() if gpu is None else gpu
-    c = _Counted(config, model, gpu, dtype or (torch.bfloat16 if gpu else fast_dtype()))
+    elsewhere = gpu and not torch.cuda.is_available()
+    c = _Counted(config, model, gpu, dtype or (torch.bfloat16 if elsewhere else fast_dtype()))
     parts = _standing(c, shards)
     moving = dict(
         zip(("activations", "logits", "conversations", "rollouts"), _update(c) + _caches(c))
@@ -242,17 +243,6 @@ def _check_positions(config: TrainConfig, model: PretrainedConfig) -> None:
         raise UserError(
             f"{', '.join(given[:-1])} and {given[-1]} are more than the {room} positions of the "
             "model; lower one of them"
-        )
-
-
-def _check_card() -> None:
-    "Raise `UserError` where the GPU is too old for what is computed here."
-    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
-        raise UserError(
-            f"{torch.cuda.get_device_name()}: training here computes in bfloat16, which GPUs do "
-            "from Ampere on (compute capability 8.0; "
-            f"this one has {'.'.join(map(str, torch.cuda.get_device_capability()))}); use a newer "
-            "one, or set CUDA_VISIBLE_DEVICES= for the CPU"
         )
 
 # %% ../../nbs/engine/memory.ipynb #908d5a31
@@ -287,8 +277,7 @@ def check_fits(
     config: TrainConfig,  # of the run
     model: PretrainedConfig,  # configuration of its model
 ) -> None:
-    "Raise `UserError` if a run cannot fit this machine's GPU, the positions of its model, or this machine's memory."
-    _check_card()
+    "Raise `UserError` if a run cannot fit the positions of its model, or this machine's memory."
     _check_positions(config, model)
     need = memory_needed(config, model, shards=processes() if sharded() else 1)
     have = free_memory()

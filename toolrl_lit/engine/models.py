@@ -34,14 +34,16 @@ from ..schema import UserError, reserve
 
 # %% ../../nbs/engine/models.ipynb #a0043c85
 def fast_dtype() -> torch.dtype:
-    """Return the type this machine computes fast with: bfloat16 on a GPU and on a CPU with instructions for it;
-    float32 on any other CPU."""
+    """Return the type this machine computes fast with: bfloat16 on a GPU from Ampere on and on a CPU with
+    instructions for it, else float32."""
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float32
     able = torch.cpu.get_capabilities()
     if able["architecture"] == "x86_64":
         native = able["amx_bf16"] or able["avx512_bf16"]
     else:
         native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if torch.cuda.is_available() or native else torch.float32
+    return torch.bfloat16 if native else torch.float32
 
 # %% ../../nbs/engine/models.ipynb #657b1434
 def _draft(folder: Path) -> Path:

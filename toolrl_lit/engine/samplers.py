@@ -11,7 +11,7 @@ from .config import TrainConfig
 from .models import load_model
 from .policy import TransformersPolicy
 from .sampling import copy_to_sample, keeps_apart
-from .unsloth import UnslothSampling
+from .unsloth_turns import UnslothSampling
 from .vllm import ServerSampling
 
 # %% ../../nbs/engine/samplers.ipynb #e8594108
