@@ -79,7 +79,7 @@ def test_unsloths_own_checkpointing_is_the_one_that_runs(runs):
 # -- in a process of its own
 
 
-@pytest.mark.parametrize("credit, rewritten", [("step", True)])
+@pytest.mark.parametrize("credit, rewritten", [("step", True), ("episode", False)])
 def test_a_whole_training_in_a_process_of_its_own_ends_with_the_weights_of_a_plain_one(
     credit, rewritten, plain, padded_folder, environments, tmp_path
 ):
