@@ -70,6 +70,9 @@ def test_its_numbers_are_those_of_the_run_that_is_kept():
         assert f"- {what}: {told(row['solve_f1'], 'difference', '+')} points\n" in said
     recall = kept["gains"]["trained against warm start"]["solve_r"]
     assert f"Solve-R: {told(recall, 'difference', '+')} points" in said
+    longer = json.loads((ROOT / "papers" / "results" / "longer.json").read_text())
+    gain = longer["gains"]["trained against imitation"]["solve_f1"]
+    assert f"gain {told(gain, 'difference')} points of Solve-F1" in said
 
 
 if __name__ == "__main__":
