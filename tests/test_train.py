@@ -746,7 +746,7 @@ def test_what_is_logged_is_of_all_turns_that_were_sampled_and_not_of_those_that_
         return scores
 
     monkeypatch.setattr(StepRewards, "score", score)
-    train(config_for(tiny_folder, tmp_path, oversample=3, epochs=1), environments)
+    train(config_for(tiny_folder, tmp_path, oversample=3, epochs=1, seed=1), environments)
     log = [r for r in json.loads((tmp_path / "rl" / "log.json").read_text()) if "reward" in r]
     for row, turns, kept in zip(log, scored[::2], scored[1::2], strict=True):
         assert (len(turns), len(kept)) == (24, 8)
@@ -781,6 +781,7 @@ def test_an_update_that_leaps_is_seen_warned_of_and_pulled_back_if_asked(
         updates=3,
         learning_rate=1.0,
         max_update_kl=most,
+        seed=1,
     )
     train(config, environments)
     log = [r for r in json.loads((tmp_path / "rl" / "log.json").read_text()) if "reward" in r]
@@ -987,6 +988,7 @@ def test_mini_batches_are_weighted_by_clipped_ratios_to_the_policy_that_sampled(
         updates=2,
         prompts=4,
         mini_batches=4,
+        seed=1,
         algorithm=algorithm,
         kl=0,
         entropy=0,
