@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import sys
-from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -13,7 +11,6 @@ from loans import loan_task
 
 from toolrl_lit.build import build_environments
 from toolrl_lit.collect import CHAT_TEMPLATE, OraclePolicy, TransformersPolicy, call_text, collect
-from toolrl_lit.doors.cli import main
 from toolrl_lit.doors.export import step_records, to_ftrl_jsonl, to_hf_dataset, to_verl
 from toolrl_lit.doors.serve import ClientSession, mcp_server
 from toolrl_lit.engine.assistants import SilentPolicy
@@ -33,23 +30,6 @@ from toolrl_lit.schema import (
 )
 from toolrl_lit.tasks import TaskGenerator
 from toolrl_lit.train import make_config, train
-
-
-@pytest.fixture()
-def toolrl(capsys, monkeypatch):
-    "Run the command in this process: exit code, standard output, standard error."
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["toolrl", *map(str, words)])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as e:
-            code = e.code or 0
-        return SimpleNamespace(code=code, **capsys.readouterr()._asdict())
-
-    return run
 
 
 @pytest.fixture(scope="module")
