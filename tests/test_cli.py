@@ -1396,3 +1396,13 @@ def test_a_report_fills_in_and_says_what_is_missing(tmp_path, capsys):
     text = (tmp_path / "report.html").read_text()
     assert "Still to come" not in text and text.index(">Second<") < text.index(">First<")
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"n": 2}
+
+
+def test_the_adapters_of_a_training_are_a_policy_to_measure(tmp_path):
+    from toolrl_lit.doors.cli_options import check_model
+
+    (tmp_path / "adapter").mkdir()
+    with pytest.raises(UserError, match="no model here"):
+        check_model(str(tmp_path / "adapter"))
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    check_model(str(tmp_path / "adapter"))

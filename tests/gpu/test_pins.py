@@ -1,5 +1,6 @@
 "constraints.txt and constraints-gpu.txt together name one version of everything that a machine with a GPU needs."
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -48,3 +49,19 @@ def test_make_install_gpu_installs_by_both_files():
         ["make", "-n", "install-gpu"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     assert told[-1].endswith("-c constraints.txt -c constraints-gpu.txt -e '.[dev,ray,unsloth]'")
+
+
+def test_the_notebook_for_a_rented_gpu_installs_what_resolves_on_its_python():
+    cells = json.loads((ROOT / "nbs" / "howto" / "colab.ipynb").read_text())["cells"]
+    said = next(t for c in cells if "INSTALL = " in (t := "".join(c["source"])))
+    (python,) = re.findall(r"uv venv .*--python (\S+)", said)
+    installs = [line for line in said.splitlines() if "uv pip install" in line]
+    assert len(installs) == 2 and all("-c constraints.txt " in line for line in installs)
+    binary = Path(uv.__file__).parents[4] / "bin" / "uv"
+    options = subprocess.run([binary, "help", "pip", "install"], capture_output=True, text=True)
+    for option in re.findall(r"--[a-z-]+", " ".join(installs)):
+        assert option in options.stdout
+    found, pinned = resolved(python, f"-c{FILES[0]}"), versions(FILES[0].read_text())
+    # torch asks for the triton of its own release, where there is a GPU
+    assert {"torch", "trl", "typer"} <= found.keys() & pinned.keys()
+    assert all(found[name] == pinned[name] for name in ("torch", "trl", "transformers"))

@@ -77,8 +77,10 @@ def check_out(
 def check_model(
     model: str,  # as `-m` takes it
 ):
-    "Raise `UserError` if a model is a folder by its looks and holds none; a hub name is looked up later."
-    if names_a_folder(model) and not (Path(model).expanduser() / "config.json").exists():
+    "Raise `UserError` if a model is a folder by its looks and holds neither one nor adapters; a hub name is looked up later."
+    folder = Path(model).expanduser()
+    held = any((folder / f).exists() for f in ("config.json", "adapter_config.json"))
+    if names_a_folder(model) and not held:
         raise UserError(f"{model}: no model here (config.json is missing)")
 
 # %% ../../nbs/doors/cli_options.ipynb #c9deaa1b
