@@ -1054,7 +1054,7 @@ def test_the_command_limits_sub_questions(serve, tmp_path, toolrl, monkeypatch):
         (["--generator", "llm"], "--model"),
         (["--generator", "llm", "-m", "m", "--workers", "2"], "one process keeps the budget"),
         (["--generator", "llm", "-m", "m", "--executor", "ray"], "one process keeps the budget"),
-        (["--generator", "gpt"], "'knowledge', 'worlds' or 'llm'"),
+        (["--generator", "gpt"], "'knowledge', 'worlds', 'tasks' or 'llm'"),
         (["--generator", "llm", "-m", "m"], "either --questions or --topic"),
         (["--generator", "llm", "-m", "m", "--topic", "t"], "-n"),
         (["--generator", "llm", "-m", "m", "--topic", "t", "-n", "1"], "OPENAI_API_KEY"),

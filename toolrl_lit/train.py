@@ -42,12 +42,14 @@ from toolrl_lit.engine.samplers import (  # noqa: F401, some for others
     policy_beside,
     sampling_policy,
 )
-from toolrl_lit.engine.sampling import (
+from toolrl_lit.engine.sampling import (  # noqa: F401, some for others
     SlotPrompts,
     Speaker,
     chosen_questions,
+    copy_to_sample,
     in_turns,
     informative,
+    keeps_apart,
     reading_tokenizer,
     refresh,
     say_steps,
