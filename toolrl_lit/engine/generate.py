@@ -108,7 +108,8 @@ def _pieces(prompts: list[list[int]]) -> Iterator[list[list[int]]]:
 
 def _aligned(parts: list[torch.Tensor], length: int) -> torch.Tensor:
     "Return the keys or values of all pieces, each right-aligned at `length`."
-    wide = [F.pad(x, (0, 0, length - x.shape[2], 0)) for x in parts]
+    short = [length - x.shape[2] for x in parts]
+    wide = [F.pad(x, (0, 0, n, 0)) if n else x for x, n in zip(parts, short)]  # no copy for nothing
     return torch.cat(wide) if len(wide) > 1 else wide[0]
 
 
