@@ -13,6 +13,7 @@ import pytest
 import torch
 from gpu import check
 from safetensors.torch import load_file
+from trained import small_config
 from transformers import AutoConfig
 from trl.generation import vllm_client, vllm_generation
 
@@ -41,24 +42,8 @@ vllm_here = importlib.util.find_spec("vllm") is not None
 
 
 def config_for(folder, out, **changes):
-    return make_config(
-        **dict(
-            model=str(folder),
-            out=str(out),
-            epochs=1,
-            updates=2,
-            prompts=2,
-            group=4,
-            environments=4,
-            max_turns=2,
-            max_new_tokens=6,
-            max_prompt_tokens=2000,
-            lora_rank=4,
-            learning_rate=0.02,
-            warm_steps=0,
-        )
-        | changes
-    )
+    own = dict(epochs=1, environments=4, max_turns=2, warm_steps=0)
+    return small_config(folder, out, **own | changes)
 
 
 # -- which one

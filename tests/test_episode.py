@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from trained import small_config
 from transformers.utils import get_json_schema
 
 from toolrl_lit import episode as module
@@ -28,26 +29,15 @@ from toolrl_lit.train import StepTrainer, make_config, memory_needed, train
 
 
 def config_for(folder, out, **changes):
-    return make_config(
-        **dict(
-            model=str(folder),
-            out=str(out),
-            warm_steps=0,
-            credit="episode",
-            epochs=1,
-            updates=2,
-            prompts=2,
-            group=4,
-            max_turns=3,
-            max_new_tokens=6,
-            max_episode_tokens=300,
-            max_prompt_tokens=2000,
-            lora_rank=4,
-            learning_rate=0.02,
-            save_updates=1,
-        )
-        | changes
+    own = dict(
+        warm_steps=0,
+        credit="episode",
+        epochs=1,
+        max_turns=3,
+        max_episode_tokens=300,
+        save_updates=1,
     )
+    return small_config(folder, out, **own | changes)
 
 
 def played(text: str) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import save
 from loans import loan_task
+from trained import small_config
 
 from toolrl_lit.build import build_environments
 from toolrl_lit.collect import CHAT_TEMPLATE, OraclePolicy, TransformersPolicy, call_text, collect
@@ -29,7 +30,7 @@ from toolrl_lit.schema import (
     write_jsonl,
 )
 from toolrl_lit.tasks import TaskGenerator
-from toolrl_lit.train import make_config, train
+from toolrl_lit.train import train
 
 
 @pytest.fixture(scope="module")
@@ -278,26 +279,17 @@ def tiny(loans, tmp_path_factory):
 
 
 def config_for(folder, out, **changes):
-    settings = dict(
-        model=str(folder),
-        out=str(out),
+    own = dict(
         epochs=1,
-        updates=2,
-        prompts=2,
-        group=4,
         micro_prompts=1,
         oversample=1,
         environments=4,
         max_turns=3,
-        max_new_tokens=6,
-        max_prompt_tokens=2000,
         max_episode_tokens=400,
-        lora_rank=4,
-        learning_rate=0.02,
         save_updates=2,
         warm_steps=0,
     )
-    return make_config(**settings | changes)
+    return small_config(folder, out, **own | changes)
 
 
 @pytest.mark.parametrize("credit", ["step", "episode", "turn"])

@@ -25,6 +25,7 @@ from toolrl_lit.doors.cli_options import (
     Pairs,
     Reasoning,
     Seed,
+    Temperature,
     Tokens,
     Turns,
     check_ending,
@@ -105,9 +106,7 @@ def collect(
     out: Out,
     model: Model = "smollm2-warm",
     samples: Annotated[int, typer.Option(help="Roll each environment out this often.")] = 1,
-    temperature: Annotated[
-        float, typer.Option(help="Sample with this temperature; 0 takes the likeliest token.")
-    ] = 1.0,
+    temperature: Temperature = 1.0,
     max_turns: Turns = 20,
     max_new_tokens: Tokens = 128,
     reasoning: Reasoning = False,
