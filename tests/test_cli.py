@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from toolrl_lit import train
 from toolrl_lit.doors import cli, runs
 from toolrl_lit.doors.cli import find_notebook, open_run, parse_parameters, timed
+from toolrl_lit.engine.workers import cluster
 from toolrl_lit.evaluate import Evaluation, Score
 from toolrl_lit.schema import (
     Environment,
@@ -604,6 +605,29 @@ def test_a_sweep_goes_on_after_a_failure_and_sums_up(toolrl, picky, tmp_path, jo
         ("size-1", "1", "0.25"),
         ("size-3", "3", "0.75"),
     ]
+
+
+def test_a_sweep_on_a_cluster_goes_on_after_a_failure_and_is_resumed(toolrl, picky, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'toolrl_lit[ray]'")
+    out = tmp_path / "out"
+    sweep = ["sweep", picky, "-p", "size=[1, 2, 3]", "-o", out, "--executor", "ray", "--jobs", 2]
+    with cluster():  # one for all sweeps, since to start one takes seconds
+        for before in (0, 2):
+            done = toolrl(*sweep)
+            assert done.code == 1 and "2 of 3 runs finished" in done.out
+            assert "FAILED" in done.out and "no room for two" in done.out
+            assert done.out.count("finished before") == before
+        lost = toolrl(*sweep, "--gpus", 99)
+    assert refused(lost, "gpus: a run claims 99")
+    with (out / "summary.csv").open() as f:
+        assert [r["size"] for r in csv.DictReader(f)] == ["1", "3"]
+
+
+def test_a_sweep_on_a_cluster_that_does_not_answer_is_refused(toolrl, picky, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'toolrl_lit[ray]'")
+    where = ["--executor", "ray", "--address", "127.0.0.1:1"]
+    done = toolrl("sweep", picky, "-p", "size=[1]", "-o", tmp_path / "out", *where)
+    assert refused(done, "address: no Ray cluster answers at '127.0.0.1:1'")
 
 
 def test_values_of_a_sweep_may_be_lists_and_paths(toolrl, picky, tmp_path):

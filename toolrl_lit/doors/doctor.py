@@ -129,7 +129,7 @@ OPTIONAL = {  # package: (as it is installed, what for)
     "mcp": ("mcp", "toolrl serve", "pip install 'toolrl_lit[mcp]'"),
     "ray": (
         "ray",
-        "toolrl build --executor ray, on several machines",
+        "toolrl build and sweep --executor ray, on several machines",
         "pip install 'toolrl_lit[ray]'",
     ),
     "tensorboard": (
