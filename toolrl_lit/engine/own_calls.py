@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'fields_of', 'Known', 'in_plain_words', 'default_wording', 'asked', 'fit_fields', 'Kit', 'Asked', 'drawn',
-           'wrong_with', 'scenario_of', 'groups_of', 'dealt', 'CallGenerator']
+           'wrong_with', 'scenario_of', 'groups_of', 'dealt', 'with_others', 'CallGenerator']
 
 # %% ../../nbs/engine/own_calls.ipynb #a8ffdb57
 import json
@@ -268,6 +268,21 @@ def dealt(
     return {split: sorted(numbers) for split, numbers in found.items()}
 
 # %% ../../nbs/engine/own_calls.ipynb #2321c34a
+def with_others(
+    kit: Kit,
+    scenario: Scenario,
+    most: int,  # tools in all, if the question needs fewer
+    rng: random.Random,
+) -> list[Tool]:
+    "Return the tools that a question needs, and some that it does not."
+    needed = {q.tool for q in scenario.sub_questions}
+    idle = [t for t in kit.tools if t not in needed]
+    more = rng.sample(idle, min(len(idle), max(1, most - len(needed))))
+    chosen = sorted([*needed, *more])
+    rng.shuffle(chosen)
+    return [kit.tools[t].model_copy(update={"distractor": t not in needed}) for t in chosen]
+
+
 class CallGenerator:
     "Make questions about calls of your own tools: the same result for the same seed."
 
@@ -314,11 +329,6 @@ class CallGenerator:
         if isinstance(scenario, str) or scenario.kind != kind:
             why = scenario if isinstance(scenario, str) else "another kind of question"
             return None, Counter({"attempts": 1, f"dropped in stage 1: {why}": 1})
-        needed = {q.tool for q in scenario.sub_questions}
-        idle = [t for t in kit.tools if t not in needed]
-        more = rng.sample(idle, min(len(idle), max(1, difficulty.tools - len(needed))))
-        chosen = sorted([*needed, *more])
-        rng.shuffle(chosen)
-        tools = [kit.tools[t].model_copy(update={"distractor": t not in needed}) for t in chosen]
+        tools = with_others(kit, scenario, difficulty.tools, rng)
         counts = {"attempts": 1, "stage 1, scenarios": 1, "stage 5, environments": 1}
         return Environment(scenario=scenario, tools=tools), Counter(counts)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST', 'Code', 'parse_functions', 'type_of', 'document_of', 'tools_in', 'records_of', 'data_of', 'source_with',
-           'arguments_of', 'wordings_of', 'calls_of', 'read_functions']
+           'arguments_of', 'wordings_of', 'calls_of', 'kit_of', 'read_functions']
 
 # %% ../../nbs/engine/own_functions.ipynb #f42992ee
 import ast
@@ -191,6 +191,14 @@ def records_of(
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
 
+def _is_json(value: Any) -> bool:
+    "Return whether JSON gives a value back."
+    try:
+        return json.loads(json.dumps(value)) == value
+    except (TypeError, ValueError):
+        return False
+
+
 def data_of(
     code: Code,
     folder: Path,  # where the file is
@@ -211,6 +219,8 @@ def data_of(
         return records_of(tables[0])
     if not (isinstance(value, list) and value and all(isinstance(r, dict) for r in value)):
         code.fail(node, f"expected {wanted}")
+    if not _is_json(value):
+        code.fail(node, "expected records of texts, numbers, truth values, lists and objects")
     return value
 
 # %% ../../nbs/engine/own_functions.ipynb #b92fc38d
@@ -240,7 +250,8 @@ def source_with(
     done: set[str] = set()
     _needed(code, name, done)
     nodes = {n.lineno: n for key, n in code.nodes.items() if key in done and key != "DATA"}
-    data = [f"DATA = {list(records)!r}"] if "DATA" in done else []
+    written = json.dumps(list(records), ensure_ascii=False)
+    data = [f"import json\n\nDATA = json.loads({written!r})"] if "DATA" in done else []
     imports = [n for n in nodes.values() if isinstance(n, (ast.Import, ast.ImportFrom))]
     others = [n for n in nodes.values() if n not in imports]
     parts = [*map(code.source, imports), *data, *map(code.source, others)]
@@ -325,6 +336,18 @@ def _chained(calls: list[Known], docs: dict[str, ToolDoc]) -> list[tuple[str, di
     return found
 
 
+def _followed(
+    found: list[Known], docs: dict[str, ToolDoc], codes: dict[str, str], words: dict[str, list[str]]
+) -> list[Known]:
+    "Return the calls that go on from others, with their results."
+    more, last = _chained(found, docs), []
+    said = _run([(name, a) for name, a, *_ in more], codes)
+    for k, ((name, a, i, path, given), fields) in enumerate(zip(more, said)):
+        wording = words[name][k % len(words[name])]
+        last.append(Known(name, a, fields, found[i].entity, wording, (i, path, given)))
+    return last
+
+
 def calls_of(
     code: Code,
     docs: dict[str, ToolDoc],
@@ -345,12 +368,7 @@ def calls_of(
         Known(name, a, said, _entity(a, listed), words[name][k % len(words[name])])
         for k, ((name, a), said) in enumerate(zip(first, _run(first, codes)))
     ]
-    more = _chained(found, docs)
-    said = _run([(name, a) for name, a, *_ in more], codes)
-    for k, ((name, a, i, path, given), fields) in enumerate(zip(more, said)):
-        wording = words[name][k % len(words[name])]
-        found.append(Known(name, a, fields, found[i].entity, wording, (i, path, given)))
-    return found
+    return found + _followed(found, docs, codes, words)
 
 # %% ../../nbs/engine/own_functions.ipynb #287d41df
 def _marks(
@@ -370,6 +388,18 @@ def _marks(
     return marks, {v for c in columns if c not in many for v in values[c]}
 
 
+def kit_of(
+    code: Code,
+    docs: dict[str, ToolDoc],
+    records: Sequence[dict[str, Any]],  # what DATA is
+    listed: set[str],  # values that are no entities
+) -> Kit:
+    "Return the tools that know some records, and their calls."
+    codes = {name: source_with(code, name, records) for name in docs}
+    tools = {name: Tool(doc=doc, code=codes[name]) for name, doc in docs.items()}
+    return Kit(tools, calls_of(code, docs, codes, records, listed))
+
+
 def read_functions(
     path: str | Path,  # a Python file
 ) -> CallGenerator:
@@ -383,18 +413,15 @@ def read_functions(
     if not marks:
         names = ", ".join(dict.fromkeys(str(k) for row in records for k in row))
         raise UserError(f"{path}: expected a parameter with the name of a column of DATA: {names}")
-    choices = {
-        str(c)
-        for d in docs.values()
-        for s in d.parameters["properties"].values()
-        for c in s.get("enum", ())
+    listed |= {"True", "False"} | {
+        str(choice)
+        for doc in docs.values()
+        for schema in doc.parameters["properties"].values()
+        for choice in schema.get("enum", ())
     }
     kits = {}
     for split, numbers in dealt(marks, 5, f"{path}: records of DATA").items():
-        here = [records[i] for i in numbers[:MOST]]
-        codes = {name: source_with(code, name, here) for name in docs}
-        known = calls_of(code, docs, codes, here, listed | choices | {"True", "False"})
-        kits[split] = Kit({n: Tool(doc=docs[n], code=codes[n]) for n in docs}, known)
+        kits[split] = kit_of(code, docs, [records[i] for i in numbers[:MOST]], listed)
     if not any(k.fields for kit in kits.values() for k in kit.calls):
         raise UserError(
             f"{path}: expected a call that returns a text or a number; every call fails"

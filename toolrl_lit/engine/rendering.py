@@ -178,8 +178,14 @@ def _stats(op: Operation, domain: Domain, params: list[Param]) -> list[str]:
     by = {p.does: p.name for p in params}
     only = repr(countable(domain.tables[op.table])[0])
     metric, target = by["metric"], by.get("target", only)
+    named = []
+    if (
+        domain.tables[op.table].ids and "target" not in by
+    ):  # no text of a table that looks like a fact
+        named, target = [f"column = {only}"], "column"
     return [
         *_filtered(op, domain, params),
+        *named,
         "if not rows:",
         '    raise ValueError("no rows meet these conditions")',
         f"cents = [round(r[{target}] * 100) for r in rows]",
