@@ -306,7 +306,8 @@ def score_batch(
     _check_option("kind", kind, KINDS)
     _check_option("match", match, MATCHERS)
     parse, markup = _how_read(parser)
-    batch, judge = TurnBatch(parse, paper_scope), _Judge(kind, match, markup)
+    alike = getattr(sandbox, "alike", True)  # not under noise
+    batch, judge = TurnBatch(parse, paper_scope, alike), _Judge(kind, match, markup)
     of_task = [getattr(record, "task", None) is not None for _, record in turns]
     if not any(of_task):
         return _score_questions(turns, batch, judge, sandbox)

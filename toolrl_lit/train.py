@@ -30,6 +30,7 @@ from toolrl_lit.engine.config import (  # noqa: F401, some for others
     TrainConfig,
     find_rule,
     make_config,
+    rule_reward,
 )
 from .engine.curves import CURVES, curves  # noqa: F401, for others
 from .engine.memory import check_fits, check_room, kept_bytes, memory_needed  # noqa: F401
@@ -123,7 +124,9 @@ class StepRewards:
             sandbox=self.sandbox,
         )
         if self.rule:
-            return [s._replace(reward=float(self.rule(s))) for s in scores]
+            steps = [self.steps[i] for i in slot]
+            worth = [rule_reward(self.rule, s, step) for s, step in zip(scores, steps)]
+            return [s._replace(reward=w) for s, w in zip(scores, worth)]
         return scores
 
     def told(self, scores: list, slot: list[int]) -> list[Told]:

@@ -38,8 +38,9 @@ class TurnBatch:
         self,
         parse: Parser,  # reads the turns
         paper_scope: bool,  # the authors' scoping of tool code
+        alike: bool = True,  # False where equal calls may be answered differently, as under noise
     ):
-        self.paper_scope = paper_scope
+        self.paper_scope, self.alike = paper_scope, alike
         self.parse = partial(parse_qwen, read={}) if parse is parse_qwen else parse
         self.different: list[PlannedTurn] = []
         # for each turn: which it is, whether it came before
@@ -85,7 +86,7 @@ class TurnBatch:
             self._keys[id(call)] = _call_key(call)
         name, arguments, written_alike = self._keys[id(call)]
         code = turn.target.codes.get(name) if isinstance(name, str) else None
-        same = code is None or isinstance(code, str) and repeats(code)
+        same = self.alike and (code is None or isinstance(code, str) and repeats(code))
         new = len(self.jobs)
         place = self._places.setdefault((written_alike, code, owner), new) if same else new
         if place == new:
