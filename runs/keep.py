@@ -24,16 +24,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def machine() -> str:
     "Return the processor, its cores and its graphics cards in words."
-    named = [
+    lines = [
         line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
-    model = named[0].partition(":")[2].strip() if named else "an unnamed processor"
+    model = lines[0].partition(":")[2].strip() if lines else "an unnamed processor"
     bits = "with" if computes_in_16_bits() else "without"
     card = graphics_check().found
     cards = "no graphics card" if card == "none found" else card
-    return (
-        f"{len(os.sched_getaffinity(0))} cores of {model} {bits} instructions for 16 bits, {cards}"
-    )
+    cores = len(os.sched_getaffinity(0))
+    named = f"{cores} core{'s' if cores > 1 else ''} of {model}"
+    return f"{named} {bits} instructions for 16 bits, {cards}"
 
 
 def command(name: str, parameters: dict) -> str:

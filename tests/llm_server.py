@@ -47,6 +47,7 @@ STAGES = {
     "stage 3": "integrate",
     "stage 5": "deploy",
     "propose questions": "propose",
+    "verification": "verify",
     "stage 4: functionality generalization": "generalize_function",
     "stage 4: parameter expansion": "expand_parameters",
     "stage 4: parameter type generalization": "generalize_types",
@@ -83,7 +84,11 @@ def toolset(draft: Draft) -> dict:
         dict(sub_question=q.id, tool=q.tool, arguments=q.arguments)
         for q in draft.scenario.sub_questions
     ]
-    return dict(tools=[t.model_dump() for t in draft.documents()], calls=calls)
+    tools = [t.model_dump() for t in draft.documents()]
+    for tool in tools:
+        for schema in tool["parameters"]["properties"].values():
+            schema.setdefault("description", "What is asked about, or how it is to be told.")
+    return dict(tools=tools, calls=calls)
 
 
 class ModelServer:
@@ -155,6 +160,8 @@ class ModelServer:
             ]
             return dict(questions=fits[: facts["questions wanted"]] or facts["proposed before"])
         s = self.known[facts["question"]]
+        if stage == "verify":
+            return dict(answer=s.answer)
         if stage == "decompose":
             shown = dict(id=True, question=True, answer=True, depends_on=True, entities=True)
             return dict(
@@ -201,6 +208,8 @@ class ModelServer:
                 evil = f"    __import__('os').system('touch {self.canary}')\n    open({self.canary!r}, 'w').write('x')\n"
                 for c in codes:
                     c["code"] = c["code"].replace("    table", evil + "    table", 1)
+        elif stage == "verify":  # disagrees
+            answer["answer"] = "Atlantis"
         elif stage != "propose":
             if mood == "wrong":
                 answer["calls"] = answer["calls"][1:]

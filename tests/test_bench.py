@@ -32,6 +32,7 @@ from toolrl_lit.bench import (
 from toolrl_lit.bench.common import Cache, Item, Rollout, play
 from toolrl_lit.bench.scores import FAILURES, BenchScores, Row, Wanted, failure
 from toolrl_lit.collect import call_text
+from toolrl_lit.doors.cli_report import report
 from toolrl_lit.doors.endpoint import EndpointPolicy
 from toolrl_lit.schema import ToolCall, UserError
 
@@ -248,6 +249,56 @@ def test_differences_are_paired_and_refuse_what_cannot_be_compared():
     other.rows[0].item = "elsewhere"
     with pytest.raises(UserError, match="no item in common"):
         scores.differences(before, other)
+
+
+def elsewhere(scored):
+    "The same scores on other items."
+    moved = scored.model_copy(deep=True)
+    for row in moved.rows:
+        row.item = f"other-{row.item}"
+    return moved
+
+
+def test_a_page_of_policies_that_were_asked_different_parts_says_so(tmp_path):
+    before, other, after = of([0, 1]), elsewhere(of([1, 1], "n")), of([1, 1], "o")
+    assert scores.in_common(before, other) == [] and scores.in_common(before, after) == ["0", "1"]
+    assert scores.all_differences([before, other]).empty
+    assert set(scores.all_differences([before, other, after]).index) == {"o against m"}
+    files = [s.save(tmp_path / f"{s.model}.scores.json") for s in (before, other, after)]
+    report(files[:2], None, tmp_path / "two.html")
+    page = (tmp_path / "two.html").read_text()
+    assert "n against m</strong>: no item was asked of both" in page
+    assert "Differences, paired" not in page
+    report(files, None, tmp_path / "three.html")
+    page = (tmp_path / "three.html").read_text()
+    assert "Differences, paired" in page and page.count("no item was asked of both") == 1
+
+
+def test_two_parts_of_one_model_are_two_rows_two_bars_and_two_columns():
+    first = of([1, 0], settings={"groups": "clean"})
+    second = elsewhere(of([1, 1], settings={"groups": "heavy"}))
+    names = [s.model for same in scores.by_bench([first, second]) for s in same]
+    assert names == ["m (clean)", "m (heavy)"]
+    assert [s.model for same in scores.by_bench([first, first]) for s in same] == [
+        "policy 1",
+        "policy 2",
+    ]
+    sections = dict(scores.bench_sections([first, second]))
+    assert list(sections["Beside the paper's table 2"][1]["version"]) == [
+        "m (clean) (authors rule)",
+        "m (heavy) (authors rule)",
+    ]
+    bars = {y for bar in sections["What failed"][0].data for y in bar.y}
+    assert len(bars) == 2 and sections["Settings"][0].shape[1] == 2
+
+
+def test_differences_stand_for_each_group_and_for_all():
+    before, after = of([0, 1, 0, 0]), of([1, 1, 0, 0], "n")
+    for row in before.rows + after.rows:
+        row.group = "first" if int(row.item) < 2 else "second"
+    table = scores.differences(before, after).query("metric == 'CF'").set_index("group")
+    assert list(table.index) == ["first", "second", "all"] and list(table["n"]) == [2, 2, 4]
+    assert list(table["difference"]) == [0.5, 0, 0.25]
 
 
 def test_our_rows_stand_under_the_paper_s_and_what_was_not_run_is_empty():

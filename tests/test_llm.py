@@ -566,7 +566,7 @@ def test_code_without_types_checks_or_neighbours_is_not_accepted(setup):
 @pytest.mark.parametrize(
     "final, said",
     [
-        ("42", "final answer not specific"),
+        ("42", "does not follow"),
         ("no", "final answer not specific"),
         ("the", "does not follow"),
         ("Limassol", "does not follow"),

@@ -144,13 +144,20 @@ class Made(NamedTuple):
     counts: Counter  # of this attempt and the failed ones before it
 
 
-def _try(plan: Plan, place: int, n: int) -> tuple[Environment | None, Counter]:
+def _mostly(counts: Counter) -> str:
+    "Return why most attempts failed; nothing if that is not known."
+    reasons = [(n, why) for why, n in counts.items() if why.startswith("dropped")]
+    return f"; most were {max(reasons)[1]}" if reasons else ""
+
+
+def _try(plan: Plan, place: int, n: int, before: Counter) -> tuple[Environment | None, Counter]:
     "Make one attempt for a place. Raises `UserError` if there were too many before it."
     kind = plan.scenarios[place % len(plan.scenarios)]
     if n == ATTEMPTS:
         raise UserError(
             f"no {kind} environment could be made in {ATTEMPTS} attempts; "
             f"ask for fewer environments or less difficulty (it was {plan.difficulty})"
+            f"{_mostly(before)}"
         )
     rng = random.Random(f"{plan.seed} {plan.split} {place} {n}")
     id = f"{plan.split}-{plan.seed}-{place:06d}"
@@ -173,7 +180,7 @@ def make(
     while tries:
         made = {}
         for place, n in tries.items():
-            env, new = _try(plan, place, n)
+            env, new = _try(plan, place, n, counts[place])
             counts[place] += new
             if env:
                 made[place] = env

@@ -29,6 +29,7 @@ from toolrl_lit.engine.operations import (
     shown,
     title,
 )
+from .engine.own_worlds import Own
 from .engine.phrases import spoken_question
 from .engine.plans import answer_type, combined, plan_branches, told
 from .engine.queries import Query, solve
@@ -55,9 +56,18 @@ class Design(NamedTuple):
     scenario: Scenario
 
 # %% ../nbs/05a_worlds.ipynb #e790c33c
+def _named(world: World, query: Query) -> str:
+    "Return the value that a query begins with. Rows of your own share lists of values with other splits."
+    if not query.where:
+        return ""
+    table, first = world.domain.tables[query.table], query.where[0]
+    listed = table.columns[first.column].kind in ("enum", "flag", "number", "date")
+    return "" if table.ids and listed else str(first.value)
+
+
 def _step(world: World, query: Query, place: int, before: list[SubQuestion]) -> SubQuestion:
     "Return a sub-question without a tool, on what the one before it has found."
-    named = before[0].answer if before else str(query.where[0].value) if query.where else ""
+    named = before[0].answer if before else _named(world, query)
     answer = solve(query, world.tables)
     return SubQuestion(
         id=f"q{place}",
@@ -67,7 +77,7 @@ def _step(world: World, query: Query, place: int, before: list[SubQuestion]) -> 
         depends_on=[q.id for q in before],
         relation=f"{query.table}.{query.target}",
         unit=query.unit,
-        entities=[named],
+        entities=[named] if named else [],
     )
 
 
@@ -104,9 +114,13 @@ def decompose_world(
     difficulty: Difficulty,
     rng: random.Random,
     missing: Missing = "",  # what the question lacks, which then has one chain
+    own: Own | None = None,  # tables of your own; None invents some
 ) -> tuple[Design | None, list[str]]:
     "Make one attempt at a question over an invented world (stage 1): return it, or None and what is wrong with it."
-    world = invent(joined(_chosen(split, difficulty, rng)), rng)
+    if own:
+        world = own.draw(split, rng)
+    else:
+        world = invent(joined(_chosen(split, difficulty, rng)), rng)
     kind = kind.removeprefix("parallel ") if missing else kind
     n, hops = extent(kind, difficulty, rng)
     branches = plan_branches(world, n, hops, rng)
@@ -210,7 +224,7 @@ def integrate_world(
 # %% ../nbs/05a_worlds.ipynb #624530e4
 def _idle(table: Table, op: Operation) -> list[str]:
     "Return the columns by which a tool could filter and does not."
-    fit = [c.name for c in table.columns.values() if c.kind not in ("id", "name", "code")]
+    fit = [c.name for c in table.columns.values() if c.kind not in ("id", "name", "code", "text")]
     return [c for c in fit if c not in [f.column for f in op.filters]]
 
 
@@ -250,6 +264,11 @@ def retype_world_tool(op: Operation, table: Table, rng: random.Random) -> Operat
     return op.model_copy(update=dict(filters=filters))
 
 # %% ../nbs/05a_worlds.ipynb #4a339483
+def _some(columns: list[str], n: int, rng: random.Random) -> list[str]:
+    "Return so many columns; all of them if there are fewer."
+    return rng.sample(columns, min(n, len(columns)))
+
+
 def _idle_tools(draft: WorldDraft, rng: random.Random) -> Iterator[tuple[str, Table]]:
     "Yield kinds and tables that no tool has, those of tables in question first."
     tables = draft.design.world.domain.tables
@@ -275,7 +294,7 @@ def extend_world(
         if n <= 0:
             break
         bare = Operation(name="x", kind=kind, table=table.name, description="", words={})
-        idle = [] if kind == "get" else rng.sample(_idle(table, bare), 2)
+        idle = [] if kind == "get" else _some(_idle(table, bare), 2, rng)
         refs = [c for c in idle if table.columns[c].kind == "ref"]
         more = dict(distractor=True, needs=refs[0] if refs and rng.random() < 0.5 else "")
         tools.append(writer.operation(kind, table, filters_of(table, idle), **more))
@@ -355,19 +374,20 @@ WORLDS = dict(difficulty=Difficulty(distractors=(2, 6), tools=12))
 
 
 class WorldGenerator:
-    "Make questions over invented worlds: no network, nothing to look up anywhere, the same result for the same seed."
+    "Make questions over invented worlds, or over tables of your own: no network, the same result for the same seed."
 
     splits = SPLITS
 
-    def __init__(self, unanswerable: float = 0):
+    def __init__(self, unanswerable: float = 0, own: Own | None = None):
         if not 0 <= unanswerable <= 1:
             raise UserError(f"unanswerable: expected a share from 0 to 1, got {unanswerable}")
         self.unanswerable = unanswerable  # share of questions that have no answer
+        self.own = own  # tables that `engine.own_worlds.read_world` has read; None invents some
 
     def identity(self) -> dict[str, Any]:
         "Return the version of the texts that worlds are made of, and the share that has no answer."
         share = {"unanswerable": self.unanswerable} if self.unanswerable else {}
-        return {"worlds": texts_version()} | share
+        return {"worlds": texts_version()} | share | ({"own": self.own.mark} if self.own else {})
 
     def attempt(
         self,
@@ -380,7 +400,9 @@ class WorldGenerator:
     ) -> tuple[Environment | None, Counter]:
         "Run stages 1 to 5 once; return an unchecked environment or None, and counts by stage."
         missing = gap_at(id, self.unanswerable)
-        design, why = decompose_world(id, kind, split, difficulty, rng, missing)
+        if missing == "tool" and self.own and len(self.own.tables) == 1:
+            missing = "parameter"  # all tools are about the one table
+        design, why = decompose_world(id, kind, split, difficulty, rng, missing, self.own)
         if design is None:
             return None, Counter({"attempts": 1, f"dropped in stage 1: {why[0]}": 1})
         writer = Writer(design.world.domain.split, rng)

@@ -43,6 +43,11 @@ class LLMConfig(BaseModel):
         le=20,
         description="times that a wrong answer is sent back before the question is dropped",
     )
+    verify: bool = Field(
+        True,
+        description="have each final answer found again by a request that does not see it, and drop "
+        "what disagrees; false saves one request for each environment",
+    )
     max_tokens: int = Field(4096, ge=16, description="tokens of an answer at most")
     price_in: float = Field(0, ge=0, description="price of a million prompt tokens")
     price_out: float = Field(0, ge=0, description="price of a million tokens of answers")

@@ -51,7 +51,45 @@ def list_benchmarks(
         for place, there, source in needs(name, data):
             print(f"  needs {place} ({'there' if there else 'missing'}): {source}")
 
-# %% ../../nbs/doors/cli_bench.ipynb #9c86c47b
+# %% ../../nbs/doors/cli_bench.ipynb #cbce9b34
+def _checked(
+    names: list[str], models: list[str], groups: list[str], out: Path
+) -> tuple[list[str], list[str]]:
+    "Return the names of the benchmarks and of the models, each once. Raises `UserError` before anything is loaded."
+    from toolrl_lit.bench.suites import suite_of
+
+    names, models = list(dict.fromkeys(names)), list(dict.fromkeys(models))
+    if not names or not models:
+        raise UserError(
+            "bench: expected names of benchmarks and --model; --list says which benchmarks there are"
+        )
+    if "oracle" in models:
+        raise UserError(
+            "--model oracle: the oracle knows the answers of our own environments alone"
+        )
+    known = {g for name in names for g in suite_of(name).groups}
+    if unknown := next((g for g in groups if g not in known), None):
+        raise UserError(f"--group {unknown}: expected one of {', '.join(sorted(known))}")
+    if groups and len(names) > 1:
+        raise UserError("--group: expected one benchmark, since groups are parts of one")
+    check_out(out, folder=True)
+    return names, models
+
+# %% ../../nbs/doors/cli_bench.ipynb #e4eeb7f8
+def _maker(
+    models: list[str],
+    base_url: str | None,
+    reasoning: bool,
+    batch: int | None,
+    longest: int | None,
+) -> Callable[[str], Any]:
+    "Return what makes a policy of a model's name. Raises `UserError` for options that do not fit one of them."
+    for model in models:
+        check_policy(model, base_url, reasoning, batch, longest)
+    most = None if base_url else longest or 8192
+    return lambda model: make_policy(model, [], base_url, reasoning, batch, most)
+
+# %% ../../nbs/doors/cli_bench.ipynb #ac39cbe9
 def make_user(
     name: str,  # "scripted", or a model behind an endpoint
     base_url: str | None,  # of the endpoint
@@ -67,7 +105,7 @@ def make_user(
 
     return PolicyUser(make_policy(name, [], base_url))
 
-
+# %% ../../nbs/doors/cli_bench.ipynb #6b9e21e1
 def write_page(
     folder: Path,  # that holds scores
 ) -> Path:
@@ -78,7 +116,7 @@ def write_page(
     scores = [BenchScores.load(p) for p in sorted(folder.glob("*.scores.json"))]
     return write_report(folder / "report.html", "Benchmarks", bench_sections(scores, find_table2()))
 
-# %% ../../nbs/doors/cli_bench.ipynb #75dd384b
+# %% ../../nbs/doors/cli_bench.ipynb #7fb0388e
 def _tell(scores):
     "Print what a model reached."
     print(f"{scores.bench}, {scores.model}, by the {scores.rule} rule")
@@ -103,43 +141,6 @@ def _measure_all(names: list[str], models: list[str], out: Path, make, options: 
                 _tell(scores)
         print(f"written: {write_page(out)}")
     tell_next(f"open {out / 'report.html'} in a browser")
-
-
-def _maker(
-    models: list[str],
-    base_url: str | None,
-    reasoning: bool,
-    batch: int | None,
-    longest: int | None,
-) -> Callable[[str], Any]:
-    "Return what makes a policy of a model's name. Raises `UserError` for options that do not fit one of them."
-    for model in models:
-        check_policy(model, base_url, reasoning, batch, longest)
-    most = None if base_url else longest or 8192
-    return lambda model: make_policy(model, [], base_url, reasoning, batch, most)
-
-
-def _checked(
-    names: list[str], models: list[str], groups: list[str], out: Path
-) -> tuple[list[str], list[str]]:
-    "Return the names of the benchmarks and of the models, each once. Raises `UserError` before anything is loaded."
-    from toolrl_lit.bench.suites import suite_of
-
-    if not names or not models:
-        raise UserError(
-            "bench: expected names of benchmarks and --model; --list says which benchmarks there are"
-        )
-    if "oracle" in models:
-        raise UserError(
-            "--model oracle: the oracle knows the answers of our own environments alone"
-        )
-    known = {g for name in names for g in suite_of(name).groups}
-    if unknown := next((g for g in groups if g not in known), None):
-        raise UserError(f"--group {unknown}: expected one of {', '.join(sorted(known))}")
-    if groups and len(names) > 1:
-        raise UserError("--group: expected one benchmark, since groups are parts of one")
-    check_out(out, folder=True)
-    return list(dict.fromkeys(names)), list(dict.fromkeys(models))
 
 # %% ../../nbs/doors/cli_bench.ipynb #160d25d7
 def bench(

@@ -13,13 +13,14 @@ from importlib.resources import files
 from typing import Literal, NamedTuple
 
 # %% ../../nbs/engine/domains.ipynb #c6ab24a5
-Kind = Literal["id", "name", "date", "number", "code", "enum", "flag", "ref"]
+Kind = Literal["id", "name", "date", "number", "code", "enum", "flag", "ref", "text"]
 WORLDS = files("toolrl_lit") / "data" / "worlds"  # texts that come with the package
 SPLITS = ("train", "validation", "test")
 UNITS = {  # unit of a table: what it is called, a larger one that people say, how many make one of
     # that, another unit that tools offer, how many make one of that
     "money": ("dollars", "", 1, "", 1),
     "int": ("", "", 1, "", 1),
+    "decimal": ("", "", 1, "", 1),
     "grams": ("grams", "kilos", 1000, "ounces", 28.3495),
     "minutes": ("minutes", "hours", 60, "hours", 60),
     "cm": ("centimetres", "metres", 100, "inches", 2.54),
@@ -54,6 +55,11 @@ class Table(NamedTuple):
     prefix: str  # of ids
     spoken: tuple[tuple[str, str], ...]  # (singular, plural), as people say it
     columns: dict[str, Column]
+    ids: str = ""  # pattern of ids that somebody else has given, such as "SKU-####"
+
+    def like(self) -> str:
+        "Return what an id looks like."
+        return self.ids.replace("#", "0") or f"{self.prefix}-00000"
 
 
 class Domain(NamedTuple):

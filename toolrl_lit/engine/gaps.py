@@ -6,10 +6,11 @@
 __all__ = ['GAPS', 'gap_at', 'may_lack', 'unknown_row', 'absence', 'told_gap', 'tells']
 
 # %% ../../nbs/engine/gaps.ipynb #7ea97e09
+import itertools
 import random
 
 from .domains import Table, domains
-from .invent import World, invent, invented
+from .invent import World, coded, invent, invented, word
 from .operations import Operation, countable, shown, title
 from .queries import Condition, Query
 from ..schema import Missing
@@ -39,6 +40,14 @@ def may_lack(
     return last.target not in ("id", title(world.domain.tables[last.table]))
 
 
+def _unlike(names: set[str], split: str, rng: random.Random) -> str:
+    "Return the beginning of one name with the end of another; where that is a name, with a word."
+    first, last = rng.sample(sorted(names), 2)
+    *begins, end = first.split()
+    mixed = " ".join([*(begins or [end]), last.split()[-1]])
+    return f"{first.split()[0]} {word(split, rng)}" if mixed in names else mixed
+
+
 def unknown_row(
     query: Query,  # one that names a row
     world: World,
@@ -47,10 +56,14 @@ def unknown_row(
     "Return the query with a name or an id that no row has."
     (given,), table = query.where, world.domain.tables[query.table]
     known = {row[given.column] for row in world.tables[query.table].values()}
-    while True:
+    for tries in itertools.count():
         style, split = table.columns[given.column].of, world.domain.split
-        new = f"{table.prefix}-{rng.randint(10000, 99999)}"
-        new = invented(style, split, rng) if query.kind == "find" else new
+        if table.ids:  # rows of somebody else
+            pattern = table.ids + "#" * (tries > 40)  # they may all be taken
+            new = _unlike(known, split, rng) if query.kind == "find" else coded(pattern, rng)
+        else:
+            new = f"{table.prefix}-{rng.randint(10000, 99999)}"
+            new = invented(style, split, rng) if query.kind == "find" else new
         if new not in known:
             return query._replace(where=(Condition(given.column, "is", new),))
 

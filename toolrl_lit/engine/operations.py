@@ -214,14 +214,14 @@ def _type(column: Column, domain: Domain) -> dict[str, Any]:
         case "flag":
             return {"type": "boolean", "description": column.noun}
         case "number":
-            kind = "number" if column.of == "money" else "integer"
+            kind = "number" if column.of in ("money", "decimal") else "integer"
             told = f"{column.noun}, in {unit}" if unit else column.noun
             return {"type": kind, "description": told}
         case "date":
             return {"type": "string", "format": "date", "description": f"{column.noun}, YYYY-MM-DD"}
         case "ref":
             row = domain.tables[column.of]
-            told = f"id of the {row.noun}, such as {row.prefix}-00000"
+            told = f"id of the {row.noun}, such as {row.like()}"
             return {"type": "string", "description": told}
     return {"type": "string", "description": column.noun}
 
@@ -294,7 +294,7 @@ def _order_params(op: Operation, table: Table) -> list[Param]:
 def _row_param(op: Operation, table: Table) -> Param:
     "Return the parameter that names one row: by its id (`get`), or by its name (`find`)."
     if op.kind == "get":
-        told = {"description": f"id of the {table.noun}, such as {table.prefix}-00000"}
+        told = {"description": f"id of the {table.noun}, such as {table.like()}"}
         name, does, column = _named(op, "key", table.noun), "key", "id"
     else:
         told = {"description": f"name of the {table.noun}, whole, capitals aside"}

@@ -51,7 +51,8 @@ def amount(
     unit = unit.removesuffix("s") if value == 1 else unit
     number = f"{value:,g}" if 10_000 <= value < 1e6 else f"{value:g}" if value < 1e6 else str(value)
     whole = float(value).is_integer()
-    if words and whole and len(in_words(int(value)).split()) <= 3 and rng.random() < 0.6:
+    small_one = whole and 0 <= value < 1e6 and len(in_words(int(value)).split()) <= 3
+    if words and small_one and rng.random() < 0.6:
         number = in_words(int(value))
     elif column.of == "money" and (not words or rng.random() < 0.5):
         return f"${number}"
@@ -323,7 +324,7 @@ def spoken_question(
     speaker = Speaker(world, rng, unnamed)
     text = _combined(speaker, [spoken_branch(speaker, b) for b in branches], how)
     day = f"{world.today:%A}, {world.today.day} {world.today:%B %Y}"
-    if rng.random() < 0.5:
+    if world.domain.scenes and rng.random() < 0.5:
         text = _joined(expand(rng.choice(world.domain.scenes), rng), text)
     if speaker.dated:
         today = speaker.say("today", today=day)

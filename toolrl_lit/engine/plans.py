@@ -44,13 +44,11 @@ class Paths:
     def start(self, last: bool) -> Hop:
         "Return the first hop of a path: it finds a row, or answers if it is the last as well."
         table = self.rng.choice(list(self.tables.values()))
-        linked = bool(refs_of(table))
-        kind = self.rng.choice(
-            ("search", "search", "get") if linked else ("find", "find", "search")
-        )
+        linked, find = bool(refs_of(table)), "find" if title(table) else "search"
+        kind = self.rng.choice(("search", "search", "get") if linked else (find, find, "search"))
         if last:
             sums = ("stats",) if countable(table) else ()
-            kind = self.rng.choice(("search", "search", "get", "get" if linked else "find", *sums))
+            kind = self.rng.choice(("search", "search", "get", "get" if linked else find, *sums))
         if kind == "get" and not last:
             return Hop("get", table.name, self.rng.choice(refs_of(table)).name, "id")
         return (
@@ -76,6 +74,8 @@ class Paths:
                 return self.ends("get", table, "id")
             return Hop("get", table.name, self.rng.choice(refs).name, "id")
         ties = [(t, ref) for t in self.tables.values() for ref in refs_of(t, table.name)]
+        if not ties:  # nothing refers to it
+            return self.ends("get", table, "id") if last else None
         other, ref = self.rng.choice(ties)
         kind = self.rng.choice(("search", "search", "stats", "get")) if last else "search"
         if kind == "get":
@@ -90,11 +90,14 @@ def draw_path(
     hops: int,  # at least 1
     rng: random.Random,
 ) -> list[Hop]:
-    "Return a random path."
+    "Return a random path; an empty one if it ends too early."
     paths = Paths(world, rng)
     path = [paths.start(last=hops == 1)]
     while len(path) < hops:
-        path.append(paths.after(path[-1], last=len(path) == hops - 1))
+        hop = paths.after(path[-1], last=len(path) == hops - 1)
+        if hop is None:
+            return []
+        path.append(hop)
     return path
 
 # %% ../../nbs/engine/plans.ipynb #3d5c7407
@@ -133,7 +136,7 @@ def _conditions(
     "Return conditions on `n` columns of a table that some of these rows meet."
     fit = [c for c in table.columns.values() if c.kind in ("enum", "flag", "number", "date")]
     found: list[Condition] = []
-    for column in rng.sample(fit, n):
+    for column in rng.sample(fit, min(n, len(fit))):
         values = [r[column.name] for r in rows]
         if column.kind in ("enum", "flag"):
             found.append(Condition(column.name, "is", rng.choice(values)))
@@ -168,7 +171,7 @@ def _drawn(world: World, hop: Hop, given: list[Condition], rng: random.Random) -
     where = (*given, *_conditions(world, table, rows, 1 if given else rng.choice((1, 2)), rng))
     if hop.kind == "stats":
         return start._replace(where=where, metric=rng.choice(METRICS))
-    sorts = [c for c in sortable(table) if c != hop.target] or sortable(table)
+    sorts = [c for c in sortable(table) if c != hop.target] or sortable(table) or ["id"]
     sort, place = rng.choice(sorts), 2 if rng.random() < 0.25 else 1
     return start._replace(where=where, sort=sort, descending=rng.random() < 0.5, place=place)
 

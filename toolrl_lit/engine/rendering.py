@@ -119,8 +119,9 @@ def _item(op: Operation, domain: Domain, params: list[Param]) -> list[str]:
         lines += [f'item["{op.unit}_unit"] = {by["unit"]}']
     for c in table.columns.values():
         if "nested" in by and c.kind == "ref" and c.name in shown(op, table):
-            other = f'tables["{c.of}"][row["{c.name}"]]'
-            pair = f'"id": row["{c.name}"], "name": {other}["{title(domain.tables[c.of])}"]'
+            pair, named = f'"id": row["{c.name}"]', title(domain.tables[c.of])
+            if named:
+                pair += f', "name": tables["{c.of}"][row["{c.name}"]]["{named}"]'
             lines += [f"if {by['nested']}:", f'    item["{c.name}"] = {{{pair}}}']
     if "fields" in by:
         lines += [f"if {by['fields']}:"]
@@ -177,8 +178,14 @@ def _stats(op: Operation, domain: Domain, params: list[Param]) -> list[str]:
     by = {p.does: p.name for p in params}
     only = repr(countable(domain.tables[op.table])[0])
     metric, target = by["metric"], by.get("target", only)
+    named = []
+    if (
+        domain.tables[op.table].ids and "target" not in by
+    ):  # no text of a table that looks like a fact
+        named, target = [f"column = {only}"], "column"
     return [
         *_filtered(op, domain, params),
+        *named,
         "if not rows:",
         '    raise ValueError("no rows meet these conditions")',
         f"cents = [round(r[{target}] * 100) for r in rows]",
@@ -211,7 +218,8 @@ def _embedded(op: Operation, domain: Domain, params: list[Param], tables: dict[s
     for name in _tables_of(op, domain, params):
         column = title(domain.tables[name])
         own = name == op.table
-        kept[name] = {k: r if own else {column: r[column]} for k, r in tables[name].items()}
+        named = [column] if column else []
+        kept[name] = {k: r if own else {c: r[c] for c in named} for k, r in tables[name].items()}
     return json.dumps(kept, ensure_ascii=False)
 
 # %% ../../nbs/engine/rendering.ipynb #079a11e9

@@ -15,7 +15,7 @@ from .relations import SUBJECTS, Chain, Relation, number_text
 # %% ../../nbs/engine/wording.ipynb #bfe00d91
 _WITH_THE = re.compile(
     r"^(United|Cayman|Solomon|Cook|Marshall|Falkland|Faroe|Netherlands|Philippines|Bahamas|Gambia|Maldives|"
-    r"Comoros|Seychelles|Democratic Republic|Republic of|Central African|Dominican Republic|U\.S\.)"
+    r"Comoros|Seychelles|Democratic Republic|Republic of|Central African|Dominican Republic|U\.S\.|Palestinian)"
 )
 
 
@@ -26,28 +26,38 @@ def name_subject(
     "Return a subject as a question names it."
     if relation.subject == "country" and _WITH_THE.match(subject):
         return f"the {subject}"
+    if subject.endswith(" City"):
+        return subject  # and not "the city of Mexico City"
     return SUBJECTS[relation.subject].head.format(subject)
+
+
+def _phrase(phrases: tuple[str, ...], rng: random.Random, said: dict | None) -> str:
+    "Return one of several phrases; the one that was `said` before, if this question has said one of them."
+    said = {} if said is None else said
+    return said.setdefault(phrases, rng.choice(phrases))
 
 
 def noun_phrase(
     chain: Chain,  # facts from the first subject to the value in question
     rng: random.Random,
     last_inner: bool = False,  # whether something more will be said about the value
+    said: dict
+    | None = None,  # remembers the phrases of one question: it says each thing in one way
 ) -> str:
     "Return a description of the value at the end of a chain, from the chain's beginning."
     text = name_subject(*chain[0][:2])
     for i, (relation, _, _) in enumerate(chain):
         inner = i < len(chain) - 1 or last_inner
         phrases = relation.inner if inner and relation.inner else relation.phrases
-        text = rng.choice(phrases).format(text)
+        text = _phrase(phrases, rng, said).format(text)
     return text
 
 
-def _described(chain: Chain, rng: random.Random) -> str:
+def _described(chain: Chain, rng: random.Random, said: dict | None = None) -> str:
     "Return the subject of a chain's last fact: its name, or how the chain leads to it."
     if len(chain) == 1:
         return name_subject(*chain[0][:2])
-    return noun_phrase(chain[:-1], rng, last_inner=True)
+    return noun_phrase(chain[:-1], rng, True, said)
 
 # %% ../../nbs/engine/wording.ipynb #fed973b1
 FRAMES = ("What is {}?", "What is {}?", "Tell me {}.", "Please find {}.", "I need to know {}.")
@@ -66,23 +76,29 @@ def ask(
     return frame.format(rng.choice(relation.phrases).format(subject))
 
 # %% ../../nbs/engine/wording.ipynb #032cb046
-def _listed(parts: list[str], rng: random.Random) -> str:
-    "Return things in a row."
-    return ", ".join(parts[:-1]) + rng.choice((" and ", ", and also ")) + parts[-1]
+def _listed(parts: list[str], last: str) -> str:
+    "Return things in a row, with a word such as `and` before the last one."
+    return f"{', '.join(parts[:-1])} {last} {parts[-1]}"
+
+
+def _degree(relation: Relation, most: bool, among: int) -> str:
+    "Return the word that compares so many quantities: an area is larger or smaller, a mass higher or lower."
+    large = re.search("area|population|volume", relation.measure)
+    word = (("larg", "small") if large else ("high", "low"))[not most]
+    return word + ("er" if among == 2 else "est")
 
 
 def _which(branches: list[Chain], numbers: list[float], rng: random.Random) -> tuple[str, str]:
     "Return a question for the greatest or the smallest, and its answer."
-    relation, pick, size = branches[0][-1][0], max, "great"
-    if rng.random() < 0.5:
-        pick, size = min, "small"
-    i = pick(range(len(numbers)), key=numbers.__getitem__)
-    word = size + ("er" if len(branches) == 2 else "est")
-    names = [_described(b, rng) for b in branches]
+    relation, most = branches[0][-1][0], rng.random() < 0.5
+    i = (max if most else min)(range(len(numbers)), key=numbers.__getitem__)
+    said = {}
+    names = _listed([_described(b, rng, said) for b in branches], "or")
     unit = f" in {relation.unit or relation.units[0][0]}" if relation.units else ""
-    asked = f"{rng.choice(('Which', 'What'))} has the {word} {relation.measure}{unit}"
+    quantity = re.sub(r".*\d ", "", relation.measure) + unit  # a year is said once
+    degree = _degree(relation, most, len(branches))
     return (
-        f"{asked}, and how much is it: {' or '.join(names)}?",
+        f"Which has the {degree} {relation.measure}, {names}, and what is that {quantity}?",
         f"{branches[i][-1][1]}, {branches[i][-1][2]}",
     )
 
@@ -93,20 +109,20 @@ def compare_branches(
 ) -> tuple[str, str]:
     "Return (question, final answer) for the greatest or the smallest, for a difference, or for a sum."
     relation, numbers = branches[0][-1][0], [float(b[-1][2]) for b in branches]
-    phrases = [noun_phrase(b, rng) for b in branches]
     kinds = ["which", "which"]
     if len(branches) == 2:
         kinds.append("difference")
-    if relation.measure in ("area", "population"):
+    if re.search("area|population", relation.measure):
         kinds.append("sum")
     kind = rng.choice(kinds)
     if kind == "which":
         return _which(branches, numbers, rng)
+    said = {}
+    phrases = [noun_phrase(b, rng, said=said) for b in branches]
     if kind == "difference":
         (low, less), (high, more) = sorted(zip(numbers, phrases))
         return f"By how much does {more} exceed {less}?", number_text(round(high - low, 3))
-    frame = rng.choice(("What is the sum of {}?", "How much is the sum of {}?"))
-    return frame.format(_listed(phrases, rng)), number_text(round(sum(numbers), 3))
+    return f"What is the sum of {_listed(phrases, 'and')}?", number_text(round(sum(numbers), 3))
 
 # %% ../../nbs/engine/wording.ipynb #67725a27
 LISTS = ("Tell me {}.", "Please find {}.", "I need {}.", "Look up {}.", "Give me {}.")
@@ -130,5 +146,7 @@ def join_branches(
         if specific(answer.replace(", ", " ")):
             return question, answer
     frame = rng.choice(LISTS)
-    phrases = [noun_phrase(b, rng) for b in branches]
-    return frame.format(_listed(phrases, rng)), ", ".join(b[-1][2] for b in branches)
+    said = {}
+    phrases = [noun_phrase(b, rng, said=said) for b in branches]
+    link = rng.choice(("and", "as well as")) if len(phrases) == 2 else "and"
+    return frame.format(_listed(phrases, link)), ", ".join(b[-1][2] for b in branches)
