@@ -630,6 +630,27 @@ def test_a_sweep_on_a_cluster_that_does_not_answer_is_refused(toolrl, picky, tmp
     assert refused(done, "address: no Ray cluster answers at '127.0.0.1:1'")
 
 
+@pytest.mark.parametrize("failures, started", [(0, True), (1, True), (2, False)])
+def test_ray_gets_a_second_chance_on_a_busy_machine(monkeypatch, failures, started):
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'toolrl_lit[ray]'")
+    tried = []
+
+    def init(**how):
+        tried.append(how)
+        if len(tried) <= failures:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    if started:
+        with cluster() as joined:
+            assert joined is ray and len(tried) == failures + 1
+    else:
+        with pytest.raises(UserError, match="Ray did not start here in twice 30 seconds"):
+            cluster().__enter__()
+
+
 def test_values_of_a_sweep_may_be_lists_and_paths(toolrl, picky, tmp_path):
     out = tmp_path / "out"
     lists = ["-p", 'kinds=[["f1", "p"], ["r"]]', "-p", "name=a/b"]

@@ -64,6 +64,22 @@ def in_processes(
         pool.shutdown(cancel_futures=True)
 
 # %% ../../nbs/engine/workers.ipynb #ebbc1f9d
+def _start(ray, **how):
+    "Start Ray or join it, twice if need be: it gives a busy machine 30 seconds. Raises `UserError` if both pass."
+    for again in (True, False):
+        try:
+            return ray.init(**how)
+        except Exception as e:  # Ray has no kind of its own for this
+            if "timed out during startup" not in str(e):
+                raise
+            ray.shutdown()
+            if not again:
+                raise UserError(
+                    "executor: Ray did not start here in twice 30 seconds; try again when this "
+                    "machine is less busy"
+                ) from e
+
+
 def _join(ray, address: str | None) -> bool:
     "Join or start a cluster; return whether that was needed. Raises `UserError` if none answers."
     needed = not ray.is_initialized()
@@ -73,7 +89,7 @@ def _join(ray, address: str | None) -> bool:
         if place:  # Ray would try for minutes
             socket.create_connection((place[1], int(place[2])), timeout=10).close()
         if needed:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+            _start(ray, address=address, log_to_driver=False, logging_level="ERROR", **local)
     except (OSError, ValueError) as e:
         raise UserError(f"address: no Ray cluster answers at {address!r}: {e}") from e
     return needed
