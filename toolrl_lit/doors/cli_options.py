@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ENDINGS', 'PATH', 'Split', 'Rule', 'Pairs', 'Out', 'Environments', 'Model', 'Seed', 'Reasoning', 'BaseUrl', 'Turns',
            'Tokens', 'Batch', 'Longest', 'Benchmarks', 'Models', 'BenchData', 'BenchOut', 'Parts', 'Most', 'BenchRule',
-           'Samples', 'Temperature', 'BenchTokens', 'BenchLongest', 'BenchUser', 'UserUrl', 'ListAll', 'as_path',
-           'check_ending', 'check_out', 'check_model', 'tell_next', 'leads', 'read_environments', 'typed']
+           'Samples', 'Address', 'Temperature', 'BenchTokens', 'BenchLongest', 'BenchUser', 'UserUrl', 'ListAll',
+           'as_path', 'check_ending', 'check_out', 'check_model', 'tell_next', 'leads', 'read_environments', 'typed']
 
 # %% ../../nbs/doors/cli_options.ipynb #4bbeff0d
 import os
@@ -223,6 +223,12 @@ Samples = Annotated[
 ]
 
 # %% ../../nbs/doors/cli_options.ipynb #16f7238a
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="With --executor ray: address of the cluster (default: RAY_ADDRESS, else this machine)."
+    ),
+]
 Temperature = Annotated[
     float, typer.Option(help="Sample with this temperature; 0 takes the likeliest token.")
 ]
