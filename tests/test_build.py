@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -53,6 +54,7 @@ from toolrl_lit.document import document
 from toolrl_lit.engine.facts import load_people
 from toolrl_lit.engine.sandbox import ToolSandbox, shared
 from toolrl_lit.engine.wording import compare_branches
+from toolrl_lit.engine.workers import started
 from toolrl_lit.integrate import integrate, overlapping
 from toolrl_lit.reward import match_paper, match_strict, score_batch
 from toolrl_lit.scenario import (
@@ -583,10 +585,12 @@ def test_ray_is_asked_for_in_one_sentence(monkeypatch):
 def test_a_cluster_makes_the_same_bytes_though_a_worker_is_killed(train, small_batches, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'toolrl_lit[ray]'")
     import psutil
+    import ray
     from ray.cluster_utils import Cluster
 
     small, out, dead = dict(num_cpus=1, object_store_memory=80 << 20), tmp_path / "ray.jsonl", []
-    cluster = Cluster(initialize_head=True, head_node_args=small | dict(include_dashboard=False))
+    head = partial(Cluster, True, head_node_args=small | dict(include_dashboard=False))
+    cluster = started(head, ray.shutdown, times=4)
 
     def kill_one():
         part = tmp_path / "ray.jsonl.part"
@@ -600,7 +604,7 @@ def test_a_cluster_makes_the_same_bytes_though_a_worker_is_killed(train, small_b
             time.sleep(0.02)
 
     try:
-        cluster.add_node(**small)
+        started(partial(cluster.add_node, **small), lambda: None, times=4)
         killer = threading.Thread(target=kill_one)
         killer.start()
         result = build_environments(

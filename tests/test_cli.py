@@ -647,7 +647,7 @@ def test_ray_gets_a_second_chance_on_a_busy_machine(monkeypatch, failures, start
         with cluster() as joined:
             assert joined is ray and len(tried) == failures + 1
     else:
-        with pytest.raises(UserError, match="Ray did not start here in twice 30 seconds"):
+        with pytest.raises(UserError, match="Ray did not start here in 2 times 30 seconds"):
             cluster().__enter__()
 
 

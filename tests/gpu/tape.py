@@ -15,10 +15,17 @@ from toolrl_lit.engine.unsloth import corrected
 from toolrl_lit.train import make_config, trainable
 
 
+def worth(score) -> float:
+    "Reward what a turn says beside its calls too, so that the turns of a tiny model differ whatever it is asked."
+    return score.reward + len(score.content) / 10
+
+
 def config_for(folder: Path, out: Path, **changes):
     how = dict(epochs=1, updates=2, prompts=2, group=4, environments=2, max_turns=2)
     lengths = dict(max_new_tokens=4, max_prompt_tokens=1000, max_episode_tokens=300)
     learning = dict(lora_rank=4, learning_rate=0.01, warm_steps=0, oversample=1)
+    if changes.get("credit", "step") == "step":
+        learning["reward"] = "tape:worth"
     return make_config(
         model=str(folder), out=str(out), report_to="none", **how | lengths | learning | changes
     )
