@@ -181,7 +181,7 @@ def test_every_attack_is_contained_and_harms_no_neighbour(tmp_path, engine):
             ("probe", {"x": [3, 1, 2]}, PROBE),
             ("probe", {"x": [3, 1, 2]}, (engine != "monty") * WILD + PROBE),
         ]
-    with ToolSandbox(workers=4, timeout=0.5, memory_mb=256, engine=engine) as box:
+    with ToolSandbox(workers=4, timeout=3, cpu_seconds=0.5, memory_mb=256, engine=engine) as box:
         results = box.call_many(batch)
         assert box.call("add", {"a": 1, "b": 2}, ADD).text == '{"sum": 3}'
     assert len(ATTACKS) >= 40
