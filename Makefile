@@ -17,6 +17,8 @@ CODE = nbs runs tests setup.py
 FAST = $(addprefix tests/test_,$(addsuffix .py,site papers readme functions schema integrate match parsers deploy))
 export TOKENIZERS_PARALLELISM = false
 export OMP_NUM_THREADS = 1
+# what Python has compiled is kept, whatever the shell says: else each of some hundred interpreters compiles torch again
+export PYTHONDONTWRITEBYTECODE =
 # tests need no pictures beside figures; what is stored in the notebooks has them, which tests/test_site.py checks
 test check test-pages test-pytest: export TOOLRL_PICTURES = 0
 
