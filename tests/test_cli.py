@@ -1387,6 +1387,27 @@ def test_training_takes_its_folder_by_an_option(toolrl, envs, tmp_path, monkeypa
     assert refused(toolrl("train", "-e", envs, "-o", tmp_path / "a", "-p", "out=b"), "-p out=")
 
 
+def test_what_needs_no_model_of_this_machine_does_not_wait_for_torch(envs, tmp_path):
+    program = (
+        "import json, sys\n"
+        "import toolrl_lit.bench.suites, toolrl_lit.doors.endpoint, toolrl_lit.doors.serve\n"
+        "from toolrl_lit.doors.cli import app\n"
+        "for words in json.loads(sys.argv[1]): app(words, standalone_mode=False)\n"
+        "heavy = {'torch', 'transformers', 'trl', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    scores, rollouts = f"{tmp_path}/scores.json", f"{tmp_path}/rollouts.jsonl"
+    commands = [
+        ["collect", "-e", str(envs), "-m", "oracle", "-o", rollouts],
+        ["show", rollouts, "-e", str(envs), "--index", "0"],
+        ["evaluate", "-e", str(envs), "-m", "oracle", "-o", scores],
+        ["report", scores, "-o", f"{tmp_path}/report.html"],
+    ]
+    command = [sys.executable, "-c", program, json.dumps(commands)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path / "report.html").exists(), done.stderr
+
+
 def test_errors_of_training_come_before_heavy_libraries(envs, tmp_path):
     program = (
         "import sys; sys.argv = ['toolrl', *sys.argv[1:]]\n"

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from .engine.assistants import TaskOracle
+from .engine.conversations import Prompt
 from .engine.messages import call_text
 from .engine.moved import old_names
 from .engine.parsers import Parser, Reply, storable
-from .engine.policy import Prompt, TransformersPolicy
 from .engine.resume import as_read, kept, same_settings, under_way, unfinished
 from .engine.user import User
 from .reward import score_batch
@@ -358,5 +358,6 @@ __getattr__ = old_names(
         "engine.models": "CHAT_TEMPLATE PACKAGED WARM_ADAPTER fast_dtype find_model load_model packaged_model "
         "packaged_warm_model save_model unpacked",
         "engine.parsers": "reply_text",
+        "engine.policy": "TransformersPolicy",
     },
 )

@@ -20,7 +20,6 @@ from scipy import stats
 
 from .collect import Policy, collect
 from .engine.cuts import CUTS, cut  # noqa: F401, some for others
-from .engine.models import has_adapters
 from .engine.moved import old_names
 from .engine.refusals import refusal
 from .engine.report import distinct_names, markdown_table, settings_table, write_report  # noqa: F401, their old address
@@ -301,7 +300,7 @@ def evaluate(
     how = dict(sandbox=sandbox, batch=batch, out=out, desc=f"evaluate {name}")
     trajectories = collect(policy, environments, **how, **settings)
     settings |= {"reasoning": True} if getattr(policy, "reasoning", False) else {}
-    if has_adapters(getattr(policy, "model", None)):
+    if getattr(policy, "has_adapters", False):
         settings["adapters"] = "beside the weights, in 32 bits"
     model = getattr(policy, "name", type(policy).__name__)
     return score_trajectories(trajectories, name, settings, model)

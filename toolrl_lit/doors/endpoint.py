@@ -15,9 +15,8 @@ from pydantic import BaseModel
 
 from ..collect import part_seed
 from ..engine.client import MOST_BYTES, Client, hide
-from ..engine.conversations import wire_messages
+from ..engine.conversations import Prompt, wire_messages
 from ..engine.parsers import reply_text
-from ..engine.policy import Prompt
 from ..schema import UserError
 
 # %% ../../nbs/doors/endpoint.ipynb #f1bf6e7c
