@@ -96,7 +96,7 @@ class TransformersPolicy:
 
     @property
     def has_adapters(self) -> bool:
-        "Whether the model has LoRA adapters beside its weights."
+        "Return whether the model has LoRA adapters beside its weights."
         return has_adapters(self.model)
 
 # %% ../../nbs/engine/policy.ipynb #088432dd
