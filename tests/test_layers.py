@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from toolrl_lit.layers import (
     MATRICES,
     Weights,
+    acting_in,
     by_depth,
     compare,
     heatmap,
@@ -354,3 +355,42 @@ def test_an_adapter_without_readable_settings_is_named(base, tmp_path, content):
     (tmp_path / "adapter_config.json").write_bytes(content)
     with pytest.raises(UserError, match="adapter_config.json: "):
         compare(base, tmp_path)
+
+
+def test_an_adapter_acts_in_the_chosen_places_as_their_transplant_does(base, folders, tmp_path):
+    beside = adapter(base, tmp_path / "a")
+    everywhere = logits(beside)
+    kinds = ["q"]
+    taken = transplant(
+        folders / "base", tmp_path / "a", layers=[1], kinds=kinds, out=tmp_path / "one"
+    )
+    with acting_in(beside, layers=[1], kinds=kinds) as where:
+        assert [place(n) for n in where] == [place(n) for n in taken]
+        here = logits(beside)
+    with acting_in(beside, layers=[1], kinds=kinds, elsewhere=True) as others:
+        assert not set(others) & set(where)
+        assert not torch.equal(logits(beside), everywhere)
+    with acting_in(beside, elsewhere=True) as nowhere:
+        assert not nowhere and torch.equal(logits(beside), logits(base))
+    mixed = LlamaForCausalLM.from_pretrained(tmp_path / "one")
+    assert torch.allclose(here, logits(mixed), atol=1e-5)
+    assert not torch.allclose(here, everywhere, atol=1e-4)
+    assert torch.equal(logits(beside), everywhere)
+
+
+def test_an_adapter_acts_everywhere_again_after_an_error(base, tmp_path):
+    beside = adapter(base, tmp_path / "a")
+    everywhere = logits(beside)
+    with pytest.raises(KeyError), acting_in(beside, layers=[0]):
+        raise KeyError("what is done in the block")
+    assert torch.equal(logits(beside), everywhere)
+    trained = {name for name, p in beside.named_parameters() if p.requires_grad}
+    assert trained == {name for name, _ in beside.named_parameters() if ".lora_" in name}
+
+
+def test_a_place_without_adapters_is_refused(base, tmp_path):
+    with pytest.raises(UserError, match="found none"), acting_in(base, layers=[0]):
+        pass
+    beside = adapter(base, tmp_path / "a")
+    with pytest.raises(UserError, match="no \\[9\\]"), acting_in(beside, layers=[9]):
+        pass

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'Source', 'MATRICES', 'place', 'Weights', 'weights', 'lora_norm', 'Adapter', 'compare', 'cells', 'heatmap',
-           'by_depth', 'transplant']
+           'by_depth', 'transplant', 'acting_in']
 
 # %% ../nbs/13_layers.ipynb #b3250355
 import json
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -371,3 +372,38 @@ def transplant(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return sorted(chosen)
+
+# %% ../nbs/13_layers.ipynb #8b0e7f31
+@contextmanager
+def acting_in(
+    model: nn.Module,  # with LoRA adapters beside its weights
+    *,
+    layers: Collection[int] | None = None,  # layers where they act; None takes all
+    kinds: Collection[str] | None = None,  # kinds of matrices where they act; None takes all
+    elsewhere: bool = False,  # let them act everywhere but there
+) -> Iterator[list[str]]:
+    """Let LoRA adapters act in the chosen layers and kinds alone, or everywhere but there, until the block ends; yield
+    the names of the weights that they change.
+
+    Raises `UserError` if the model has no adapters, or none in a layer or of a kind that is asked for."""
+    adapted = {
+        f"{name}.weight": module
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "lora_A", None), nn.ModuleDict)
+    }
+    if not adapted:
+        raise UserError("expected a model with LoRA adapters beside its weights, found none")
+    chosen = set(_chosen(adapted, layers, kinds))
+    acting = [name for name in adapted if (name in chosen) != elsewhere]
+    silent = [module for name, module in adapted.items() if name not in acting]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for module in silent:
+        module.enable_adapters(False)
+    try:
+        yield acting
+    finally:
+        for module in silent:
+            module.enable_adapters(True)
+        model.requires_grad_(False)
+        for p in trained:
+            p.requires_grad_()
