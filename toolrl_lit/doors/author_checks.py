@@ -19,6 +19,7 @@ from ..deploy import check, check_documents, embedded, mentions
 from .author_prompts import GoldenCall, Program, Question, Toolset
 from .author_schemas import PLAIN_KEYS, TYPES, odd_document, odd_schema  # noqa: F401
 from ..engine.calls import repeats
+from ..engine.functions import kind_of_steps
 from ..engine.sandbox import shared
 from ..engine.source import is_number
 from ..integrate import TWINS, overlapping
@@ -44,9 +45,7 @@ def usable(
 # %% ../../nbs/doors/author_checks.ipynb #09a98360
 def kind_of(scenario: Scenario) -> ScenarioKind:
     "Return the scenario that the dependencies of the steps make."
-    waves = scenario.waves()
-    parallel = "parallel " if max(map(len, waves)) > 1 else ""
-    return f"{parallel}{'multi-hop' if len(waves) > 1 else 'single-hop'}"
+    return kind_of_steps(scenario.sub_questions)
 
 
 def _adds_up(final: str, s: Scenario) -> bool:

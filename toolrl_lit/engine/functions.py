@@ -32,6 +32,7 @@ from toolrl_lit.schema import (
     Tool,
     ToolDoc,
     UserError,
+    waves,
 )
 
 # %% ../../nbs/engine/functions.ipynb #5c87f1ad
@@ -291,12 +292,9 @@ def kind_of_steps(
     steps: Sequence[SubQuestion],  # in an order in which they can be asked
 ) -> ScenarioKind:
     "Return the kind of scenario that the dependencies of its steps make."
-    if len(steps) == 1:
-        return "single-hop"
-    if not any(q.depends_on for q in steps):
-        return "parallel single-hop"
-    chain = all(b.depends_on == [a.id] for a, b in zip(steps, steps[1:]))
-    return "multi-hop" if chain else "parallel multi-hop"
+    depths = waves(steps)
+    parallel = "parallel " if max(map(len, depths)) > 1 else ""
+    return f"{parallel}{'multi-hop' if len(depths) > 1 else 'single-hop'}"
 
 # %% ../../nbs/engine/functions.ipynb #1c622c8e
 def _golden_steps(steps: Sequence[Step], codes: dict[str, str], answer: str) -> list[SubQuestion]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['READERS', 'CHOICES', 'LONGEST', 'SOUND', 'Raw', 'parse_csv', 'as_text', 'read_parquet', 'read_sqlite', 'read_tables',
-           'is_date', 'is_number', 'slug', 'kind_of', 'values_of']
+           'is_date', 'is_quantity', 'slug', 'kind_of', 'values_of']
 
 # %% ../../nbs/engine/own.ipynb #46fe9caa
 import csv
@@ -197,7 +197,7 @@ def is_date(cell: str) -> bool:
         return False
 
 
-def is_number(cell: str) -> bool:
+def is_quantity(cell: str) -> bool:
     "Return whether a text is a number: one with zeros in front is a code."
     return bool(_NUMBER.fullmatch(cell)) and not re.match(r"[-+$]*0\d", cell)
 
@@ -242,7 +242,7 @@ def kind_of(
         return "date"
     if _pair(name, cells):
         return "flag"
-    if sum(map(is_number, cells)) >= SOUND * n:
+    if sum(map(is_quantity, cells)) >= SOUND * n:
         return "code" if _NO_COUNT.search(name) and len(set(cells)) > n / 2 else "number"
     if _is_enumeration(cells):
         return "enum"
@@ -251,7 +251,7 @@ def kind_of(
 # %% ../../nbs/engine/own.ipynb #0e3a1e13
 _WANTED = {
     "date": (is_date, "a date, such as 2031-02-28"),
-    "number": (is_number, "a number, such as 12.5"),
+    "number": (is_quantity, "a number, such as 12.5"),
 }
 
 
