@@ -274,8 +274,7 @@ def test_another_engines_turns_are_weighed_by_their_ratio_and_at_most_twice(
     config = config_for(tiny_folder, tmp_path, credit=credit, updates=1, oversample=1)
     base, tokenizer = load_model(tiny_folder)
     policy = Overstated(load_model(tiny_folder)[0], tokenizer, max_prompt_tokens=2000)
-    make = module.step_trainer if credit == "step" else module.episode_trainer
-    trainer = make(config, tmp_path, policy, lora(base, 4), environments, None)
+    trainer = module.rollout_trainer(config, tmp_path, policy, lora(base, 4), environments)
     corrected(trainer)
     batches, score = [], trainer._generate_and_score_completions
     trainer._generate_and_score_completions = lambda rows: (

@@ -741,6 +741,24 @@ def test_the_run_of_difficulty_writes_the_tables_that_its_metrics_say(
 # -- commands that do something
 
 
+def test_calls_that_fail_on_purpose_cost_the_oracle_and_are_noted(toolrl, envs, tmp_path):
+    oracle, settings = ["-e", envs, "-m", "oracle", "--max-turns", 4], {}
+    for share in (0, 1):
+        done = toolrl("evaluate", *oracle, "-o", tmp_path / f"{share}.json", "--noise", share)
+        assert done.code == 0
+        kept = Evaluation.load(tmp_path / f"{share}.json")
+        settings[share] = kept.settings.get("noise"), set(kept.items().solve_r == 1)
+    assert settings[0] == (None, {True})
+    assert (
+        settings[1][0] == dict(fails=0.5, late=0.0, reworded=0.5, seed=0)
+        and False in settings[1][1]
+    )
+    collected = ["collect", *oracle, "-o", tmp_path / "t.jsonl", "--noise"]
+    assert toolrl(*collected, 0.2).code == 0
+    assert "noise" in toolrl(*collected, 0.3).err  # other noise does not go on in this file
+    assert "less than or equal to 1" in toolrl(*collected, 1.5).err
+
+
 def test_collect_and_evaluate_leave_what_they_promise(toolrl, envs, tmp_path, tiny_folder):
     done = toolrl(
         "collect", "-e", envs, "-o", tmp_path / "t.jsonl", "-m", tiny_folder, "--max-turns", 2

@@ -1038,13 +1038,17 @@ def test_the_command_limits_sub_questions(serve, tmp_path, toolrl, monkeypatch):
     fit = [q for q in server.questions if len(server.known[q].sub_questions) <= 2]
     assert code == 0 and 0 < len(fit) < 8, error
     assert [e.question for e in read_jsonl(tmp_path / "e.jsonl", Environment)] == fit
-    toolrl(*build, "--topic", "countries", "-n", 1, "-o", tmp_path / "t.jsonl")
+    proposed = [*build, "--topic", "countries", "-n", 1]
+    toolrl(*proposed, "-o", tmp_path / "t.jsonl")
+    toolrl(*proposed, "-o", tmp_path / "u.jsonl", "--seed", 5)
     told = [
         json.loads(json.loads(p)[1]["content"])
         for stage, _, _, p in server.log
         if stage in ("propose", "decompose")
     ]
     assert {f.get("look-ups at most", f.get("sub-questions at most")) for f in told} == {2}
+    voices = [f["personas"] for f in told if "personas" in f]
+    assert voices[0] != voices[-1]  # another seed, other personas
 
 
 @pytest.mark.parametrize(

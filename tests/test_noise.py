@@ -4,14 +4,17 @@ import random
 
 import pytest
 
+from toolrl_lit import train as training
 from toolrl_lit.collect import OraclePolicy, call_text, collect
 from toolrl_lit.engine.calls import Call
 from toolrl_lit.engine.demo import demo_environment
-from toolrl_lit.engine.noise import Noise, NoisySandbox, reword
+from toolrl_lit.engine.noise import Noise, NoisySandbox, noisy, reword
 from toolrl_lit.engine.sandbox import ToolSandbox
+from toolrl_lit.evaluate import evaluate
 from toolrl_lit.reward import match_paper, match_strict, score_batch
 from toolrl_lit.schema import ToolCall, UserError
 from toolrl_lit.tasks import make_task
+from toolrl_lit.train import make_config
 
 ENV = demo_environment()
 ASKED = Call("capital_of", {"country": "France"}, ENV.codes()["capital_of"])
@@ -109,3 +112,35 @@ def test_a_task_is_refused_and_a_policy_that_writes_like_one_is_not(box):
         [ToolCall(name="run", arguments={"given": "def run(given, runs):", "runs": []})]
     )
     assert score_batch([(odd, ENV)], match="strict", sandbox=noisy)[0].reward == 0.0
+
+
+def test_kept_rollouts_note_the_noise_and_no_other_noise_goes_on_in_them(box, tmp_path):
+    environments, out = [demo_environment(d) for d in (".fr", ".pl")], tmp_path / "t.jsonl"
+    policy = OraclePolicy(environments)
+    some = NoisySandbox(Noise(fails=0.5), 1, box)
+    first = collect(policy, environments, sandbox=some, out=out)
+    assert collect(policy, environments, sandbox=some, out=out) == first
+    for other in (box, NoisySandbox(Noise(fails=0.5), 2, box), NoisySandbox(Noise(), 1, box)):
+        with pytest.raises(UserError, match="noise"):
+            collect(policy, environments, sandbox=other, out=out)
+    scored = evaluate(policy, environments, sandbox=some)
+    assert scored.settings["noise"] == dict(fails=0.5, late=0.0, reworded=0.0, seed=1)
+
+
+def test_one_share_is_failures_and_other_words_in_halves(box):
+    mixed = noisy(0.6, 3, box)
+    assert mixed.noise == Noise(fails=0.3, reworded=0.3) and mixed.settings["seed"] == 3
+    assert noisy(0, 3, box) is box and noisy(0) is None
+    with pytest.raises(UserError, match="noise: expected shares of at most 1"):
+        noisy(1.5)
+
+
+@pytest.mark.parametrize("credit", ["step", "episode"])
+def test_a_training_meets_the_noise_that_it_asks_for(credit, box, tmp_path, monkeypatch):
+    config = make_config(out=str(tmp_path), credit=credit, noise=0.5, seed=7)
+    monkeypatch.setattr(training, f"{credit}_trainer", lambda *given: given[-1])
+    sandbox = training.rollout_trainer(config, tmp_path, None, None, [ENV], box)
+    assert sandbox.settings == dict(fails=0.25, late=0.0, reworded=0.25, seed=7)
+    assert sandbox.box is box
+    quiet = config.model_copy(update=dict(noise=0))
+    assert training.rollout_trainer(quiet, tmp_path, None, None, [ENV], box) is box

@@ -300,6 +300,8 @@ def evaluate(
     how = dict(sandbox=sandbox, batch=batch, out=out, desc=f"evaluate {name}")
     trajectories = collect(policy, environments, **how, **settings)
     settings |= {"reasoning": True} if getattr(policy, "reasoning", False) else {}
+    if noise := getattr(sandbox, "settings", None):
+        settings["noise"] = noise
     if getattr(policy, "has_adapters", False):
         settings["adapters"] = "beside the weights, in 32 bits"
     model = getattr(policy, "name", type(policy).__name__)

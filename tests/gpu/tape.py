@@ -141,8 +141,7 @@ def by_plain(config, environments, folder: Path, tape: list) -> dict:
     base, tokenizer = load_model(folder)
     policy = module.sampling_policy(Replay, config, load_model(folder)[0], tokenizer)
     policy.tape, tuned = list(tape), trainable(base, config.lora_rank)
-    make = module.step_trainer if config.credit == "step" else module.episode_trainer
-    trainer = make(config, Path(config.out), policy, tuned, environments, None)
+    trainer = module.rollout_trainer(config, Path(config.out), policy, tuned, environments)
     corrected(trainer)
     fill(tuned)
     watch = Watch(trainer)

@@ -98,6 +98,7 @@ def author(
     topic: list[str] | None,  # topics to propose questions about
     pairs: list[str],  # "name=value", fields of `LLMConfig`
     difficulty,  # a `Difficulty`
+    seed: int = 0,  # of the personas that ask proposed questions
 ):
     "Return the `LLMGenerator` that the options of `toolrl build` describe."
     from toolrl_lit.doors import author as llm
@@ -106,7 +107,7 @@ def author(
     fields = [k for k in llm.LLMConfig.model_fields if k not in ("model", "base_url")]
     values = {"cache": f"{out}.answers"} | parse_parameters(pairs, fields)
     endpoint = llm.Endpoint(llm.llm_config(model=model, base_url=base_url, **values))
-    asked = found or llm.propose(endpoint, topic, n, difficulty=difficulty)
+    asked = found or llm.propose(endpoint, topic, n, difficulty=difficulty, seed=seed)
     return llm.LLMGenerator(endpoint, asked)
 
 # %% ../../nbs/doors/cli_build.ipynb #46cfb360
@@ -271,6 +272,7 @@ def _source(
     how: dict,
     unanswerable: float = 0,
     world: str | None = None,
+    seed: int = 0,
     **service,
 ) -> tuple[Any, dict[str, Any]]:
     "Return where content comes from, and the size of questions. Raises `UserError` for options of the other generator."
@@ -299,7 +301,7 @@ def _source(
         return KnowledgeGenerator(), size
     asked = given["model"], given["questions"], given["topic"]
     check_author(n, *asked, how["workers"], how["executor"])
-    return author(out, n, **given, pairs=rest, difficulty=size["difficulty"]), size
+    return author(out, n, **given, pairs=rest, difficulty=size["difficulty"], seed=seed), size
 
 
 def _tasks(given: dict[str, Any], pairs: list[str]) -> tuple[Any, dict[str, Any]]:
@@ -376,7 +378,7 @@ def build(
     other = split_of(against) if against else None
     given = dict(model=model, base_url=base_url, questions=questions, topic=topic)
     how = dict(workers=workers, executor=executor, address=address, shard=shard, format=format)
-    own = dict(world=world, recorded=recorded, live=live)
+    own = dict(world=world, seed=seed, recorded=recorded, live=live)
     source, size = _source(generator, out, n, given, param or [], how, unanswerable, **own)
 
     result = _build_from(source, n, seed, split, **size, out=out, **how)

@@ -21,6 +21,7 @@ from toolrl_lit.doors.cli_options import (
     Environments,
     Longest,
     Model,
+    NoiseShare,
     Out,
     Pairs,
     Reasoning,
@@ -113,6 +114,7 @@ def collect(
     base_url: BaseUrl = None,
     batch: Batch = None,
     max_prompt_tokens: Longest = None,
+    noise: NoiseShare = 0,
     seed: Seed = 0,
 ):
     "Let a model act in environments, and keep its rollouts. The same command goes on after a stop."
@@ -121,6 +123,7 @@ def collect(
     check_policy(model, base_url, reasoning, batch, max_prompt_tokens)
     envs = read_environments(environments)
     from toolrl_lit.collect import collect
+    from toolrl_lit.engine.noise import noisy
 
     with memory_in_one_sentence(batch):
         policy = make_policy(model, envs, base_url, reasoning, batch, max_prompt_tokens)
@@ -131,6 +134,7 @@ def collect(
             temperature=temperature,
             max_turns=max_turns,
             max_new_tokens=max_new_tokens,
+            sandbox=noisy(noise, seed),
             seed=seed,
             out=out,
         )
@@ -164,6 +168,7 @@ def evaluate(
     base_url: BaseUrl = None,
     batch: Batch = None,
     max_prompt_tokens: Longest = None,
+    noise: NoiseShare = 0,
     seed: Seed = 0,
 ):
     "Measure a model: one rollout in each environment, always the likeliest token, scored with 95 % intervals."
@@ -171,6 +176,7 @@ def evaluate(
     check_ending(out, ".json")
     check_policy(model, base_url, reasoning, batch, max_prompt_tokens)
     envs = read_environments(environments)
+    from toolrl_lit.engine.noise import noisy
     from toolrl_lit.evaluate import evaluate
 
     kept = out.with_suffix(".trajectories.jsonl")
@@ -181,6 +187,7 @@ def evaluate(
             name=name or model,
             max_turns=max_turns,
             max_new_tokens=max_new_tokens,
+            sandbox=noisy(noise, seed),
             seed=seed,
             out=kept,
         )

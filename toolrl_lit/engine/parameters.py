@@ -64,6 +64,12 @@ class TaskConfig(BaseModel):
         ge=1,
         description="credit=episode or turn: tokens after the prompt at most, results included",
     )
+    noise: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="share of the calls that meet noise: half of them fail, half are answered in other words",
+    )
     shuffle_rewards: bool = Field(
         False, description="control: give each turn the reward of another turn of its batch"
     )
