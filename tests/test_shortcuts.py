@@ -4,6 +4,7 @@ import pytest
 
 from toolrl_lit.collect import OraclePolicy, call_text, collect
 from toolrl_lit.engine.demo import DEMO_TABLES, demo_environment
+from toolrl_lit.engine.shares import Told, told_shares
 from toolrl_lit.engine.shortcuts import ALL, SHORTCUTS, exploit_rate, exploited, foretold, plant
 from toolrl_lit.reward import score_batch
 from toolrl_lit.schema import ToolCall, UserError
@@ -87,3 +88,11 @@ def test_the_rate_is_a_share_of_turns():
 def test_another_shortcut_is_refused():
     with pytest.raises(UserError, match="dump, document, error"):
         plant(ENV, "backdoor")
+
+
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+def test_a_training_logs_the_share_of_turns_that_cheat(shortcut):
+    step = plant(ENV, shortcut, ENTRIES).start()
+    scores = score_batch([(CHEATS[shortcut], step), *[(HONEST, step)] * 3], match="strict")
+    told = told_shares([Told.of(s, step, "first") for s in scores], group=4)
+    assert told["exploit_share"] == exploit_rate(scores) == 1 / 4

@@ -35,6 +35,7 @@ from toolrl_lit.engine.demo import demo_environment
 from toolrl_lit.engine.generate import own_cache, prefill
 from toolrl_lit.engine.packing import check_logits
 from toolrl_lit.engine.sandbox import ToolSandbox
+from toolrl_lit.engine.shortcuts import exploit_rate
 from toolrl_lit.layers import compare
 from toolrl_lit.reward import parse_qwen, score_turn
 from toolrl_lit.schema import Trajectory, UserError, read_jsonl, write_jsonl
@@ -758,6 +759,7 @@ def test_what_is_logged_is_of_all_turns_that_were_sampled_and_not_of_those_that_
             solve_recall=solved / sum(n for _, n in turns),
             malformed_share=sum(s.case == "malformed" for s in scores) / 24,
             empty_share=sum(s.case == "empty" for s in scores) / 24,
+            exploit_share=exploit_rate(scores),
         )
         assert {k: row[k] for k in told} == pytest.approx(told)
         assert row["reward"] == pytest.approx(sum(s.reward for s, _ in kept) / 8, abs=1e-6)

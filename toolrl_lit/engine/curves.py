@@ -29,6 +29,7 @@ CURVES = {
     "memory_gb": "memory (GB), per process",
     "calls_per_turn": "calls a turn",
     "repeat_share": "share of turns that only repeat calls",
+    "exploit_share": "share of turns that take a shortcut",
     "flat_groups": "share of groups without spread",
     "frac_reward_zero_std": "share of kept groups without spread",
     "completions/clipped_ratio": "share of turns cut off",

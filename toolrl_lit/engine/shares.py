@@ -8,6 +8,7 @@ __all__ = ['shares', 'Told', 'told_shares']
 # %% ../../nbs/engine/shares.ipynb #5fab286e
 from typing import NamedTuple
 
+from .shortcuts import exploited
 from .turns import call_key, call_keys
 from ..schema import StepRecord
 
@@ -41,6 +42,7 @@ class Told(NamedTuple):
     malformed: bool
     empty: bool
     repeats: bool  # it calls, and nothing that was not called before
+    exploits: bool  # it takes a shortcut, or uses an answer that no result gave
     kind: str  # what the step record asks for: "first", "next", "retry" or "answer"
 
     @classmethod
@@ -61,6 +63,7 @@ class Told(NamedTuple):
             malformed=score.case == "malformed",
             empty=score.case == "empty",
             repeats=bool(calls) and calls <= before,
+            exploits=bool(exploited(score)),
             kind=kind,
         )
 
@@ -71,14 +74,15 @@ def told_shares(
 ) -> dict[str, float]:
     """Return what is logged of a batch of turns.
 
-    These are the shares, calls a turn, the share of turns that only repeat calls, the share of groups whose turns all
-    earn the same (`flat_groups`), and the mean reward by situation (`reward/next`)."""
-    n, total = len(turns), [sum(x) for x in list(zip(*turns))[:7]]
-    reward, calls, *_, repeats = total
+    These are the shares, calls a turn, the share of turns that only repeat calls, the share that takes a shortcut
+    (`exploit_share`), the share of groups whose turns all earn the same (`flat_groups`), and the mean reward by
+    situation (`reward/next`)."""
+    n, total = len(turns), [sum(x) for x in list(zip(*turns))[:8]]
+    reward, calls, *_, repeats, exploits = total
     rewards = [t.reward for t in turns]
     groups = [rewards[i : i + group] for i in range(0, n, group)]
     values = shares(reward / n, n, *total[1:6])
-    values |= dict(calls_per_turn=calls / n, repeat_share=repeats / n)
+    values |= dict(calls_per_turn=calls / n, repeat_share=repeats / n, exploit_share=exploits / n)
     values["flat_groups"] = sum(max(g) - min(g) < 1e-9 for g in groups) / len(groups)
     for kind in sorted({t.kind for t in turns} - {""}):
         earned = [t.reward for t in turns if t.kind == kind]
