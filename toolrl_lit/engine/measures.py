@@ -19,7 +19,7 @@ from .findings import Finding, found
 from .guessing import guessable, intermediates, lone_calls
 from .match import plain
 from .rules import rule_scores
-from .splits import sentence_frames
+from .splits import sentence_frames, spoken
 from ..schema import Environment, ToolDoc
 
 # %% ../../nbs/engine/measures.ipynb #15d5cf33
@@ -181,14 +181,14 @@ def worded(
     environments: Sequence[Environment],
 ) -> list[Finding]:
     "Return how often wording repeats itself, and where it breaks a rule."
-    questions = [e.question for e in environments]
+    questions = [spoken(e) for e in environments]
     again, runs = repeated_runs(questions)
     frames = [f for e in environments for f in sentence_frames(e)]
     twice = len(frames) - len(set(frames))
     broken = [
-        f"{e.id}: {fault}: {e.question}"
-        for e in environments
-        for fault in wording_faults(e.question)
+        f"{e.id}: {fault}: {question}"
+        for e, question in zip(environments, questions)
+        for fault in wording_faults(question)
     ]
     return [
         Finding("run of four words that came before", again, runs, False, bar=50),
@@ -204,7 +204,7 @@ def richness(
 ) -> list[Finding]:
     "Return how far a policy without a model gets, how much is copied, and how bare documents and questions are."
     some = list(islice(environments, most))
-    docs, questions = [t.doc for e in some for t in e.tools], [e.question for e in some]
+    docs, questions = [t.doc for e in some for t in e.tools], [spoken(e) for e in some]
     if not docs:
         return []
     asking = [e for e in some if not e.task]  # a task's user has to be asked, which rules cannot
