@@ -7,7 +7,10 @@ import random
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -23,7 +26,15 @@ from toolrl_lit.engine.operations import refs_of
 from toolrl_lit.engine.own import kind_of, parse_csv, read_tables, values_of
 from toolrl_lit.engine.own_calls import dealt, groups_of
 from toolrl_lit.engine.own_functions import parse_functions, read_functions, tools_in
-from toolrl_lit.engine.own_recorded import openapi_tools, read_service, record, recorded_generator
+from toolrl_lit.engine.own_live import (
+    AUTHORIZATION,
+    MOST_BYTES,
+    http_talk,
+    mcp_talk,
+    read_service,
+    record,
+)
+from toolrl_lit.engine.own_recorded import openapi_tools, recorded_generator
 from toolrl_lit.engine.own_recorded import parse_recording as parse
 from toolrl_lit.engine.own_tables import many_of, one_of
 from toolrl_lit.engine.own_worlds import read_world
@@ -692,7 +703,121 @@ def test_an_mcp_server_is_asked_once_and_the_file_takes_the_answers(tmp_path):
         calls.read_text() + json.dumps({"tool": "tide", "arguments": {"port": "Nowhere"}}) + "\n"
     )
     calls.write_text(before)
-    assert "line 31: tide fails" in said(record, command, calls) and calls.read_text() == before
+    talk = partial(mcp_talk, command)
+    assert "line 31: tide fails" in said(record, talk, calls) and calls.read_text() == before
+
+
+class Service(BaseHTTPRequestHandler):
+    "Knows the heights of tides, but none at Nowhere, and a port with much to tell."
+
+    asked: list[tuple[str, str]] = []  # what was asked, and who did
+
+    def do_GET(self):
+        self.asked.append((self.path, self.headers.get("Authorization", "")))
+        known, much = "Nowhere" not in self.path, "Much" in self.path
+        height = dict(height=sum(map(ord, self.path)) * 7919 % 9000 + 1000)
+        body = json.dumps(height if known else "no such port") + much * " " * MOST_BYTES
+        self.send_response(200 if known else 404)
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture()
+def tides():
+    "An OpenAPI document of a service that answers."
+    server, Service.asked = HTTPServer(("127.0.0.1", 0), Service), []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    named = [
+        {"name": "port", "in": "path", "required": True, "schema": {"type": "string"}},
+        {"name": "deep", "in": "query", "schema": {"type": "boolean"}},
+        {"name": "days", "in": "query", "schema": {"type": "array", "items": {"type": "integer"}}},
+    ]
+    paths = {
+        "/tides/{port}": {
+            v: {"operationId": f"{v}_tide", "parameters": named} for v in ("get", "put")
+        }
+    }
+    yield {
+        "openapi": "3.1.0",
+        "servers": [{"url": f"http://127.0.0.1:{server.server_port}/v1/"}],
+        "paths": paths,
+    }
+    server.shutdown()
+    server.server_close()
+
+
+def tide_calls(file, *ports, tool="get_tide"):
+    "Write calls without a response."
+    lines = [json.dumps({"tool": tool, "arguments": {"port": port}}) + "\n" for port in ports]
+    file.write_text("".join(lines))
+    return file
+
+
+def test_a_service_over_http_is_asked_once_and_the_file_takes_the_answers(
+    tides, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(AUTHORIZATION, "Bearer 4711")
+    (tmp_path / "tides.json").write_text(json.dumps(tides))
+    ports = [
+        f"{a} {b}"
+        for a in ("Oslo", "Bergen", "Bodo", "Narvik", "Molde")
+        for b in "North East South West Quay Old".split()
+    ]
+    calls = tide_calls(tmp_path / "calls.jsonl", *ports)
+    world = str(tmp_path / "tides.json")
+    assert "field response" in said(read_service, world, calls) and not Service.asked  # not unasked
+    source = read_service(world, calls, live=True)
+    assert {a for _, a in Service.asked} == {"Bearer 4711"} and len(Service.asked) == len(ports)
+    assert "4711" not in calls.read_text()
+    envs = made(source, n=3)
+    assert evaluate(OraclePolicy(envs), envs, name="oracle").items()["answered"].min() == 1
+    read_service(world, calls, live=True)
+    assert len(Service.asked) == len(ports)  # nothing was lacking
+
+
+def test_what_path_and_query_hold_arrives(tides):
+    asks = [("get_tide", {"port": "Bodø / West?", "deep": True, "days": [1, 2]})]
+    _, [(_, failed)] = http_talk(tides, "tides.json", lambda docs: asks)
+    assert not failed
+    assert Service.asked == [("/v1/tides/Bod%C3%B8%20%2F%20West%3F?deep=true&days=1&days=2", "")]
+
+
+@pytest.mark.parametrize(
+    "port, tool, why",
+    [
+        ("Nowhere", "get_tide", 'HTTP 404: "no such port"'),
+        ("Much", "get_tide", "more than 100000 bytes"),
+        ("Oslo", "put_tide", "PUT may change something"),
+    ],
+)
+def test_a_call_that_fails_is_named_and_the_other_answers_are_kept(
+    tides, tmp_path, port, tool, why
+):
+    calls = tide_calls(tmp_path / "calls.jsonl", "Oslo", "Bergen")
+    failing = json.dumps({"tool": tool, "arguments": {"port": port}})
+    calls.write_text(failing + "\n" + calls.read_text())
+    text = said(record, partial(http_talk, tides, "tides.json"), calls)
+    assert f"calls.jsonl, line 1: {tool} fails: " in text and why in text
+    assert "2 of 3 calls are answered and kept" in text
+    first, *others = calls.read_text().splitlines()
+    assert first == failing and all("height" in json.loads(o)["response"] for o in others)
+
+
+@pytest.mark.parametrize("servers", [None, [], [{"url": "/v1"}], [{"url": "ftp://a.example"}]])
+def test_a_service_without_an_address_is_refused_before_anything_is_asked(tides, tmp_path, servers):
+    calls = tide_calls(tmp_path / "calls.jsonl", "Oslo")
+    talk = partial(http_talk, tides | {"servers": servers}, "tides.json")
+    assert "tides.json, field servers: expected the address" in said(record, talk, calls)
+
+
+def test_a_service_that_is_not_there_is_a_call_that_fails(tides, tmp_path):
+    calls = tide_calls(tmp_path / "calls.jsonl", "Oslo")
+    before, gone = calls.read_text(), tides | {"servers": [{"url": "http://127.0.0.1:9"}]}
+    text = said(record, partial(http_talk, gone, "tides.json"), calls)
+    assert "line 1: get_tide fails" in text and calls.read_text() == before
 
 
 # The command line ----------------------------------------------------------------------------------------------------
@@ -704,7 +829,7 @@ REFUSED = {
     "--world products.csv --live": "live: needs --world, and a service",
     "--world my_shop.py --unanswerable 0.5": "unanswerable: needs tables",
     "--world pets.json": "pets.json: needs --recorded",
-    "--world pets.json --recorded c.jsonl --live": "live: only for mcp:",
+    "--world pets.json --recorded c.jsonl --live": "pets.json: cannot be read: No such file",
     "--world products.csv -m some-model": "model: needs --generator llm",
     "--world none.csv": "none.csv: no such file",
 }

@@ -117,7 +117,7 @@ def _calls(world: str, recorded: Path | None, live: bool):
         from toolrl_lit.engine.own_functions import read_functions
 
         return read_functions(world)
-    from toolrl_lit.engine.own_recorded import read_service
+    from toolrl_lit.engine.own_live import read_service
 
     return read_service(world, recorded, live)
 
@@ -127,7 +127,7 @@ def own_source(
     pairs: list[str],  # "name=value", as typed
     unanswerable: float = 0,  # share of questions about tables that have no answer
     recorded: Path | None = None,  # calls of a service and what they returned
-    live: bool = False,  # ask an MCP server for what the recording lacks
+    live: bool = False,  # ask the service for what the recording lacks
 ) -> tuple[Any, dict[str, Any]]:
     "Return what makes questions about a file of one's own, and their size. Raises `UserError` that says what is wrong."
     from toolrl_lit.worlds import WORLDS, WorldGenerator
@@ -241,8 +241,8 @@ Live = Annotated[
     bool,
     typer.Option(
         "--live",
-        help="With --world mcp:COMMAND: ask the server for what the recording lacks, and keep it "
-        "there.",
+        help="With --recorded: ask the service once for what the recording lacks, and keep it there. Over "
+        "HTTP, GET alone is asked.",
     ),
 ]
 Topics = Annotated[
