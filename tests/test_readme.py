@@ -62,7 +62,7 @@ def told(row: dict, value: str, sign: str = "") -> str:
 def test_its_numbers_are_those_of_the_run_that_is_kept():
     kept = json.loads((ROOT / "papers" / "results" / "quickstart.json").read_text())
     said = README.read_text("utf-8")
-    assert len(kept["scores"]) == 6 and len(kept["gains"]) == 5
+    assert len(kept["scores"]) == len(kept["gains"]) == 8
     for policy, row in kept["scores"].items():
         numbers = [told(row[m], "mean") for m in ("solve_p", "solve_r", "solve_f1")]
         assert f"| {policy} | {' | '.join(numbers)} | {row['solve_f1']['n']} |\n" in said
@@ -70,6 +70,11 @@ def test_its_numbers_are_those_of_the_run_that_is_kept():
         assert f"- {what}: {told(row['solve_f1'], 'difference', '+')} points\n" in said
     recall = kept["gains"]["trained against warm start"]["solve_r"]
     assert f"Solve-R: {told(recall, 'difference', '+')} points" in said
+    noise = kept["gains"]["shuffled rewards against warm start"]["solve_r"]
+    lost = dict(difference=-noise["difference"], low=-noise["high"], high=-noise["low"])
+    assert f"it solves {told(lost, 'difference')} points less than its start" in said
+    more = kept["gains"]["trained against shuffled rewards"]["solve_r"]
+    assert f"{told(more, 'difference')} points more than that (Solve-R)" in said
     longer = json.loads((ROOT / "papers" / "results" / "longer.json").read_text())
     gain = longer["gains"]["trained against imitation"]["solve_f1"]
     assert f"gain {told(gain, 'difference')} points of Solve-F1" in said
