@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'fields_of', 'Known', 'in_plain_words', 'default_wording', 'asked', 'fit_fields', 'Kit', 'Asked', 'drawn',
-           'wrong_with', 'scenario_of', 'groups_of', 'dealt', 'with_others', 'CallGenerator']
+           'wrong_with', 'scenario_of', 'telling', 'groups_of', 'dealt', 'with_others', 'CallGenerator']
 
 # %% ../../nbs/engine/own_calls.ipynb #a8ffdb57
 import json
@@ -19,6 +19,7 @@ from .facts import specific
 from .frames import expand, load_frames
 from .functions import kind_of_steps
 from .match import gives_away, plain
+from .own import CHOICES
 from .source import is_number
 from .store import UserError
 from toolrl_lit.schema import (
@@ -230,6 +231,17 @@ def scenario_of(
 
 # %% ../../nbs/engine/own_calls.ipynb #87f49db3
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
+
+
+def telling(
+    rows: Sequence[dict[str, Any]],  # values by name
+) -> set[str]:
+    "Return the names whose values tell what a row is about: those with more than a few different values."
+    values: dict[str, set[str]] = {}
+    for name, value in (pair for row in rows for pair in row.items()):
+        if value is not None:
+            values.setdefault(name, set()).add(str(value))
+    return {name for name, seen in values.items() if len(seen) > min(CHOICES, len(rows) // 3)}
 
 
 def groups_of(

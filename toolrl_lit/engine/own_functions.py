@@ -21,8 +21,8 @@ from typing import Any, Literal, NamedTuple, NoReturn, Optional, Union
 from pydantic import TypeAdapter
 
 from .functions import names_in, untitled
-from .own import CHOICES, Raw, kind_of, read_tables, slug, values_of
-from .own_calls import CallGenerator, Kit, Known, dealt, fields_of
+from .own import Raw, kind_of, read_tables, slug, values_of
+from .own_calls import CallGenerator, Kit, Known, dealt, fields_of, telling
 from .sandbox import shared
 from .store import UserError, read_text
 from ..schema import Tool, ToolDoc
@@ -379,13 +379,13 @@ def _marks(
     columns = [c for c in dict.fromkeys(k for row in records for k in row) if slug(str(c)) in asked]
     if not columns:
         return [], set()
-    values = {c: {str(row[c]) for row in records if row.get(c) is not None} for c in columns}
-    many = [c for c in columns if len(values[c]) > min(CHOICES, len(records) // 3)]
+    many = [c for c in columns if c in telling(records)]
     marks = [
         [f"{c} {row[c]}" for c in many if row.get(c) is not None] or [json.dumps(row)]
         for row in records
     ]
-    return marks, {v for c in columns if c not in many for v in values[c]}
+    few = [c for c in columns if c not in many]
+    return marks, {str(row[c]) for row in records for c in few if row.get(c) is not None}
 
 
 def kit_of(

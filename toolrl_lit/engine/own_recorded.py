@@ -19,8 +19,7 @@ import yaml
 from jsonschema import Draft202012Validator, SchemaError
 
 from .facts import specific
-from .own import CHOICES
-from .own_calls import CallGenerator, Kit, Known, dealt, fields_of
+from .own_calls import CallGenerator, Kit, Known, dealt, fields_of, telling
 from .store import UserError, read_text
 from ..schema import Tool, ToolDoc
 
@@ -268,11 +267,7 @@ def chains_in(
 
 def _marks(calls: Sequence[Known]) -> list[list[str]]:
     "Return the entities of each call: its values, and those of the call that it goes on from."
-    values: dict[str, set[str]] = {}
-    for c in calls:
-        for name, value in c.arguments.items():
-            values.setdefault(name, set()).add(str(value))
-    many = {n for n, v in values.items() if len(v) > min(CHOICES, len(calls) // 3)}
+    many = telling([c.arguments for c in calls])
     marks = [
         [f"{n} {v}" for n, v in c.arguments.items() if n in many] or [f"{c.tool} {c.arguments}"]
         for c in calls
