@@ -133,6 +133,8 @@ def test_one_share_is_failures_and_other_words_in_halves(box):
     assert noisy(0, 3, box) is box and noisy(0) is None
     with pytest.raises(UserError, match="noise: expected shares of at most 1"):
         noisy(1.5)
+    twice = noisy(1, 0, NoisySandbox(Noise(reworded=1.0), 0, box))  # noise around noise
+    assert {r.error for r in twice.call_many([ASKED] * 20)} == {None, "raised"}
 
 
 @pytest.mark.parametrize("credit", ["step", "episode"])

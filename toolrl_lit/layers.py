@@ -396,7 +396,7 @@ def acting_in(
     chosen = set(_chosen(adapted, layers, kinds))
     acting = [name for name in adapted if (name in chosen) != elsewhere]
     silent = [module for name, module in adapted.items() if name not in acting]
-    trained = [p for p in model.parameters() if p.requires_grad]
+    flags = [(p, p.requires_grad) for module in silent for p in module.parameters()]
     for module in silent:
         module.enable_adapters(False)
     try:
@@ -404,6 +404,5 @@ def acting_in(
     finally:
         for module in silent:
             module.enable_adapters(True)
-        model.requires_grad_(False)
-        for p in trained:
-            p.requires_grad_()
+        for p, flag in flags:
+            p.requires_grad_(flag)

@@ -74,6 +74,7 @@ class NoisySandbox:
     ):
         check_noise(noise)
         self.noise, self.box, self.chance = noise, box or shared(), random.Random(seed)
+        self.limits = self.box.limits  # what a call may use
         self.settings = noise._asdict() | {"seed": seed}  # what results depend on
         self.met: Counter[str] = Counter()  # calls by what they met
 
@@ -94,7 +95,7 @@ class NoisySandbox:
         if not result.ok:
             fate = "failed by itself"
         self.met[fate] += 1
-        seconds = self.box.limits["timeout"]
+        seconds = self.limits["timeout"]
         if fate == "fails":
             return worded(call, UNAVAILABLE, "raised", seconds)
         if fate == "late":

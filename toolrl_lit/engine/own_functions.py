@@ -379,7 +379,8 @@ def _marks(
     columns = [c for c in dict.fromkeys(k for row in records for k in row) if slug(str(c)) in asked]
     if not columns:
         return [], set()
-    many = [c for c in columns if c in telling(records)]
+    known = telling(records)
+    many = [c for c in columns if c in known]
     marks = [
         [f"{c} {row[c]}" for c in many if row.get(c) is not None] or [json.dumps(row)]
         for row in records
