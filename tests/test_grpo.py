@@ -204,6 +204,20 @@ def test_log_probabilities_are_those_of_each_turn_alone(tokenizer, steps):
         assert torch.allclose(together[row, : len(after)], alone, atol=1e-4)
 
 
+def test_a_tokenizer_that_pads_on_the_right_changes_nothing(tokenizer, steps):
+    model, other = tiny_model(tokenizer, 0), deepcopy(tokenizer)
+    other.padding_side = "right"
+    prompts = [prompt_text(tokenizer, s) for s in steps]
+    assert len({len(tokenizer(p).input_ids) for p in prompts}) > 1  # so some are padded
+    rows = []
+    for one in (tokenizer, other):
+        torch.manual_seed(0)
+        sampled = sample_turns(model, one, steps, 2)
+        given = pack_turns(one, prompts, CALLS[: len(prompts)])
+        rows.append((sampled.ids, given.ids, given.seen))
+    assert all(torch.equal(a, b) for a, b in zip(*rows))
+
+
 def test_a_sampled_turn_ends_with_its_first_stop_token(tokenizer, steps):
     torch.manual_seed(0)
     model = tiny_model(tokenizer)

@@ -108,7 +108,7 @@ def pack_turns(
 ) -> Turns:
     "Return given turns as a batch."
     said = [t + tokenizer.eos_token for t in texts]
-    before = tokenizer(prompts, return_tensors="pt", padding=True)
+    before = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
     after = tokenizer(said, return_tensors="pt", padding=True, padding_side="right")
     ids = torch.cat([before.input_ids, after.input_ids], 1)
     seen = torch.cat([before.attention_mask, after.attention_mask], 1)
@@ -214,7 +214,7 @@ def sample_turns(
 ) -> Turns:
     "Sample a group of turns for each prompt at temperature 1, group after group."
     texts = [prompt_text(tokenizer, s) for s in steps for _ in range(group)]
-    prompts = tokenizer(texts, return_tensors="pt", padding=True)
+    prompts = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
     ids = model.generate(**prompts, do_sample=True, top_k=0, max_new_tokens=max_new_tokens)
     turn = ids[:, prompts.input_ids.shape[1] :]
     ends = (turn == tokenizer.eos_token_id).long()
