@@ -75,6 +75,12 @@ def test_its_numbers_are_those_of_the_run_that_is_kept():
     assert f"it solves {told(lost, 'difference')} points less than its start" in said
     more = kept["gains"]["trained against shuffled rewards"]["solve_r"]
     assert f"{told(more, 'difference')} points more than that (Solve-R)" in said
+    kept = json.loads((ROOT / "papers" / "results" / "transplant.json").read_text())
+    gains = kept["gains over the start policy"]
+    alone = gains["MLPs of layers 0 to 2 alone"]["Solve-F1"]
+    left = gains["all but the MLPs of layers 0 to 2"]["Solve-F1"]
+    assert f"bring {told(alone, 'difference')} points of Solve-F1 alone" in said
+    assert f"without them {told(left, 'difference')} of the" in said
     longer = json.loads((ROOT / "papers" / "results" / "longer.json").read_text())
     gain = longer["gains"]["trained against imitation"]["solve_f1"]
     assert f"gain {told(gain, 'difference')} points of Solve-F1" in said
