@@ -275,7 +275,7 @@ def _settings(policy, samples: int, rules: _Rules) -> dict[str, Any]:
             settings[name] = value
     if rules.scoring["paper_scope"]:
         settings["paper_scope"] = True
-    if noise := getattr(rules.scoring["sandbox"], "settings", None):
+    if noise := getattr(rules.scoring.get("sandbox"), "settings", None):
         settings["noise"] = noise
     if users := rules.scoring.get("users"):
         settings["users"] = getattr(users, "fingerprint", type(users).__name__)
