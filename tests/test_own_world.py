@@ -749,9 +749,9 @@ def tides():
     server.server_close()
 
 
-def tide_calls(file, *ports, tool="get_tide"):
+def tide_calls(file, *ports):
     "Write calls without a response."
-    lines = [json.dumps({"tool": tool, "arguments": {"port": port}}) + "\n" for port in ports]
+    lines = [json.dumps({"tool": "get_tide", "arguments": {"port": p}}) + "\n" for p in ports]
     file.write_text("".join(lines))
     return file
 

@@ -87,9 +87,8 @@ def test_audit_examines_tasks_and_finds_what_is_spoiled(toolrl, tmp_path, twenty
     fine = toolrl("audit", twenty, "-o", tmp_path / "fine.html")
     assert fine.code == 0, fine.out
     assert "examination of stage 5 failed: 0 of 20" in fine.out and "task: 20 of 20" in fine.out
-    assert (
-        "wording against a rule: 0 of 20" in fine.out
-    )  # facts that the user tells later are not said
+    # facts that the user tells later are not said
+    assert "wording against a rule: 0 of 20" in fine.out
     envs = read_jsonl(twenty, Environment)
     spoiled = next(e for e in envs if e.task.says)
     told = spoiled.task.model_copy(
