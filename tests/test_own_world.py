@@ -33,8 +33,9 @@ from toolrl_lit.engine.own_live import (
     mcp_talk,
     read_service,
     record,
+    request_of,
 )
-from toolrl_lit.engine.own_recorded import openapi_tools, recorded_generator
+from toolrl_lit.engine.own_recorded import openapi_tools, operations, recorded_generator
 from toolrl_lit.engine.own_recorded import parse_recording as parse
 from toolrl_lit.engine.own_tables import many_of, one_of
 from toolrl_lit.engine.own_worlds import read_world
@@ -783,6 +784,15 @@ def test_what_path_and_query_hold_arrives(tides):
     _, [(_, failed)] = http_talk(tides, "tides.json", lambda docs: asks)
     assert not failed
     assert Service.asked == [("/v1/tides/Bod%C3%B8%20%2F%20West%3F?deep=true&days=1&days=2", "")]
+
+
+def test_a_list_in_a_path_is_written_with_commas_and_nothing_deeper_is_asked(tides):
+    tide = {o.name: o for o in operations(tides)}["get_tide"]
+    path, query = request_of(tide, {"port": ["Oslo", "a,b", 3], "days": 1})
+    assert path == "/tides/Oslo,a%2Cb,3" and query == {"days": ["1"]}
+    for deep in ({"a": 1}, [{"a": 1}], [[1]]):
+        for name in ("port", "days"):
+            assert said(request_of, tide, {name: deep}).startswith(f"{name}: a path and a query")
 
 
 @pytest.mark.parametrize(

@@ -118,11 +118,15 @@ def service_address(
     return url.rstrip("/")
 
 
-def _in_query(value: Any) -> Any:
-    "Return a value as a query takes it; a list is repeated."
-    if isinstance(value, list):
-        return [_in_query(v) for v in value]
-    return value if isinstance(value, str) else json.dumps(value)
+def _texts(name: str, value: Any) -> list[str]:
+    "Return a value as a path or a query holds it: one text, or one of each element of a list."
+    values = value if isinstance(value, list) else [value]
+    if any(isinstance(v, dict | list) for v in values):
+        why = (
+            "a path and a query hold texts, numbers and lists of them; record the response by hand"
+        )
+        raise UserError(f"{name}: {why}")
+    return [v if isinstance(v, str) else json.dumps(v) for v in values]
 
 
 def request_of(
@@ -135,14 +139,12 @@ def request_of(
         raise UserError(f"{what}; record its response by hand")
     path, query = operation.path, {}
     for name, value in arguments.items():
-        if isinstance(value, dict):
-            raise UserError(
-                f"{name}: a path and a query hold no objects; record the response by hand"
-            )
+        texts = _texts(name, value)
         if operation.named[name]["in"] == "path":
-            path = path.replace(f"{{{name}}}", quote(str(_in_query(value)), safe=""))
+            part = ",".join(quote(t, safe="") for t in texts)
+            path = path.replace(f"{{{name}}}", part)
         else:
-            query[name] = _in_query(value)
+            query[name] = texts
     return path, query
 
 # %% ../../nbs/engine/own_live.ipynb #f809a63a

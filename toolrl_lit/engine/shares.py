@@ -77,12 +77,14 @@ def told_shares(
     These are the shares, calls a turn, the share of turns that only repeat calls, the share that takes a shortcut
     (`exploit_share`), the share of groups whose turns all earn the same (`flat_groups`), and the mean reward by
     situation (`reward/next`)."""
-    n, total = len(turns), [sum(x) for x in list(zip(*turns))[:8]]
-    reward, calls, *_, repeats, exploits = total
-    rewards = [t.reward for t in turns]
+    n, rewards = len(turns), [t.reward for t in turns]
+    total = {name: sum(getattr(t, name) for t in turns) for name in Told._fields[:-1]}
+    counts = {name: total[name] for name in ("calls", "solved", "asked", "malformed", "empty")}
     groups = [rewards[i : i + group] for i in range(0, n, group)]
-    values = shares(reward / n, n, *total[1:6])
-    values |= dict(calls_per_turn=calls / n, repeat_share=repeats / n, exploit_share=exploits / n)
+    values = shares(total["reward"] / n, n, **counts)
+    values["calls_per_turn"] = total["calls"] / n
+    values["repeat_share"] = total["repeats"] / n
+    values["exploit_share"] = total["exploits"] / n
     values["flat_groups"] = sum(max(g) - min(g) < 1e-9 for g in groups) / len(groups)
     for kind in sorted({t.kind for t in turns} - {""}):
         earned = [t.reward for t in turns if t.kind == kind]
