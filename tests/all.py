@@ -1,7 +1,7 @@
 """`make test`: its parts side by side, each in processes of its own, with a line of each as it comes.
 
-Two lanes keep two cores busy: the tests, and beside them the pages and then what has an environment of its own. What a part
-that failed has said stands once more at the end, together. The exit status is 0 if all parts passed."""
+Three lanes keep two cores busy, since each waits now and then: the tests, the pages, and what has an environment of its own. What
+a part that failed has said stands once more at the end, together. The exit status is 0 if all parts passed."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-LANES = (("pages", "unsloth", "verifiers"), ("pytest",))  # targets of make, test-pages and so on
+LANES = (("pytest",), ("pages",), ("unsloth", "verifiers"))  # targets of make, test-pages and so on
 GRACE = 15  # seconds that a part has to end by itself
 
 

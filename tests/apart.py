@@ -84,6 +84,26 @@ def command(*arguments: str):
     main()
 
 
+def processed(root: Path, pages: list[str], failed: Path):
+    "Do to pages what `nbdev_proc_nbs` does, from the root of the repository, and write which of them fail and why."
+    import json
+    import warnings
+
+    from execnb.nbio import read_nb
+    from nbdev.processors import FilterDefaults
+
+    os.chdir(root)
+    warnings.simplefilter("ignore")
+    why = {}
+    for page in pages:
+        try:
+            FilterDefaults()(read_nb(page))
+        except Exception as e:
+            why[page] = f"{e} <- {e.__cause__!r}"
+    Path(failed).write_text(json.dumps(why))
+    os._exit(0)  # to end the shells of all pages one by one takes a minute
+
+
 def doors():
     "Open a door through a chapter, and see that it, and what it needs, were shut before."
     from toolrl_lit import collect

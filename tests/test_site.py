@@ -4,13 +4,12 @@ import ast
 import json
 import os
 import re
-import subprocess
-import sys
 import warnings
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import apart
 import pytest
 import yaml
 
@@ -185,33 +184,13 @@ def test_every_chapter_ends_with_what_was_learnt_and_exercises_with_solutions():
     known(unfinished, UNFINISHED_CHAPTERS, "chapters that are not finished")
 
 
-PROCESS = """
-import json, os, sys, warnings
-os.environ["IN_TEST"] = "1"
-warnings.simplefilter("ignore")
-from execnb.nbio import read_nb
-from nbdev.processors import FilterDefaults
-failed = {}
-for page in sys.argv[1:]:
-    try:
-        FilterDefaults()(read_nb(page))
-    except Exception as e:
-        failed[page] = f"{e} <- {e.__cause__!r}"
-print(json.dumps(failed), file=sys.__stdout__, flush=True)
-os._exit(0)  # to end the shells of all pages one by one takes a minute
-"""
-
-
 @pytest.mark.slow
-def test_the_site_can_be_built():
+def test_the_site_can_be_built(tmp_path):
     "Each page goes through what `nbdev_proc_nbs` does to it, from the repository's root, as there."
-    pages = [at(p) for p in PAGES]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", PROCESS, *pages], cwd=ROOT, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    failed = json.loads(done.stdout.splitlines()[-1])
+    pages, log = [at(p) for p in PAGES], tmp_path / "log"
+    said = tmp_path / "failed.json"
+    assert apart.run(apart.processed, ROOT, pages, said, log=log, IN_TEST="1") == 0, log.read_text()
+    failed = json.loads(said.read_text())
     for page in failed.keys() - SITE_FAILS:
         print(page, failed[page], sep=": ")
     known(failed, SITE_FAILS, "pages that stop the site")

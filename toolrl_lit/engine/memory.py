@@ -8,7 +8,10 @@ __all__ = ['skeleton', 'kept_bytes', 'memory_needed', 'free_memory', 'check_fits
 # %% ../../nbs/engine/memory.ipynb #ffcbd79a
 import itertools
 import os
+from collections.abc import Callable
 from copy import deepcopy
+from functools import wraps
+from typing import Any
 
 import psutil
 import torch
@@ -85,6 +88,33 @@ def kept_bytes(
     return sum(n for n, _ in kept.values())
 
 # %% ../../nbs/engine/memory.ipynb #89318fb4
+_known: dict[tuple, Any] = {}
+
+
+def _once(count: Callable) -> Callable:
+    "Let what is counted of a shape be counted once: the runs of a process are often alike."
+
+    @wraps(count)
+    def known(c: "_Counted", *rest: int):
+        key = (count.__name__, *c.shape, *rest)
+        if key not in _known:
+            _known[key] = count(c, *rest)
+        return _known[key]
+
+    return known
+
+
+@_once
+def _parameters(c: "_Counted") -> tuple[int, int, int]:
+    "Return how many weights are trained, how many there are, and how many of them embed tokens or give logits."
+    whole = c.skeleton()
+    plain = without_adapters(whole)
+    ends = {m.weight for m in (plain.get_input_embeddings(), plain.get_output_embeddings())}
+    parameters = list(whole.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    return trained, sum(p.numel() for p in parameters), sum(p.numel() for p in ends)
+
+
 class _Counted:
     "Hold what the parts of an estimate are counted from."
 
@@ -94,11 +124,9 @@ class _Counted:
         self.full = not config.lora_rank
         self.fast = config.backend == "unsloth"
         self.size, self.mixed = dtype.itemsize, dtype == torch.bfloat16
-        self.whole = self.skeleton()
-        parameters = list(self.whole.parameters())
-        self.trained = sum(p.numel() for p in parameters if p.requires_grad)
-        adapters = 0 if self.full else self.trained
-        self.base = sum(p.numel() for p in parameters) - adapters
+        self.shape = (model.to_json_string(), config.lora_rank, gpu, dtype)
+        self.trained, both, self.embedded = _parameters(self)
+        self.base = both if self.full else both - self.trained  # without adapters
 
     def skeleton(self, layers: int | None = None):
         "Return the model as it is trained, with so many layers."
@@ -110,10 +138,7 @@ def _weights(c: _Counted) -> float:
     quantised; embeddings stay whole."""
     if c.config.load_in != "4bit":
         return c.base * (4 if c.full else c.size)
-    plain = without_adapters(c.whole)
-    ends = {m.weight for m in (plain.get_input_embeddings(), plain.get_output_embeddings())}
-    embedded = sum(p.numel() for p in ends)
-    return 2 * embedded + 0.5625 * (c.base - embedded)
+    return 2 * c.embedded + 0.5625 * (c.base - c.embedded)
 
 
 def _copy(c: _Counted, shards: int) -> float:
@@ -125,15 +150,10 @@ def _copy(c: _Counted, shards: int) -> float:
     return (0 if apart and shards == 1 else c.base * c.size) + (4 * c.trained if apart else 0)
 
 # %% ../../nbs/engine/memory.ipynb #9a21c075
-_known: dict[tuple, int] = {}  # runs of one process are often alike
-
-
+@_once
 def _kept(c: _Counted, row: int, layers: int) -> int:
-    "Return the bytes that so many layers keep of a row; each shape is counted once."
-    key = (c.model.to_json_string(), c.config.lora_rank, c.gpu, c.dtype, row, layers)
-    if key not in _known:
-        _known[key] = kept_bytes(c.skeleton(layers), row, c.dtype)
-    return _known[key]
+    "Return the bytes that so many layers keep of a row."
+    return kept_bytes(c.skeleton(layers), row, c.dtype)
 
 
 def _update(c: _Counted) -> tuple[float, float]:

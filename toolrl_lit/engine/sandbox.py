@@ -6,6 +6,7 @@
 __all__ = ['FORKED', 'ToolSandbox', 'shared']
 
 # %% ../../nbs/engine/sandbox.ipynb #80f80e54
+import ctypes
 import marshal
 import os
 import weakref
@@ -361,15 +362,16 @@ def examine(
     return [cpython.get(i, r) for i, r in enumerate(results)], {} if _lost else engines
 
 # %% ../../nbs/engine/sandbox.ipynb #a28a6e41
-# what a forked process must leave alone, kept so that nothing of it is ended there
-_parents: list[Processes] = []
+def _keep_for_ever(parts: Processes):
+    "Let nothing end what a parent has started, not even Python where it ends this process: it clears what modules hold."
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(parts))
 
 
 def _after_fork():
     "Let a forked process start its own: what its parent has started is the parent's."
     for box in list(_boxes):
         old = box._parts
-        _parents.append(old)
+        _keep_for_ever(old)
         if old.server:
             old.server.control.close()
         if old.monty:
