@@ -264,7 +264,7 @@ def _body(write: Write, table: Table, params: list[Param]) -> list[str]:
             lines = [f"before = rows[{key}]"]
     lines += [line for rule in write.rules for line in _guard(rule)]
     if write.deed == "cancel":
-        return [*lines, f"del rows[{key}]", f'return {{"cancelled": {key}}}']
+        return [*lines, f"rows.pop({key})", f'return {{"cancelled": {key}}}']
     return [*lines, 'rows[row["id"]] = row', "return row"]
 
 
@@ -316,13 +316,15 @@ class Runs(NamedTuple):
     calls: list[list[ToolCall]]
 
 
-def _job(runs: Runs) -> Call:
-    "Return the call of the sandbox that makes all calls. Rollouts that use the same tools may share a session."
+def _job(runs: Runs, given: str) -> Call:
+    """Return the call of the sandbox that makes all calls, `given` the JSON text of the database.
+
+    Rollouts that use the same tools may share a session."""
     called = dict.fromkeys(c.name for some in runs.calls for c in some if c.name in runs.codes)
     named = ", ".join(f'"{name}": {name}' for name in called)
     code = "\n".join([*(runs.codes[name] for name in called), _RUN % named])
     calls = [[(c.name, c.arguments) for c in some] for some in runs.calls]
-    return Call("run", {"given": json.dumps(runs.tables), "runs": calls}, code, None, "monty")
+    return Call("run", {"given": given, "runs": calls}, code, None, "monty")
 
 # %% ../../nbs/engine/writes.ipynb #1b6048c7
 class Ran(NamedTuple):
@@ -352,5 +354,7 @@ def run_many(
     sandbox: ToolSandbox | None = None,  # where tools run; None takes the shared one
 ) -> list[list[Ran]]:
     "Return what each sequence of calls gave; the databases that come in stay as they are."
-    results = (sandbox or shared()).call_many([_job(r) for r in jobs])
+    # the rollouts of a group start from one database
+    given = {number: json.dumps(t) for number, t in {id(r.tables): r.tables for r in jobs}.items()}
+    results = (sandbox or shared()).call_many([_job(r, given[id(r.tables)]) for r in jobs])
     return [_ran(runs, result) for runs, result in zip(jobs, results)]
