@@ -3,6 +3,7 @@
 README.md is written from nbs/index.ipynb by `python tests/test_readme.py` (`make readme`), since nbdev_readme needs quarto."""
 
 import contextlib
+import html
 import io
 import json
 import re
@@ -80,6 +81,10 @@ def test_its_numbers_are_those_of_the_run_that_is_kept():
         numbers = [told(row[m], "mean") for m in ("solve_p", "solve_r", "solve_f1")]
         numbers.append(told(gain["solve_f1"], "difference", "+") if gain else "")
         assert f"| {policy} | {' | '.join(numbers)} |\n" in said
+    drawn = html.unescape((ROOT / "nbs" / "images" / "result.svg").read_text("utf-8"))
+    for policy in scores.keys() - {"base"}:
+        means = [percent(scores[policy][m]["mean"]) for m in ("solve_f1", "solve_r")]
+        assert all(f">{label}</text>" in drawn for label in (policy, *means)), "run nbs/index.ipynb"
     recall = gains["trained against warm start"]["solve_r"]
     assert f"Solve-R changes by {told(recall, 'difference', '+')} points" in said
     ahead = less(gains["trained against warm start, no repeats, oracle's stop"]["solve_f1"])
