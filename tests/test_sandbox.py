@@ -649,6 +649,25 @@ print(*(box.call("f", {}, head + "def f(): return 1").text for head in ("", "imp
 """
 
 
+LEFT = """
+import os, psutil, sys
+from toolrl_lit.engine.sandbox import ToolSandbox
+box = ToolSandbox(workers=1)
+for head in ("", "import string\\n"): box.call("f", {}, head + "def f(): return 1")
+started = psutil.Process().children()
+if (pid := os.fork()) == 0: sys.exit(0)
+os.waitpid(pid, 0)
+print(len(started), *{p.status() for p in started})
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_what_a_parent_has_started_lives_on_after_a_forked_process_and_the_parent_can_end():
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    command = [sys.executable, "-c", LEFT]
+    assert subprocess.check_output(command, cwd=ROOT, timeout=60, env=env) == b"2 sleeping\n"
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_process_that_ends_takes_nothing_with_it():
     out = subprocess.run(
