@@ -31,6 +31,18 @@ ADD = "def add(a, b): return {'sum': a + b}"
 WILD = "import string\n"  # what Monty does not have: such a tool runs in CPython
 
 
+def run_apart(program: str) -> subprocess.CompletedProcess:
+    "Run a program in a new interpreter, which finds the library of this one."
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+    )
+
+
 @pytest.fixture(scope="module")
 def box():
     with ToolSandbox(timeout=0.5, memory_mb=256) as sandbox:
@@ -591,13 +603,7 @@ def test_nothing_lives_on_when_the_host_is_killed():
         "print(*[p.pid for p in psutil.Process().children(recursive=True)], flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    out = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-    )
+    out = run_apart(program)
     started = list(map(int, out.stdout.split()))
     assert len(started) >= 4, out.stderr
     for _ in range(50):
@@ -626,58 +632,34 @@ print(box.call("f", {"x": 43}, "def f(x): return x").text)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_fork_in_the_middle_of_a_batch_leaves_both_sides_working():
-    out = subprocess.run(
-        [sys.executable, "-c", FORK],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=60,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-    )
+    out = run_apart(FORK)
     assert out.stdout.split() == ["42", "43"], out.stderr
 
 
-EXIT = """
-import os, sys
-from toolrl_lit.engine.sandbox import ToolSandbox
-box = ToolSandbox(workers=1)
-for head in ("", "import string\\n"): box.call("f", {}, head + "def f(): return 1")
-started = box._parts.server.process.pid, box._parts.monty
-if (pid := os.fork()) == 0: sys.exit(0)
-os.waitpid(pid, 0)
-print(*(box.call("f", {}, head + "def f(): return 1").text for head in ("", "import string\\n")), (box._parts.server.process.pid, box._parts.monty) == started)
-"""
-
-
-LEFT = """
+STARTED = """
 import os, psutil, sys
 from toolrl_lit.engine.sandbox import ToolSandbox
 box = ToolSandbox(workers=1)
-for head in ("", "import string\\n"): box.call("f", {}, head + "def f(): return 1")
-started = psutil.Process().children()
+def texts(): return [box.call("f", {}, head + "def f(): return 1").text for head in ("", "import string\\n")]
+texts()
+started = box._parts.server.process.pid, box._parts.monty
+processes = psutil.Process().children()
 if (pid := os.fork()) == 0: sys.exit(0)
 os.waitpid(pid, 0)
-print(len(started), *{p.status() for p in started})
 """
+EXIT = STARTED + "print(*texts(), (box._parts.server.process.pid, box._parts.monty) == started)"
+LEFT = STARTED + "print(len(processes), *{p.status() for p in processes})"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_what_a_parent_has_started_lives_on_after_a_forked_process_and_the_parent_can_end():
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    command = [sys.executable, "-c", LEFT]
-    assert subprocess.check_output(command, cwd=ROOT, timeout=60, env=env) == b"2 sleeping\n"
+    out = run_apart(LEFT)
+    assert out.returncode == 0 and out.stdout == "2 sleeping\n", out.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_process_that_ends_takes_nothing_with_it():
-    out = subprocess.run(
-        [sys.executable, "-c", EXIT],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=60,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-    )
+    out = run_apart(EXIT)
     assert out.stdout.split() == ["1", "1", "True"], out.stderr
 
 
@@ -697,14 +679,7 @@ except UserError as e: print(e)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="lowers a limit")
 def test_too_few_descriptors_end_in_one_sentence():
-    out = subprocess.run(
-        [sys.executable, "-c", NO_FILES],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=60,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-    )
+    out = run_apart(NO_FILES)
     assert "ulimit -n" in out.stdout and len(out.stdout.splitlines()) == 1, out.stderr
 
 

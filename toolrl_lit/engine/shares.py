@@ -78,7 +78,7 @@ def told_shares(
     (`exploit_share`), the share of groups whose turns all earn the same (`flat_groups`), and the mean reward by
     situation (`reward/next`)."""
     n, rewards = len(turns), [t.reward for t in turns]
-    total = {name: sum(getattr(t, name) for t in turns) for name in Told._fields[:-1]}
+    total = {name: sum(getattr(t, name) for t in turns) for name in Told._fields if name != "kind"}
     counts = {name: total[name] for name in ("calls", "solved", "asked", "malformed", "empty")}
     groups = [rewards[i : i + group] for i in range(0, n, group)]
     values = shares(total["reward"] / n, n, **counts)

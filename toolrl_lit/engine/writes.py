@@ -354,7 +354,7 @@ def run_many(
     sandbox: ToolSandbox | None = None,  # where tools run; None takes the shared one
 ) -> list[list[Ran]]:
     "Return what each sequence of calls gave; the databases that come in stay as they are."
-    # the rollouts of a group start from one database
-    given = {number: json.dumps(t) for number, t in {id(r.tables): r.tables for r in jobs}.items()}
+    shared_by_groups = {id(r.tables): r.tables for r in jobs}  # rollouts start from one database
+    given = {number: json.dumps(tables) for number, tables in shared_by_groups.items()}
     results = (sandbox or shared()).call_many([_job(r, given[id(r.tables)]) for r in jobs])
     return [_ran(runs, result) for runs, result in zip(jobs, results)]
