@@ -258,7 +258,8 @@ def test_a_reply_that_is_too_long_is_not_read(box):
 
     ours, theirs = socket.socketpair()
     child = Child.__new__(Child)
-    child.socket, child.limits, child.grace = ours, {"timeout": 0.1, "output_bytes": 10}, 0.1
+    limits = {"timeout": 0.1, "cpu_seconds": 1, "output_bytes": 10}
+    child.socket, child.limits, child.grace = ours, limits, 0.1
     theirs.sendall(struct.pack("I", 1 << 30))
     with pytest.raises(Gone):
         child.outcome()
@@ -282,6 +283,13 @@ def test_sleeping_counts_as_time():
             box.call_many([sleep])[0].error == "timeout"
             and box.call_many([sleep._replace(arguments={"s": 0.1})])[0].text == "0.1"
         )
+
+
+def test_a_loop_inside_c_is_ended_by_its_time_of_the_processor():
+    endless = WILD + "def f(): return sum(iter(int, 1))"
+    with ToolSandbox(workers=1, timeout=600, cpu_seconds=0.3, engine="cpython") as box:
+        results = box.call_many([("f", {}, endless), ("add", {"a": 1, "b": 2}, ADD)])  # else 10 min
+    assert results[0].error == "timeout" and results[1].text == '{"sum": 3}'
 
 
 def test_equal_calls_that_were_made_one_run_alone_in_cpython(box):

@@ -198,6 +198,7 @@ def alarm(wall, cpu):
     "Ring after so many seconds on the clock or of the processor, and then again and again; 0 turns the alarm off."
     signal.setitimer(signal.ITIMER_REAL, wall, wall and 0.05)
     signal.setitimer(signal.ITIMER_PROF, cpu, cpu and 0.05)
+    signal.setitimer(signal.ITIMER_VIRTUAL, cpu and cpu + 1)  # nobody handles this one: it kills
 
 
 def outcome(*call):
