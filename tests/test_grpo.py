@@ -140,7 +140,7 @@ def test_short_and_long_turns_weigh_the_same_in_one_mean_and_by_tokens_in_the_ot
 # -- the loss
 
 
-def trl_loss(logprobs, sampled, reference, advantages, said, beta, loss_type):
+def trl_loss(logprobs, sampled, reference, advantages, said, beta, loss_type, epsilon_high):
     "What TRL's own trainer computes from the same numbers."
     trainer = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *_, **__: (logprobs, logprobs * 0, None),
@@ -157,7 +157,7 @@ def trl_loss(logprobs, sampled, reference, advantages, said, beta, loss_type):
         aux_loss_enabled=False,
         loss_type=loss_type,
         epsilon_low=0.2,
-        epsilon_high=0.2,
+        epsilon_high=epsilon_high,
         use_vllm=False,
         beta=beta,
         _metrics={"train": defaultdict(list)},
@@ -168,10 +168,10 @@ def trl_loss(logprobs, sampled, reference, advantages, said, beta, loss_type):
     return GRPOTrainer._compute_loss(trainer, None, inputs | dict(advantages=advantages))
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.04])
+@pytest.mark.parametrize("beta, high", [(0.0, 0.2), (0.04, 0.2), (0.0, 0.28)])
 @pytest.mark.parametrize("loss_type, mean", [("grpo", turn_mean), ("bnpo", token_mean)])
 @pytest.mark.parametrize("seed", range(3))
-def test_loss_and_gradient_are_those_of_trl(seed, loss_type, mean, beta):
+def test_loss_and_gradient_are_those_of_trl(seed, loss_type, mean, beta, high):
     torch.manual_seed(seed)
     sampled = -3 * torch.rand(8, 6)
     reference = sampled + 0.3 * torch.randn(8, 6)
@@ -181,7 +181,8 @@ def test_loss_and_gradient_are_those_of_trl(seed, loss_type, mean, beta):
     for compute in (grpo_loss, trl_loss):
         now = (sampled + 0.3 * torch.sin(7 * sampled)).requires_grad_()
         how = dict(mean=mean) if compute is grpo_loss else dict(loss_type=loss_type)
-        loss = compute(now, sampled, reference, advantages, said, beta=beta, **how)
+        how |= dict(beta=beta, epsilon_high=high)
+        loss = compute(now, sampled, reference, advantages, said, **how)
         loss.backward()
         results.append((loss.detach(), now.grad))
     (ours, our_gradient), (theirs, their_gradient) = results

@@ -133,9 +133,10 @@ def clipped_objective(
     ratio: torch.Tensor,  # (rows, T) probability now by probability when sampled
     advantages: torch.Tensor,  # (rows, 1) or (rows, T)
     epsilon: float = 0.2,  # a ratio gains nothing beyond 1 - epsilon and 1 + epsilon
+    epsilon_high: float | None = None,  # in the place of the second one (DAPO, arXiv 2503.14476)
 ) -> torch.Tensor:
     "Return what each token contributes to the objective (PPO, arXiv 1707.06347, equation 7)."
-    clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
+    clipped = ratio.clamp(1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high))
     return torch.min(ratio * advantages, clipped * advantages)
 
 # %% ../nbs/10_grpo.ipynb #75055488
@@ -163,12 +164,13 @@ def grpo_loss(
     advantages: torch.Tensor,  # (rows,)
     said: torch.Tensor,  # (rows, T) 1 where a token of the turn stands
     epsilon: float = 0.2,  # clipping
+    epsilon_high: float | None = None,  # clipping above 1, where it differs
     beta: float = 0.001,  # weight of the KL term (paper: 0.001)
     mean: Callable = turn_mean,  # over what the tokens are averaged
 ) -> torch.Tensor:
     "Return the loss of a batch: the negative of GRPO's objective (arXiv 2402.03300, equation 3)."
     ratio = (logprobs - sampled).exp()
-    objective = clipped_objective(ratio, advantages[:, None], epsilon)
+    objective = clipped_objective(ratio, advantages[:, None], epsilon, epsilon_high)
     return mean(beta * k3(logprobs, reference) - objective, said)
 
 # %% ../nbs/10_grpo.ipynb #10af531d
@@ -243,14 +245,13 @@ def improve(
     gains: torch.Tensor,  # advantage of each turn
     start: torch.Tensor,  # log-probabilities of the tokens under the start policy
     iterations: int = 2,  # steps of the optimizer
-    beta: float = 0.001,  # weight of the KL term
-    mean: Callable = turn_mean,  # over what the loss is averaged
+    **settings,  # of `grpo_loss`
 ) -> torch.Tensor:
     "Update a policy on one batch of turns; return the log-probabilities with which it had sampled their tokens."
     for i in range(iterations):
         logprobs = token_logprobs(model, turns)
         sampled = logprobs.detach() if i == 0 else sampled
-        loss = grpo_loss(logprobs, sampled, start, gains, turns.said, beta=beta, mean=mean)
+        loss = grpo_loss(logprobs, sampled, start, gains, turns.said, **settings)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -284,7 +285,7 @@ def learn(
         gains = advantages(credited, group)
         with torch.no_grad():
             start = token_logprobs(reference, turns)
-        sampled = improve(model, optimizer, turns, gains, start, iterations, beta, mean)
+        sampled = improve(model, optimizer, turns, gains, start, iterations, beta=beta, mean=mean)
         kl = turn_mean(k3(sampled, start), turns.said)
         history.append(_batch_row(rewards, credited, group, kl))
     return history
