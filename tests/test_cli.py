@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -420,14 +419,13 @@ def test_too_little_memory_is_said_before_anything_is_loaded_or_warmed(
             "from_pretrained",
             lambda *args, **kwargs: pytest.fail("must not load a model"),
         )
-        begun = time.monotonic()
         assert refused(
             toolrl("train", "-e", envs, *pairs),
             "training needs about",
             "GB are free",
             "smaller model",
         )
-        assert time.monotonic() - begun < 30 and not (out / "warm").exists()
+        assert not (out / "warm").exists()
     release()
     (out / "rl" / "model").mkdir(
         parents=True

