@@ -93,12 +93,17 @@ def test_its_numbers_are_those_of_the_run_that_is_kept():
     assert f"solves {told(lost, 'difference')} points less than its start" in said
     more = gains["trained against shuffled rewards"]["solve_r"]
     assert f"{told(more, 'difference')} points more than that" in said
-    kinds = json.loads((ROOT / "papers" / "results" / "reward_kinds.json").read_text())["scores"]
-    whole, precise, complete = (rounded(kinds[k]["Solve-F1"]) for k in ("f1", "p", "r"))
+    tiny = json.loads((ROOT / "papers" / "results" / "reward_kinds.json").read_text())
+    start, whole, precise, complete = (
+        rounded(tiny["scores"][k]["Solve-F1"]) for k in ("start", "f1", "p", "r")
+    )
     assert (
         f"{whole} percent; rewarded for precision alone {precise}, for completeness alone {complete}."
-        in said
+        f" It starts with {start}; " in said
     )
+    for name in ("Dr. GRPO", "DAPO", "Reinforce++"):
+        end = tiny["algorithms"][f"{name.lower().replace('. ', '_')}, f1"]["Solve-F1"]["mean"]
+        assert f"{name} ({round(100 * end)})" in said
     kept = json.loads((ROOT / "papers" / "results" / "transplant.json").read_text())
     gains = kept["gains over the start policy"]
     alone = gains["MLPs of layers 0 to 2 alone"]["Solve-F1"]

@@ -13,7 +13,7 @@ SIZES = {
     "hackable": TINY | dict(rules=["strict"]),
     "neighbours": TINY,
     "noise": TINY | dict(shares=[0.4]),
-    "reward_kinds": TINY | dict(kinds=["f1", "p"]),
+    "reward_kinds": TINY | dict(train_environments=16, kinds=["f1", "p"], algorithms=["dapo"]),
     "bench_build": dict(sizes=[6, 12], audited=12),
     "bench_reward": dict(environments=6, calls=40, prompts=4, samples=2, rounds=1, workers=[1]),
     "bench_worlds": dict(questions=6, tasks=4, calls=64, samples=2, rows=20),
