@@ -45,7 +45,7 @@ test-pages: $(INSTALLED)  ## every notebook
 	PYTHONUNBUFFERED=1 $(BIN)/nbdev_test --n_workers 2 --do_print
 
 test-pytest: $(BFCL)  ## every test but those that need an environment of their own
-	$(BIN)/python -m pytest -q -n 4 --durations 15 --dist loadfile --no-loadscope-reorder --ignore tests/gpu --ignore tests/test_verifiers.py tests
+	$(BIN)/python -m pytest -q -n 3 --durations 15 --dist loadfile --no-loadscope-reorder --ignore tests/gpu --ignore tests/test_verifiers.py tests
 
 test-verifiers: $(VERIFIERS)  ## what verifiers makes of our environments
 	.venv/verifiers/bin/python -m pytest -q tests/test_verifiers.py

@@ -9,6 +9,10 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
+
+from toolrl_lit.engine.curves import seed_interval
+
 ROOT = Path(__file__).parents[1]
 INDEX = ROOT / "nbs" / "index.ipynb"
 README = ROOT / "README.md"
@@ -60,6 +64,11 @@ def told(row: dict, value: str, sign: str = "") -> str:
     return f"{percent(row[value], sign)} [{low}, {high}]"
 
 
+def listed(points, sign: str = "") -> str:
+    *others, last = (format(p, f"{sign}.1f") for p in points)
+    return f"{', '.join(others)} and {last}"
+
+
 def less(row: dict) -> dict:
     "Return a difference the other way round."
     return dict(difference=-row["difference"], low=-row["high"], high=-row["low"])
@@ -93,6 +102,21 @@ def test_its_numbers_are_those_of_the_run_that_is_kept():
     assert f"solves {told(lost, 'difference')} points less than its start" in said
     more = gains["trained against shuffled rewards"]["solve_r"]
     assert f"{told(more, 'difference')} points more than that" in said
+    others = json.loads((ROOT / "papers" / "results" / "quickstart-seeds.json").read_text())
+    runs = [run["gains"] for run in (kept, *others.values())]
+
+    def by_seed(policy, metric):
+        return [100 * run[f"{policy} against warm start"][metric]["difference"] for run in runs]
+
+    trained = np.array(by_seed("trained", "solve_f1"))
+    assert f"gain {listed(trained)} points of Solve-F1" in said
+    low, high = seed_interval(trained)
+    assert f"{trained.mean():.1f} [{low:.1f}, {high:.1f}] on average" in said
+    stopped = by_seed("warm start, no repeats, oracle's stop", "solve_f1")
+    assert f"with an oracle's stop {listed(stopped)}." in said
+    assert f"Solve-R changes by {listed(by_seed('trained', 'solve_r'), '+')}:" in said
+    last = less(runs[-1]["trained against warm start"]["solve_r"])
+    assert f"the last one solves less, by {told(last, 'difference')}." in said
     tiny = json.loads((ROOT / "papers" / "results" / "reward_kinds.json").read_text())
     start, whole, precise, complete = (
         rounded(tiny["scores"][k]["Solve-F1"]) for k in ("start", "f1", "p", "r")
