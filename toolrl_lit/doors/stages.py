@@ -27,7 +27,7 @@ def processor_speed(
     from toolrl_lit.collect import fast_dtype
 
     where = dict(device="cuda" if torch.cuda.is_available() else "cpu", dtype=fast_dtype())
-    size = dict(hidden_size=576, intermediate_size=1536, vocab_size=1)
+    size = dict(hidden_size=576, intermediate_size=1536, vocab_size=8)
     heads = dict(num_hidden_layers=1, num_attention_heads=9, num_key_value_heads=3)
     model = LlamaModel(LlamaConfig(**size, **heads)).to(**where).requires_grad_(False)
     states = torch.randn(4, 512, 576, **where, requires_grad=True)
