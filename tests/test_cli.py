@@ -702,6 +702,40 @@ def test_notebooks_are_found_beside_the_library(tmp_path, monkeypatch):
     assert find_notebook("quickstart").name == "quickstart.ipynb"
 
 
+def test_the_run_of_difficulty_writes_the_tables_that_its_metrics_say(
+    toolrl, tiny_folder, tmp_path
+):
+    given = dict(
+        environments=4, sized=1, distractors=[1, 3], hops=[1, 5], branches=[3], model=tiny_folder
+    )
+    done = toolrl(
+        "run",
+        "difficulty",
+        *(x for k, v in given.items() for x in ("-p", f"{k}={v}")),
+        "--out",
+        tmp_path / "run",
+    )
+    assert done.code == 0, done.err[-2000:]
+    numbers = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    more = {name: c["tools"]["mean"] for name, c in numbers["changes"].items()}
+    assert (
+        more["1 distractors"],
+        more["3 distractors"],
+        more["all, 1 distractors"],
+        more["parameter expansion"],
+    ) == (1, 3, 1, 0)
+    assert numbers["changes"]["parameter expansion"]["parameters"]["mean"] == 1 and list(
+        numbers["sizes"]
+    ) == ["1 hop", "3 branches", "5 hops"]
+    assert all(
+        v["oracle's Solve-F1"]["mean"] == 1
+        for v in (numbers["strategies"] | numbers["sizes"]).values()
+    )
+    assert numbers["sizes"]["1 hop"]["tools"]["mean"] < numbers["sizes"]["5 hops"]["tools"]["mean"]
+    told = (tmp_path / "run" / "tables.md").read_text()
+    assert "| 3 distractors | +3.0 | " in told and (tmp_path / "run" / "report.html").exists()
+
+
 # -- commands that do something
 
 

@@ -65,7 +65,7 @@ def told(row: dict, value: str, sign: str = "") -> str:
 
 
 def listed(points, sign: str = "") -> str:
-    *others, last = (format(p, f"{sign}.1f") for p in points)
+    *others, last = (percent(p, sign) for p in points)
     return f"{', '.join(others)} and {last}"
 
 
@@ -106,12 +106,13 @@ def test_its_numbers_are_those_of_the_run_that_is_kept():
     runs = [run["gains"] for run in (kept, *others.values())]
 
     def by_seed(policy, metric):
-        return [100 * run[f"{policy} against warm start"][metric]["difference"] for run in runs]
+        return [run[f"{policy} against warm start"][metric]["difference"] for run in runs]
 
     trained = np.array(by_seed("trained", "solve_f1"))
     assert f"gain {listed(trained)} points of Solve-F1" in said
     low, high = seed_interval(trained)
-    assert f"{trained.mean():.1f} [{low:.1f}, {high:.1f}] on average" in said
+    mean = dict(mean=trained.mean(), low=low, high=high)
+    assert f"{told(mean, 'mean')} on average" in said
     stopped = by_seed("warm start, no repeats, oracle's stop", "solve_f1")
     assert f"with an oracle's stop {listed(stopped)}." in said
     assert f"Solve-R changes by {listed(by_seed('trained', 'solve_r'), '+')}:" in said

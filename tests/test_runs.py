@@ -1,7 +1,5 @@
 "Runs: all have parameters, and those that need neither a trained model nor data from elsewhere execute at a small size."
 
-import json
-
 import nbformat
 import pytest
 from execnb.shell import CaptureShell
@@ -27,12 +25,14 @@ def test_every_run_has_parameters_with_comments(name):
     assert found and all(p["help"] for key, p in found.items() if key not in PLAIN)
 
 
-def executed(name: str, given: dict, folder, monkeypatch):
-    "Execute the cells of a run in this process, with parameters in the place of the notebook's; return its folder."
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIZES)
+def test_a_run_executes_from_its_first_cell_to_its_last(name, tmp_path, monkeypatch):
     path, shell = find_notebook(name), CaptureShell()
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(tmp_path)
+    given = SIZES[name]
     assert given.keys() <= notebook_parameters(path).keys()
-    given = {"out": str(folder / "run")} | given
+    given = {"out": str(tmp_path / "run")} | given
     for cell in nbformat.read(path, 4).cells:
         if cell.cell_type != "code":
             continue
@@ -41,43 +41,3 @@ def executed(name: str, given: dict, folder, monkeypatch):
             raise AssertionError(cell.source) from shell.exc
         if "parameters" in cell.metadata.get("tags", ()):
             shell.run("\n".join(f"{k} = {v!r}" for k, v in given.items()))
-    return folder / "run"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SIZES)
-def test_a_run_executes_from_its_first_cell_to_its_last(name, tmp_path, monkeypatch):
-    executed(name, SIZES[name], tmp_path, monkeypatch)
-
-
-@pytest.mark.slow
-def test_the_run_of_difficulty_writes_the_tables_that_its_metrics_say(
-    tiny_folder, tmp_path, monkeypatch
-):
-    given = dict(
-        environments=4,
-        sized=1,
-        distractors=[1, 3],
-        hops=[1, 5],
-        branches=[3],
-        model=str(tiny_folder),
-    )
-    out = executed("difficulty", given, tmp_path, monkeypatch)
-    numbers = json.loads((out / "metrics.json").read_text())
-    more = {name: c["tools"]["mean"] for name, c in numbers["changes"].items()}
-    assert (
-        more["1 distractors"],
-        more["3 distractors"],
-        more["all, 1 distractors"],
-        more["parameter expansion"],
-    ) == (1, 3, 1, 0)
-    assert numbers["changes"]["parameter expansion"]["parameters"]["mean"] == 1 and list(
-        numbers["sizes"]
-    ) == ["1 hop", "3 branches", "5 hops"]
-    assert all(
-        v["oracle's Solve-F1"]["mean"] == 1
-        for v in (numbers["strategies"] | numbers["sizes"]).values()
-    )
-    assert numbers["sizes"]["1 hop"]["tools"]["mean"] < numbers["sizes"]["5 hops"]["tools"]["mean"]
-    told = (out / "tables.md").read_text()
-    assert "| 3 distractors | +3.0 | " in told and (out / "report.html").exists()
