@@ -38,7 +38,7 @@ check: exported lint  ## the inner loop: export, lint, site, fast tests
 
 # its parts run side by side, see tests/all.py; each is a target that can be run alone
 test: exported lint  ## everything: export, lint, every notebook, every test
-	@$(MAKE) -s --no-print-directory -j4 $(COMPILED) $(VERIFIERS) $(BFCL) $(UNSLOTH)
+	@$(MAKE) -s --no-print-directory -j2 $(COMPILED) $(BFCL)
 	@$(BIN)/python tests/all.py $(MAKE)
 
 test-pages: $(INSTALLED)  ## every notebook

@@ -8,8 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections import Counter
 from functools import partial
 
@@ -51,10 +49,10 @@ from toolrl_lit.build import (
 from toolrl_lit.collect import OraclePolicy, collect
 from toolrl_lit.deploy import check_many, embedded
 from toolrl_lit.document import document
+from toolrl_lit.engine import workers
 from toolrl_lit.engine.facts import load_people
 from toolrl_lit.engine.sandbox import ToolSandbox, shared
 from toolrl_lit.engine.wording import compare_branches
-from toolrl_lit.engine.workers import started
 from toolrl_lit.integrate import integrate, overlapping
 from toolrl_lit.reward import match_paper, match_strict, score_batch
 from toolrl_lit.scenario import (
@@ -585,31 +583,28 @@ def test_ray_is_asked_for_in_one_sentence(monkeypatch):
         build_environments(GENERATOR, 4, 0, executor="ray", progress=False)
 
 
-def test_a_cluster_makes_the_same_bytes_though_a_worker_is_killed(train, small_batches, tmp_path):
+def test_a_cluster_makes_the_same_bytes_though_a_worker_is_killed(
+    train, small_batches, tmp_path, monkeypatch
+):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'toolrl_lit[ray]'")
-    import psutil
     import ray
     from ray.cluster_utils import Cluster
 
-    small, out, dead = dict(num_cpus=1, object_store_memory=80 << 20), tmp_path / "ray.jsonl", []
+    small, out = dict(num_cpus=1, object_store_memory=80 << 20), tmp_path / "ray.jsonl"
     head = partial(Cluster, True, head_node_args=small | dict(include_dashboard=False))
-    cluster = started(head, ray.shutdown, times=4)
+    begun, killed, plain = tmp_path / "begun", tmp_path / "killed", workers._do
 
-    def kill_one():
-        part = tmp_path / "ray.jsonl.part"
-        while not dead and not out.exists():
-            if part.exists() and part.read_bytes().count(b"\n") > 1:  # a first batch has come back
-                for p in psutil.Process().children(recursive=True):
-                    if p.cmdline()[:1] == ["ray::_do"]:
-                        dead.append(p.pid)
-                        p.kill()
-                        break
-            time.sleep(0.02)
+    def dies_at_the_second_task(work, task):
+        if begun.exists() and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        begun.touch()
+        return plain(work, task)
 
+    monkeypatch.setattr(workers, "_do", dies_at_the_second_task)
+    cluster = workers.started(head, ray.shutdown, times=4)
     try:
-        started(partial(cluster.add_node, **small), lambda: None, times=4)
-        killer = threading.Thread(target=kill_one)
-        killer.start()
+        workers.started(partial(cluster.add_node, **small), lambda: None, times=4)
         result = build_environments(
             GENERATOR,
             len(train),
@@ -619,10 +614,9 @@ def test_a_cluster_makes_the_same_bytes_though_a_worker_is_killed(train, small_b
             address=cluster.address,
             progress=False,
         )
-        killer.join()
     finally:
         cluster.shutdown()
-    assert dead, "a worker must have been killed in the middle"
+    assert killed.exists()
     made = [e.model_dump_json(exclude_defaults=True) for e in train]
     assert out.read_text("utf-8").splitlines() == made and result.counts == train.counts
 
