@@ -256,7 +256,7 @@ def test_facts_are_the_packages_facts():
 def test_airports_are_near_their_cities():
     cities, airports = places.known_cities(), places.airports()
     for iata, city in BOTH["airport_city"].items():
-        at = airports[iata]["lat"], airports[iata]["lon"]
+        at = places.location(airports[iata])
         assert places.distance(at, places.location(cities[city])) < 100
 
 

