@@ -7,6 +7,7 @@ import sys
 import threading
 import types
 from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -287,6 +288,21 @@ def test_another_engines_turns_are_weighed_by_their_ratio_and_at_most_twice(
     assert 80 < log["sampling/sampling_logp_difference/mean"] < 100
     said = batches[0]["completion_mask"] * batches[0].get("tool_mask", 1)
     assert torch.equal(batches[0]["importance_sampling_ratio"], 1.0 + said)  # of calls' results: 1
+
+
+def test_what_16_bits_lose_of_all_weights_is_measured_from_the_start_of_training(tiny_folder):
+    copy, tuned = (load_model(tiny_folder, torch.float32)[0] for _ in range(2))
+    copy.bfloat16().float()  # a start that 16 bits hold, as published ones are
+    with torch.no_grad():
+        for before, after in zip(copy.parameters(), tuned.parameters()):
+            after.copy_(2 * before)
+    assert merge_into(deepcopy(copy).bfloat16(), tuned, begins=True) == 1
+    with torch.no_grad():
+        for before, after in zip(copy.parameters(), tuned.parameters()):
+            after.copy_(before * (1 + 2**-10))  # less than half of the last digit
+    other = deepcopy(copy).bfloat16()
+    assert merge_into(other, tuned, begins=True) == 0
+    assert merge_into(other, tuned) is None, "its weights are no longer those of the start"
 
 
 def test_a_merged_adapter_is_the_model_that_was_trained(tiny_folder, tmp_path):

@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from .models import find_model, save_model
+from .sharding import merge_into, say_kept
 
 # %% ../../nbs/engine/adapters.ipynb #94bae4ed
 def lora(
@@ -44,10 +45,13 @@ def merge_adapter(
     adapter: str | Path,  # folder of a LoRA adapter for it
     out: str | Path,  # where the merged model goes
 ) -> Path:
-    """Write the model in 16 bits with the adapter merged into it.
+    """Write the model in 16 bits with the adapter merged into it, and say how much of the adapter it holds if it is not nearly all.
 
     On the CPU: what was trained in 4 bits may not fit a GPU in 16."""
     path, _, tokenizer = find_model(model)
     plain = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
     tuned = PeftModel.from_pretrained(plain, str(adapter))
-    return save_model(tuned.merge_and_unload(), tokenizer, out)
+    kept = merge_into(tuned.get_base_model(), tuned)
+    merged = save_model(tuned.unload(), tokenizer, out)
+    say_kept(kept, merged, f"{adapter} holds all of it: evaluate that")
+    return merged

@@ -23,7 +23,7 @@ from .adapters import without_adapters
 from .callbacks import Finite, ProgressBar
 from .config import CHANGEABLE
 from .models import find_model, save_model
-from .sharding import merge_into, sharded, whole
+from .sharding import merge_into, say_kept, sharded, whole
 from toolrl_lit.schema import (
     Environment,
     UserError,
@@ -172,19 +172,10 @@ def run(
         return trainer.train(resume_from_checkpoint=resume(folder))
 
 # %% ../../nbs/engine/checkpoints.ipynb #3f0b919a
-def _say_kept(kept: float, out: Path) -> None:
-    "Print how much of the adapters a model in 16 bits holds, where it is not nearly all."
-    if kept < 0.98:
-        print(
-            f"{out / 'model'} has 16 bits, which hold {kept:.0%} of what was learnt; "
-            f"{out / 'adapter'} holds all of it: evaluate that"
-        )
-
-
 def finish(
     trainer,  # one of transformers' trainers, when it is done
     out: Path,  # folder of the training
-    copy,  # plain model, to be overwritten
+    copy,  # plain model that training began with, to be overwritten
     tuned,  # what was trained
     tokenizer,
 ) -> Path:
@@ -192,13 +183,15 @@ def finish(
 
     Return the model's folder.
     Every process calls it; the first one writes, and the others wait."""
-    kept = merge_into(copy.bfloat16(), tuned)
+    kept = merge_into(copy.bfloat16(), tuned, begins=True)
     adapters = {name: whole(p) for name, p in tuned.named_parameters() if "lora_" in name}
     if trainer.is_world_process_zero():
         write_text(out / "log.json", json.dumps(trainer.state.log_history))
+        rest = f"the last checkpoint in {out} holds all of it, in 32 bits"
         if adapters:
             tuned.save_pretrained(out / "adapter", state_dict=adapters, save_embedding_layers=False)
-            _say_kept(kept, out)
+            rest = f"{out / 'adapter'} holds all of it: evaluate that"
         save_model(copy, tokenizer, out / "model")
+        say_kept(kept, out / "model", rest)
     trainer.accelerator.wait_for_everyone()
     return out / "model"

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['processes', 'sharded', 'share', 'check_sharding', 'Sharded', 'cut_again', 'whole', 'gathered', 'merge_into',
-           'take_adapters']
+           'say_kept', 'take_adapters']
 
 # %% ../../nbs/engine/sharding.ipynb #f46d6fdc
 import contextlib
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from accelerate.state import DistributedType, PartialState
@@ -115,27 +117,59 @@ def gathered(
             m._parameters[name] = p
 
 # %% ../../nbs/engine/sharding.ipynb #c4f35859
-@torch.no_grad()
-def merge_into(
-    copy,  # plain model
-    tuned,  # plain model, or a PEFT model with its adapters
-) -> float:
-    """Write the weights of `tuned`, adapters merged, into `copy`; return the share of what the adapters change that
-    rounding leaves."""
-    if not hasattr(tuned, "get_base_model"):
-        for name, weight in tuned.named_parameters():
-            copy.get_parameter(name).copy_(whole(weight))
-        return 1.0
-    kept = length = 0.0
+def _left(weight, before, change) -> torch.Tensor:
+    "Return how far a weight has gone along its change, and how far it should have, times the length of the change."
+    return torch.stack([((weight.float() - before) * change).sum(), change.square().sum()]).cpu()
+
+
+def _merge_adapters(copy, tuned) -> Iterator[torch.Tensor]:
+    "Write weights plus adapters into a copy; yield what is left of each change."
     for name, module in tuned.get_base_model().named_modules():
         if hasattr(module, "get_delta_weight"):
             with gathered(module):
                 change = module.get_delta_weight("default").float()
                 before = module.base_layer.weight.float()
             weight = copy.get_submodule(name).weight.copy_(before + change)
-            kept += float(((weight.float() - before) * change).sum())
-            length += float(change.square().sum())
+            yield _left(weight, before, change)
+
+
+def _replace_start(copy, tuned) -> Iterator[torch.Tensor]:
+    "Write all weights over those that training began with; yield what is left of each change."
+    for name, trained in tuned.named_parameters():
+        weight, after = copy.get_parameter(name), whole(trained)
+        before = weight.float()
+        weight.copy_(after)
+        yield _left(weight, before, after.to(before) - before)
+
+
+@torch.no_grad()
+def merge_into(
+    copy,  # plain model
+    tuned,  # plain model, or a PEFT model with its adapters
+    begins: bool = False,  # whether `copy` has the weights that training began with
+) -> float | None:
+    """Write the weights of `tuned`, adapters merged, into `copy`; return the share of what training has changed that
+    rounding leaves. It is None where all weights are trained and `copy` has others than those of the start."""
+    if hasattr(tuned, "get_base_model"):
+        parts = list(_merge_adapters(copy, tuned))
+    elif begins:
+        parts = list(_replace_start(copy, tuned))
+    else:
+        for name, weight in tuned.named_parameters():
+            copy.get_parameter(name).copy_(whole(weight))
+        return None
+    kept, length = torch.stack(parts).double().sum(0).tolist()
     return kept / length if length else 1.0
+
+
+def say_kept(
+    kept: float,  # share of what training has changed
+    model: Path,  # folder of a model in 16 bits
+    rest: str,  # what holds all of it
+) -> None:
+    "Print how much of what was learnt a model in 16 bits holds, where it is not nearly all, and what holds all of it."
+    if kept < 0.98:
+        print(f"{model} has 16 bits, which hold {kept:.0%} of what was learnt; {rest}")
 
 # %% ../../nbs/engine/sharding.ipynb #a3c37503
 @torch.no_grad()
