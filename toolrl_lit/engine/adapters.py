@@ -45,7 +45,7 @@ def merge_adapter(
     adapter: str | Path,  # folder of a LoRA adapter for it
     out: str | Path,  # where the merged model goes
 ) -> Path:
-    """Write the model in 16 bits with the adapter merged into it, and say how much of the adapter it holds if it is not nearly all.
+    """Write the model in 16 bits with the adapter merged into it; say how much it holds where that is not nearly all.
 
     On the CPU: what was trained in 4 bits may not fit a GPU in 16."""
     path, _, tokenizer = find_model(model)
