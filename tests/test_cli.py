@@ -1488,3 +1488,18 @@ def test_the_adapters_of_a_training_are_a_policy_to_measure(tmp_path):
         check_model(str(tmp_path / "adapter"))
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     check_model(str(tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize("words", [(), ("--fresh",)])
+def test_a_run_never_replaces_or_deletes_its_own_notebook(toolrl, tmp_path, words):
+    source = tmp_path / "runs" / "tiny.ipynb"
+    source.parent.mkdir()
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("seed = 0  # of it")])
+    made.cells[0].metadata["tags"] = ["parameters"]
+    made.metadata["kernelspec"] = dict(name="python3", display_name="Python 3", language="python")
+    nbformat.write(made, source)
+    before = source.read_bytes()
+    for folder in (source.parent, tmp_path) if words else (source.parent,):
+        done = toolrl("run", source, "-o", folder, *words)
+        assert done.code == 2 and "holds the notebook tiny.ipynb itself" in done.err
+        assert source.read_bytes() == before

@@ -248,6 +248,12 @@ def like_default(
 # %% ../../nbs/doors/runs.ipynb #775d13ac
 def _prepare(notebook: Path, out: Path, fresh: bool):
     "Make a run's folder, anew if asked. Raises `UserError` if `fresh` would delete what no run has made."
+    source, out = notebook.resolve(), out.resolve()
+    if source.parent == out or (fresh and source.is_relative_to(out)):
+        raise UserError(
+            f"{out}: holds the notebook {notebook.name} itself, which would be lost; "
+            f"choose another folder with --out"
+        )
     try:
         if fresh and out.exists():
             if any(out.iterdir()) and not (out / notebook.name).exists():
