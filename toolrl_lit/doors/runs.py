@@ -247,9 +247,8 @@ def like_default(
 
 # %% ../../nbs/doors/runs.ipynb #775d13ac
 def _prepare(notebook: Path, out: Path, fresh: bool):
-    "Make a run's folder, anew if asked. Raises `UserError` if `fresh` would delete what no run has made."
-    source, out = notebook.resolve(), out.resolve()
-    if source.parent == out or (fresh and source.is_relative_to(out)):
+    "Make a run's folder, anew if asked. Raises `UserError` if that would lose the notebook, or delete what no run has made."
+    if notebook.parent == out or (fresh and notebook.is_relative_to(out)):
         raise UserError(
             f"{out}: holds the notebook {notebook.name} itself, which would be lost; "
             f"choose another folder with --out"

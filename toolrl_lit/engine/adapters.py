@@ -13,7 +13,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from .models import find_model, save_model
-from .sharding import merge_into, say_kept
 
 # %% ../../nbs/engine/adapters.ipynb #94bae4ed
 def lora(
@@ -45,13 +44,10 @@ def merge_adapter(
     adapter: str | Path,  # folder of a LoRA adapter for it
     out: str | Path,  # where the merged model goes
 ) -> Path:
-    """Write the model in 16 bits with the adapter merged into it; say how much it holds where that is not nearly all.
+    """Write the model in 16 bits with the adapter merged into it.
 
     On the CPU: what was trained in 4 bits may not fit a GPU in 16."""
     path, _, tokenizer = find_model(model)
     plain = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
     tuned = PeftModel.from_pretrained(plain, str(adapter))
-    kept = merge_into(tuned.get_base_model(), tuned)
-    merged = save_model(tuned.unload(), tokenizer, out)
-    say_kept(kept, merged, f"{adapter} holds all of it: evaluate that")
-    return merged
+    return save_model(tuned.merge_and_unload(), tokenizer, out)

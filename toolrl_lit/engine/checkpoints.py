@@ -23,7 +23,7 @@ from .adapters import without_adapters
 from .callbacks import Finite, ProgressBar
 from .config import CHANGEABLE
 from .models import find_model, save_model
-from .sharding import merge_into, say_kept, sharded, whole
+from .sharding import merge_into, sharded, whole
 from toolrl_lit.schema import (
     Environment,
     UserError,
@@ -172,6 +172,12 @@ def run(
         return trainer.train(resume_from_checkpoint=resume(folder))
 
 # %% ../../nbs/engine/checkpoints.ipynb #3f0b919a
+def _say_kept(kept: float, model: Path, rest: str) -> None:
+    "Print how much of what was learnt a model in 16 bits holds, where it is not nearly all, and what holds all of it."
+    if kept < 0.98:
+        print(f"{model} has 16 bits, which hold {kept:.0%} of what was learnt; {rest}")
+
+
 def finish(
     trainer,  # one of transformers' trainers, when it is done
     out: Path,  # folder of the training
@@ -192,6 +198,6 @@ def finish(
             tuned.save_pretrained(out / "adapter", state_dict=adapters, save_embedding_layers=False)
             rest = f"{out / 'adapter'} holds all of it: evaluate that"
         save_model(copy, tokenizer, out / "model")
-        say_kept(kept, out / "model", rest)
+        _say_kept(kept, out / "model", rest)
     trainer.accelerator.wait_for_everyone()
     return out / "model"

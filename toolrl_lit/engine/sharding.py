@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['processes', 'sharded', 'share', 'check_sharding', 'Sharded', 'cut_again', 'whole', 'gathered', 'merge_into',
-           'say_kept', 'take_adapters']
+           'take_adapters']
 
 # %% ../../nbs/engine/sharding.ipynb #f46d6fdc
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from accelerate.state import DistributedType, PartialState
@@ -151,25 +150,15 @@ def merge_into(
     """Write the weights of `tuned`, adapters merged, into `copy`; return the share of what training has changed that
     rounding leaves. It is None where all weights are trained and `copy` has others than those of the start."""
     if hasattr(tuned, "get_base_model"):
-        parts = list(_merge_adapters(copy, tuned))
+        parts = _merge_adapters(copy, tuned)
     elif begins:
-        parts = list(_replace_start(copy, tuned))
+        parts = _replace_start(copy, tuned)
     else:
         for name, weight in tuned.named_parameters():
             copy.get_parameter(name).copy_(whole(weight))
         return None
-    kept, length = torch.stack(parts).double().sum(0).tolist()
+    kept, length = sum(parts, torch.zeros(2, dtype=torch.float64)).tolist()
     return kept / length if length else 1.0
-
-
-def say_kept(
-    kept: float,  # share of what training has changed
-    model: Path,  # folder of a model in 16 bits
-    rest: str,  # what holds all of it
-) -> None:
-    "Print how much of what was learnt a model in 16 bits holds, where it is not nearly all, and what holds all of it."
-    if kept < 0.98:
-        print(f"{model} has 16 bits, which hold {kept:.0%} of what was learnt; {rest}")
 
 # %% ../../nbs/engine/sharding.ipynb #a3c37503
 @torch.no_grad()
