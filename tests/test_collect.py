@@ -599,7 +599,7 @@ def test_a_file_of_other_environments_is_refused_and_kept(environments, tmp_path
     collect(OraclePolicy(environments), environments[:4], temperature=0, out=out)
     before = out.read_bytes()
     with pytest.raises(UserError, match=f"{out}.*other environments"):
-        collect(OraclePolicy(environments), other(environments[:4]), out=out)
+        collect(OraclePolicy(environments), other(environments[:4]), temperature=0, out=out)
     assert out.read_bytes() == before
 
 

@@ -1,4 +1,7 @@
-"Runs: all have parameters, and those that need neither a trained model nor data from elsewhere execute at a small size."
+"Runs: all have parameters, and those that need no trained model execute at a small size, where the data that they ask for are at hand."
+
+import os
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -14,8 +17,13 @@ SIZES = {
     "reward_kinds": TINY | dict(train_environments=16, kinds=["f1", "p"], algorithms=["dapo"]),
     "bench_build": dict(sizes=[6, 12], audited=12),
     "bench_reward": dict(environments=6, calls=40, prompts=4, samples=2, rounds=1, workers=[1]),
+    "bench_taubench": dict(most=2),
     "bench_worlds": dict(questions=6, tasks=4, calls=64, samples=2, rows=20),
 }
+BENCH = Path(
+    os.environ.get("TOOLRL_BENCH_DATA", Path(__file__).resolve().parents[2] / "shared" / "bench")
+)
+DATA = {"bench_taubench": BENCH / "tau-bench"}  # what others published
 PLAIN = ("out", "seed", "questions")  # that need no comment, or have it on a line of their own
 
 
@@ -31,6 +39,10 @@ def test_a_run_executes_from_its_first_cell_to_its_last(name, tmp_path, monkeypa
     path, shell = find_notebook(name), CaptureShell()
     monkeypatch.chdir(tmp_path)
     given = SIZES[name]
+    if data := DATA.get(name):
+        if not data.is_dir():
+            pytest.skip(f"{data}: there are no published data; see `toolrl bench --list`")
+        given = given | {"data": str(data)}
     assert given.keys() <= notebook_parameters(path).keys()
     given = {"out": str(tmp_path / "run")} | given
     for cell in nbformat.read(path, 4).cells:

@@ -7,6 +7,7 @@ __all__ = ['Policy', 'wrong_calls', 'OraclePolicy', 'begin', 'part_seed', 'colle
 
 # %% ../nbs/09_collect.ipynb #acbe9d2a
 import hashlib
+import math
 import random
 import time
 from collections.abc import Callable
@@ -21,7 +22,14 @@ from .engine.conversations import Prompt
 from .engine.messages import call_text
 from .engine.moved import old_names
 from .engine.parsers import Parser, Reply, storable
-from .engine.resume import as_read, kept, same_settings, under_way, unfinished
+from toolrl_lit.engine.resume import (
+    as_read,
+    kept,
+    note_settings,
+    refuse_other_settings,
+    under_way,
+    unfinished,
+)
 from .engine.user import User
 from .reward import score_batch
 from toolrl_lit.schema import (
@@ -297,8 +305,10 @@ def _kept_on_disk(
     policy, samples: int, starts: list, rules: _Rules, out: Path, desc: str
 ) -> list[Trajectory]:
     "Roll out as `_rolled_out` does, from where a file is, and write the file in the end."
-    begun, held = kept(out, starts)
-    same_settings(out, _settings(policy, samples, rules), held)
+    settings, places = _settings(policy, samples, rules), [s for s, k in starts if k == 0]
+    refuse_other_settings(out, settings, places)
+    begun = kept(out, starts)
+    note_settings(out, settings, places)
 
     def keep(snapshot: list[Trajectory]):
         write_jsonl(unfinished(out), snapshot)
@@ -338,9 +348,12 @@ def collect(
     end. Raises `UserError` if they hold trajectories of other environments, settings or weights,
     or if two environments have one id."""
     check_distinct("collect", environments)
-    for name, n in (("max_turns", max_turns), ("batch", batch)):
+    counts = dict(samples=samples, max_turns=max_turns, max_new_tokens=max_new_tokens, batch=batch)
+    for name, n in counts.items():
         if n < 1:
             raise UserError(f"{name}: expected at least 1, got {n}")
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"temperature: expected a number of at least 0, got {temperature}")
     asked = dict(temperature=temperature, max_new_tokens=max_new_tokens)
     scoring = dict(kind=kind, match=match, sandbox=sandbox, paper_scope=paper_scope, users=users)
     rules = _Rules(max_turns, batch, seed, asked, scoring)

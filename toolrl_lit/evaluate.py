@@ -23,6 +23,7 @@ from .engine.cuts import CUTS, cut  # noqa: F401, some for others
 from .engine.moved import old_names
 from .engine.refusals import refusal
 from .engine.report import distinct_names, markdown_table, settings_table, write_report  # noqa: F401, their old address
+from .engine.resume import digest_environments
 from .engine.rollout_pages import side_by_side_html, trajectory_html  # noqa: F401, their old address
 from .engine.sandbox import ToolSandbox
 from toolrl_lit.engine.scores import (  # noqa: F401, some at their old address
@@ -213,6 +214,7 @@ class Evaluation(Saved):
     model: str = ""  # what was evaluated
     date: str = ""  # when, such as 2026-11-30
     settings: dict[str, Any] = {}  # what it was made with: match, max_turns, seed ...
+    environments_sha256: str = ""  # of the environments, if they were at hand
     rows: list[Score]  # one for each rollout
 
     def metrics(self, of: Sequence[str] = METRICS) -> list[str]:
@@ -305,7 +307,9 @@ def evaluate(
     if getattr(policy, "has_adapters", False):
         settings["adapters"] = "beside the weights, in 32 bits"
     model = getattr(policy, "name", type(policy).__name__)
-    return score_trajectories(trajectories, name, settings, model)
+    result = score_trajectories(trajectories, name, settings, model)
+    result.environments_sha256 = digest_environments(sorted(environments, key=lambda e: e.id))
+    return result
 
 # %% ../nbs/12_evaluate.ipynb #817d62ec
 def paired_difference(
@@ -339,6 +343,12 @@ def _same_questions(before: Evaluation, after: Evaluation, a: pd.Index, b: pd.In
         raise UserError(
             f"paired_difference: expected the same environments in both; only in {before.name!r}: {first_few(only_a)}; "
             f"only in {after.name!r}: {first_few(only_b)}"
+        )
+    digests = {before.environments_sha256, after.environments_sha256} - {""}
+    if len(digests) > 1:
+        raise UserError(
+            f"paired_difference: the environments of {before.name!r} and {after.name!r} have the same ids and "
+            f"differ; evaluate both policies in the same file"
         )
     sizes = {r.environment: r.sub_questions for r in before.rows}
     for r in after.rows:

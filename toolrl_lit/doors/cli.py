@@ -31,6 +31,7 @@ from toolrl_lit.doors.runs import (
     open_run,  # noqa: F401, its old address
     parameters_help,
     parse_parameters,
+    refuse_other_notebook,
     run_notebook,
 )
 from toolrl_lit.doors.runs_sweep import (
@@ -84,15 +85,17 @@ class RunCommand(TyperCommand):
     "A command whose help also says what a run takes, where one was named."
 
     def parse_args(self, ctx, args):
-        "Remember what was typed, which the help wants to know."
-        ctx.meta["typed"] = [a for a in args if not a.startswith("-") and "=" not in a]
+        "Remember which run was named, which the help wants to know."
+        ctx.resilient_parsing = True  # what is wrong is said below
+        ctx.meta["run"] = self.make_parser(ctx).parse_args(list(args))[0].get("name")
+        ctx.resilient_parsing = False
         return super().parse_args(ctx, args)
 
     def format_help(self, ctx, formatter):
         "Write the help, and the parameters of the run that was named."
         super().format_help(ctx, formatter)
-        if names := ctx.meta.get("typed"):
-            notebook = find_notebook(names[0])
+        if name := ctx.meta.get("run"):
+            notebook = find_notebook(name)
             formatter.write(f"\nParameters of {notebook.stem}:\n{parameters_help(notebook)}\n")
 
 # %% ../../nbs/doors/cli.ipynb #fae5a22a
@@ -130,6 +133,7 @@ def sweep(
     runs = members(parse_parameters(param or [], takes), home)
     for member in runs:
         checked_parameters(notebook, member.pairs())
+        refuse_other_notebook(notebook, member.folder)
     where = dict(address=address, cpus=cpus, gpus=gpus)
     failed = execute_all(str(notebook), runs, jobs, executor, **where)
     write_summary(runs, home / "summary.csv")

@@ -27,7 +27,7 @@ from toolrl_lit.doors.cli_options import (
     tell_next,
 )
 from .runs import parse_parameters
-from ..schema import UserError, explain
+from ..schema import SCENARIOS, UserError, explain
 
 # %% ../../nbs/doors/cli_build.ipynb #e6bd827e
 def split_pairs(
@@ -53,8 +53,11 @@ def build_size(
 
     values, size = dict(values), {}
     kinds, rates = values.pop("scenarios", None), values.pop("rates", None)
-    if kinds:
-        size["scenarios"] = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    if kinds is not None:
+        if not kinds or not isinstance(kinds, list):
+            raise UserError(f"scenarios: expected some of {', '.join(SCENARIOS)}, got {kinds!r}")
+        size["scenarios"] = tuple(kinds)
     if not isinstance(rates or {}, dict):
         raise UserError(
             f"rates: expected probabilities by strategy, such as {{toolset extension: 1}}, got {rates!r}"
@@ -200,7 +203,7 @@ Unanswerable = Annotated[
     float,
     typer.Option(
         help=(
-            "With --generator worlds: this share of questions (0 to 1) lacks a tool, a parameter "
+            "With --generator worlds, or tables of --world: this share of questions (0 to 1) lacks a tool, a parameter "
             "or a record, and the right answer says so."
         )
     ),
@@ -253,10 +256,10 @@ Topics = Annotated[
 ]
 
 # %% ../../nbs/doors/cli_build.ipynb #12fd19a6
-def _refuse(n: int | None, out: Path, audit: bool, against: Path | None):
+def _refuse(n: int | None, out: Path, audit: bool, against: Path | None, *reads: Path | None):
     "Raise `UserError` for options that cannot be, before anything is imported or built."
-    check_out(out, folder=out.suffix != ".jsonl")
     check_ending(out, ".jsonl")
+    check_out(out, out.suffix != ".jsonl", (against, *reads))
     if n is not None and n < 1:
         raise UserError(f"-n: expected at least 1, got {n}, which builds nothing")
     if against and not audit:
@@ -339,7 +342,7 @@ def _finish(result: Sequence, out: Path, other: Sequence | None, audit: bool):
     print(f"written: {out}")
     page = out.with_name(out.name.removesuffix(".jsonl") + ".audit.html")
     if not audit:
-        tell_next(f"toolrl show {out}", f"toolrl audit {out}")
+        tell_next(["toolrl", "show", out], ["toolrl", "audit", out])
     else:
         tell_audit(result, other, "strict", page)
 
@@ -374,7 +377,7 @@ def build(
 
     The same command goes on after a stop."""
     out = out.absolute() if out == Path() else out
-    _refuse(n, out, audit, against)
+    _refuse(n, out, audit, against, questions, recorded, world and Path(world))
     other = split_of(against) if against else None
     given = dict(model=model, base_url=base_url, questions=questions, topic=topic)
     how = dict(workers=workers, executor=executor, address=address, shard=shard, format=format)

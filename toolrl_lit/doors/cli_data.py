@@ -7,6 +7,7 @@ __all__ = ['Format', 'split_of', 'tell_findings', 'tell_audit', 'audit', 'hand_o
 
 # %% ../../nbs/doors/cli_data.ipynb #70df2f92
 import itertools
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -102,8 +103,8 @@ def audit(
     out: Out = Path("audit.html"),
 ):
     "Look for duplicates, leaks, shortcuts, false positives and imbalance; exit code 1 if there is a defect."
-    check_out(out)
     check_ending(out, ".html", ".htm")
+    check_out(out)
     records = is_ftrl(environments)
     data = split_of(environments, records)
     other = split_of(against, records) if against else None
@@ -122,8 +123,8 @@ def audit(
 Format = Literal["ftrl", "verl", "hf", "verifiers"]
 _USE = {
     "ftrl": "toolrl audit {}",
-    "verl": "MODEL=Qwen/Qwen3-0.6B bash {}/train.sh",
-    "hf": "python -c \"import datasets; print(datasets.load_from_disk('{}'))\"",
+    "verl": "env MODEL=Qwen/Qwen3-0.6B bash {}/train.sh",
+    "hf": "python -c 'import datasets, sys; print(datasets.load_from_disk(sys.argv[1]))' {}",
     "verifiers": "pip install {}",
 }
 
@@ -189,8 +190,8 @@ def export(
         raise UserError(
             f"model: {kind} takes none, since it words its prompts itself; leave it out"
         )
-    check_out(out, folder=kind != "ftrl")
     check_ending(out, *([".jsonl"] if kind == "ftrl" else []))
+    check_out(out, kind != "ftrl", (environments, trajectories))
     if model:
         check_model(model)
     steps = read_environments(environments)
@@ -200,4 +201,6 @@ def export(
         steps = step_records(read_jsonl(trajectories, Trajectory), steps)
     hand_over(kind, steps, out, model)
     print(f"{len(steps)} {'step records' if trajectories else 'environments'} in {out}")
-    tell_next(_USE[kind].format(out))
+    near = kind == "verifiers" and not out.is_absolute()
+    path = f"./{out}" if near else str(out)  # pip takes a bare name for a package of its index
+    tell_next(_USE[kind].format(shlex.quote(path)))

@@ -87,8 +87,8 @@ def show(
 ):
     "Show one environment, or one rollout turn by turn with the credit of each call."
     if out:
-        check_out(out)
         check_ending(out, ".html", ".htm")
+        check_out(out)
     kind = look.what_is_in(file)
     rows = OnDisk(file, kind)
     chosen = choose(rows, file, id, index)
@@ -97,8 +97,8 @@ def show(
         look.print_sections(sections)
         place = index or 0
         if id is None and place + 1 < len(rows):
-            known = f" -e {environments}" if environments else ""
-            tell_next(f"toolrl show {file}{known} --index {place + 1} (of {len(rows)})")
+            known = ["-e", environments] if environments else []
+            tell_next(["toolrl", "show", file, *known, "--index", place + 1])
         return
     is_env = kind is Environment
     title = f"Environment {chosen.id}" if is_env else f"Rollout {chosen.environment}"
@@ -169,8 +169,8 @@ def serve(
     env = choose(OnDisk(environments, Environment), environments, id, index)
     state = read_json(data) if data else None
     if out:
-        check_out(out)
         check_ending(out, ".jsonl", ".json")
+        check_out(out, reads=[environments, data])
     from toolrl_lit.doors.serve import keep
     from toolrl_lit.doors.serve import serve as serve_until_the_end
 

@@ -13,7 +13,7 @@ __all__ = ['ENDINGS', 'PATH', 'Split', 'Rule', 'Pairs', 'Out', 'Environments', '
 import os
 import shlex
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -42,8 +42,8 @@ def check_ending(
     *fits: str,  # endings that say what will be there, such as ".jsonl"; none for a folder
 ):
     "Raise `UserError` if the ending of a name promises something else than what will be written."
-    ending = out.suffix.lower()
-    if ending not in ENDINGS or ending in fits:
+    ending = out.suffix
+    if ending.lower() not in ENDINGS or ending in fits:
         return
     expected = f"a name that ends in {' or '.join(fits)}" if fits else "the name of a folder"
     raise UserError(f"{out}: expected {expected}, got one that ends in {ending!r}")
@@ -64,8 +64,13 @@ def _nearest_folder(out: Path, folder: bool) -> Path:
 def check_out(
     out: Path,  # where to write
     folder: bool = False,  # True if it becomes a folder
+    reads: Iterable[Path | None] = (),  # what the command reads
 ):
     "Raise `UserError` if a file or folder cannot be written: before anything is loaded, built or paid for."
+    if out.exists() and any(p and p.exists() and p.samefile(out) for p in reads):
+        raise UserError(
+            f"{out}: is what the command reads, and would be lost; choose another --out"
+        )
     try:
         if folder and out.resolve() == Path(out.resolve().anchor):
             raise UserError(f"{out}: expected a folder of its own, not the whole disk")
@@ -86,11 +91,13 @@ def check_model(
 
 # %% ../../nbs/doors/cli_options.ipynb #c9deaa1b
 def tell_next(
-    *commands: str,  # what a user can do with what was written
+    *commands: str
+    | list,  # what a user can do with what was written; words of a list are quoted where needed
 ):
     "Print what can be done next, one command a line."
     for command in commands:
-        print(f"next: {command}")
+        told = command if isinstance(command, str) else shlex.join(map(str, command))
+        print(f"next: {told}")
 
 # %% ../../nbs/doors/cli_options.ipynb #387a7496
 def leads() -> bool:
@@ -166,11 +173,12 @@ BaseUrl = Annotated[
         ),
     ),
 ]
-Turns = Annotated[int, typer.Option(help="Cut a rollout after this many turns.")]
+Turns = Annotated[int, typer.Option(min=1, help="Cut a rollout after this many turns.")]
 Tokens = Annotated[
     int,
     typer.Option(
-        help="Cut a turn after this many tokens; thoughts need room (paper: 1024, with --reasoning 8192)."
+        min=1,
+        help="Cut a turn after this many tokens; thoughts need room (paper: 1024, with --reasoning 8192).",
     ),
 ]
 Batch = Annotated[
@@ -178,13 +186,14 @@ Batch = Annotated[
     typer.Option(
         help="Decode this many conversations together (default 64; fewer need less memory), or "
         "ask an endpoint for as many at a time "
-        "(default 16)."
+        "(default 16).",
     ),
 ]
 Longest = Annotated[
     int | None,
     typer.Option(
         "--max-prompt-tokens",
+        min=1,
         help="End a conversation that grows longer than this (default 4096; the preset 'paper' of training: 16384).",
     ),
 ]
@@ -240,14 +249,16 @@ Samples = Annotated[
 
 # %% ../../nbs/doors/cli_options.ipynb #16f7238a
 Temperature = Annotated[
-    float, typer.Option(help="Sample with this temperature; 0 takes the likeliest token.")
+    float, typer.Option(min=0, help="Sample with this temperature; 0 takes the likeliest token.")
 ]
 BenchTokens = Annotated[
     int,
-    typer.Option(help="Cut a turn after this many tokens (paper: 1024, with --reasoning 8192)."),
+    typer.Option(
+        min=1, help="Cut a turn after this many tokens (paper: 1024, with --reasoning 8192)."
+    ),
 ]
 BenchLongest = Annotated[
-    int | None, typer.Option(help="End an item whose prompt is longer (default 8192).")
+    int | None, typer.Option(min=1, help="End an item whose prompt is longer (default 8192).")
 ]
 BenchUser = Annotated[
     str,

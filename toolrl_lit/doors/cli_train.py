@@ -106,7 +106,7 @@ def collect(
     environments: Environments,
     out: Out,
     model: Model = "smollm2-warm",
-    samples: Annotated[int, typer.Option(help="Roll each environment out this often.")] = 1,
+    samples: Annotated[int, typer.Option(min=1, help="Roll each environment out this often.")] = 1,
     temperature: Temperature = 1.0,
     max_turns: Turns = 20,
     max_new_tokens: Tokens = 128,
@@ -118,8 +118,8 @@ def collect(
     seed: Seed = 0,
 ):
     "Let a model act in environments, and keep its rollouts. The same command goes on after a stop."
-    check_out(out)
     check_ending(out, ".jsonl", ".json")
+    check_out(out, reads=[environments])
     check_policy(model, base_url, reasoning, batch, max_prompt_tokens)
     envs = read_environments(environments)
     from toolrl_lit.collect import collect
@@ -144,8 +144,8 @@ def collect(
         f"solved with {sum(t.n_calls for t in done)} calls"
     )
     tell_next(
-        f"toolrl show {out} -e {environments} --index 0",
-        f"toolrl export verl -e {environments} -t {out} -o verl-data",
+        ["toolrl", "show", out, "-e", environments, "--index", 0],
+        ["toolrl", "export", "verl", "-e", environments, "-t", out, "-o", "verl-data"],
     )
 
 # %% ../../nbs/doors/cli_train.ipynb #ddb57fc7
@@ -172,8 +172,8 @@ def evaluate(
     seed: Seed = 0,
 ):
     "Measure a model: one rollout in each environment, always the likeliest token, scored with 95 % intervals."
-    check_out(out)
     check_ending(out, ".json")
+    check_out(out, reads=[environments])
     check_policy(model, base_url, reasoning, batch, max_prompt_tokens)
     envs = read_environments(environments)
     from toolrl_lit.engine.noise import noisy
@@ -196,7 +196,7 @@ def evaluate(
     result.save(out)
     print(result.by_scenario().to_string(index=False))
     print(f"written: {out}, {kept}")
-    tell_next(f"toolrl show {kept} -e {environments} --index 0", f"toolrl report {out}")
+    tell_next(["toolrl", "show", kept, "-e", environments, "--index", 0], ["toolrl", "report", out])
 
 # %% ../../nbs/doors/cli_train.ipynb #1d276121
 Preset = Literal["laptop", "consumer-24gb", "paper"]
@@ -250,8 +250,8 @@ def train(
     if leads():
         print(f"the trained policy is in {folder}")
         tell_next(
-            f"toolrl evaluate -e test.jsonl -m {folder} -o trained.json",
-            f"toolrl layers {start or config.model} {Path(folder).with_name('adapter')}",
+            ["toolrl", "evaluate", "-e", "test.jsonl", "-m", folder, "-o", "trained.json"],
+            ["toolrl", "layers", start or config.model, Path(folder).with_name("adapter")],
         )
 
 
@@ -293,15 +293,25 @@ def _build_rows() -> list[tuple[str, str, str]]:
     return [("scenarios", "all", kinds), ("rates", "as said", rates)]
 
 
+def _worlds_defaults() -> dict[str, Any]:
+    "Return the size of questions that `--generator worlds` builds by default."
+    from toolrl_lit.worlds import WORLDS
+
+    return dict(WORLDS["difficulty"])
+
+
 def parameter_rows(
     of: Literal["train", "build", "llm"],  # of which command
 ) -> list[tuple[str, str, str]]:
     "Return name, default and meaning of each parameter that `-p` takes."
     rows = []
+    worlds = _worlds_defaults() if of == "build" else {}
     for name, field in _config(of).model_fields.items():
         is_choice = get_origin(field.annotation) is Literal
         choices = ", ".join(map(str, get_args(field.annotation)))
         default = "(required)" if field.is_required() else str(field.default)
+        if worlds.get(name, field.default) != field.default:
+            default += f"; of worlds {worlds[name]}"
         meaning = (field.description or "") + (f" (one of {choices})" if is_choice else "")
         rows.append((name, default, meaning))
     return rows + (_build_rows() if of == "build" else [])

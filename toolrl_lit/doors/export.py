@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from ..collect import call_text, plain_history
 from .export_verifiers import to_verifiers  # noqa: F401, its old address
+from ..engine.resume import begins_in
 from toolrl_lit.schema import (
     Environment,
     StepRecord,
@@ -132,7 +133,7 @@ def _steps(t: Trajectory, known: dict[str, Environment]) -> list[StepRecord]:
         f"trajectories: {t.environment!r} is not among the environments, or is another there"
     )
     env = known.get(t.environment)
-    if env is None or env.start().messages != t.messages[: t.start]:
+    if env is None or not begins_in(t, env):
         raise other
     try:
         return list(t.step_records(env))

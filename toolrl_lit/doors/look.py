@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..engine.goals import Change
+from ..engine.resume import begins_in
 from ..engine.rollout_pages import call_words, said, user_answers
 from ..schema import Environment, ToolCall, Trajectory, Turn, UserError, rows_of
 
@@ -130,8 +131,9 @@ def rollout_sections(
 ) -> list[Section]:
     "Return a rollout as headings with texts and tables. Raises `UserError` if the environment is another one."
     t = trajectory
-    if env and env.id != t.environment:
-        raise UserError(f"the rollout is of environment {t.environment!r}, not of {env.id!r}")
+    if env and not begins_in(t, env):
+        other = "another one with this id" if env.id == t.environment else repr(env.id)
+        raise UserError(f"the rollout is of environment {t.environment!r}, not of {other}")
     asked = [str(m.get("content") or "") for m in t.messages[: t.start] if m.get("role") == "user"]
     stops = {"answer": "it answered", "max_turns": "it had no turns left"}
     stops |= {"too_long": "the conversation grew too long", "empty": "it said nothing"}

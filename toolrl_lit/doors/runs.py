@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HELD', 'parse_value', 'nearest', 'parse_parameters', 'read_json', 'release_runs', 'open_run', 'run_folders',
-           'known_runs', 'find_notebook', 'notebook_parameters', 'default_of', 'like_default', 'check_training',
-           'checked_parameters', 'finished', 'run_notebook', 'parameters_help']
+           'known_runs', 'find_notebook', 'notebook_parameters', 'default_of', 'like_default', 'refuse_other_notebook',
+           'check_training', 'checked_parameters', 'finished', 'run_notebook', 'parameters_help']
 
 # %% ../../nbs/doors/runs.ipynb #6528a647
 import ast
@@ -146,7 +146,7 @@ def open_run(
     out: str | Path,  # the run's folder
     parameters: dict[str, Any],  # what the run depends on
     free_gb: float = 2.0,  # disk space it may need
-    mend: str = "choose another folder with --out, or start over with --fresh",  # what to do if it holds another run
+    mend: str = "choose another folder with --out, or remove this one, as `toolrl run --fresh` does",  # what to do if it holds another run
     changeable: Iterable[str] = (),  # parameters that may differ from those of the earlier calls
 ) -> Path:
     """Return the folder, ready to work in or to go on in.
@@ -246,13 +246,31 @@ def like_default(
         ) from e
 
 # %% ../../nbs/doors/runs.ipynb #775d13ac
+def refuse_other_notebook(
+    notebook: Path,  # a run
+    out: Path,  # its folder
+):
+    "Raise `UserError` if a folder holds the notebook of another run."
+    others = sorted(p.name for p in out.glob("*.ipynb"))
+    if others and notebook.name not in others:
+        raise UserError(
+            f"{out}: holds the notebook {others[0]}, and a run of {notebook.stem} needs a folder of its own; "
+            f"choose another folder with --out"
+        )
+
+
 def _prepare(notebook: Path, out: Path, fresh: bool):
-    "Make a run's folder, anew if asked. Raises `UserError` if that would lose the notebook, or delete what no run has made."
+    """Make a run's folder, anew if asked.
+
+    Raises `UserError` if that would lose the notebook, delete what no run has made or what somebody works in, or mix
+    two runs."""
     if notebook.parent == out or (fresh and notebook.is_relative_to(out)):
         raise UserError(
             f"{out}: holds the notebook {notebook.name} itself, which would be lost; "
             f"choose another folder with --out"
         )
+    if not fresh:
+        refuse_other_notebook(notebook, out)
     try:
         if fresh and out.exists():
             if any(out.iterdir()) and not (out / notebook.name).exists():
@@ -260,7 +278,8 @@ def _prepare(notebook: Path, out: Path, fresh: bool):
                     f"{out}: holds no run of {notebook.stem}, so --fresh does not delete it; "
                     f"choose another folder with --out"
                 )
-            shutil.rmtree(out)
+            with reserve(out):
+                shutil.rmtree(out)
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"{out}: cannot be made: {e.strerror}") from e

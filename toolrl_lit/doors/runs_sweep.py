@@ -61,9 +61,13 @@ def members(
     grid: dict[str, Any],  # parameters: a list gives several values
     home: Path,  # the sweep's folder
 ) -> list[Member]:
-    "Return the runs of a sweep, each with its folder."
+    "Return the runs of a sweep, each with its folder; equal ones once. Raises `UserError` for a list of no values."
     lists = {k: v if isinstance(v, list) else [v] for k, v in grid.items()}
-    return [Member(values, home / folder_name(values)) for values in combinations(lists)]
+    for name, values in lists.items():
+        if not values:
+            raise UserError(f"parameter {name}: expected at least one value, got []")
+    runs = [Member(values, home / folder_name(values)) for values in combinations(lists)]
+    return list({member.folder: member for member in runs}.values())
 
 # %% ../../nbs/doors/runs_sweep.ipynb #ff612f76
 def run_here(

@@ -23,6 +23,7 @@ from .adapters import without_adapters
 from .callbacks import Finite, ProgressBar
 from .config import CHANGEABLE
 from .models import find_model, save_model
+from .resume import digest_environments
 from .sharding import merge_into, sharded, whole
 from toolrl_lit.schema import (
     Environment,
@@ -71,10 +72,8 @@ def begin(
     "Note what is trained in a folder. Raises `UserError` if something else was, or if there is nothing to train in."
     if not len(environments):
         raise UserError("environments: expected at least one to train in, got none")
-    digest = hashlib.sha256()
-    for e in environments:
-        digest.update(e.model_dump_json().encode())
-    known = dict(environments_sha256=digest.hexdigest()[:16], start_sha256=digest_of(start))
+    places = digest_environments(environments)
+    known = dict(environments_sha256=places, start_sha256=digest_of(start))
     note, now = out / "settings.json", settings | known
     leads = int(os.environ.get("RANK", 0)) == 0
     if note.exists() and holds_work(out):

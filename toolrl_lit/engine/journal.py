@@ -152,12 +152,20 @@ def _read_header(journal: Path) -> dict | None:
     return header
 
 
+def _note(path: Path) -> Path:
+    "Return where the header of a finished file of environments is noted."
+    return path.with_name(f".{path.name}.build")
+
+
 def _finished(path: Path, journal: Path, header: dict) -> Manifest | None:
     "Return the manifest of the same build, if it is finished. Raises `UserError` if this is where another build is."
     manifest = read_manifest(path) if (path / "manifest.json").exists() else None
-    before = manifest.build if manifest else _read_header(journal) if journal.exists() else None
+    noted = [journal, *([_note(path)] if path.is_file() else [])]
+    headers = [_read_header(p) for p in noted if p.exists()]
+    before = manifest.build if manifest else next(iter(headers), None)
     if before is not None:
-        where, kind = (path, "folder") if path == journal.parent else (journal, "file")
+        where = journal if journal.exists() and path != journal.parent else path
+        kind = "folder" if path == journal.parent else "file"
         advice = f"choose another {kind}, or remove this one"
         refuse_other(where, "another build", before, header, advice)
     return manifest
@@ -263,7 +271,9 @@ def _finish(self: Journal, versions: dict[str, str]):
         self._cut(sum(s.rows for s in self.done.shards) + self.done.lines, last=True)
     if self.single and not self.done.shards:
         write_shard(self.path, [])
-    if not self.single:
+    if self.single:
+        write_text(_note(self.path), json.dumps(self.header) + "\n")
+    else:
         counts = dict(sorted(self.done.counts.items()))
         parts = dict(versions=versions, counts=counts, shards=self.done.shards)
         manifest = Manifest(build=self.header, **parts)
