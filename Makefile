@@ -41,9 +41,8 @@ test: exported lint  ## everything: export, lint, every notebook, every test
 	@$(MAKE) -s --no-print-directory -j2 $(COMPILED) $(BFCL)
 	@$(BIN)/python tests/all.py $(MAKE)
 
-# what all pages import is imported once, before the workers are forked, and seldom searched for garbage
 test-pages: $(INSTALLED)  ## every notebook
-	PYTHONUNBUFFERED=1 $(BIN)/python -c 'import gc, nbdev.test as t, toolrl_lit.train; gc.freeze(); gc.set_threshold(50_000); t.nbdev_test(n_workers=2, do_print=True)'
+	PYTHONUNBUFFERED=1 $(BIN)/python tests/pages.py
 
 test-pytest: $(BFCL)  ## every test but those that need an environment of their own
 	$(BIN)/python -m pytest -q -n 3 --durations 15 --dist loadfile --no-loadscope-reorder --ignore tests/gpu --ignore tests/test_verifiers.py tests
