@@ -124,11 +124,12 @@ def test_its_numbers_are_those_of_the_run_that_is_kept():
     assert f"gains {listed(unrepeated)} with nothing learnt,\n{ahead} points less" in said
     assert f"Solve-R changes by {listed(recall, '+')}, {over_seeds(recall)} on average:" in said
     tiny = json.loads((ROOT / "papers" / "results" / "reward_kinds.json").read_text())
-    start, whole, precise, complete = (
-        rounded(tiny["scores"][k]["Solve-F1"]) for k in ("start", "f1", "p", "r")
+    start, whole, precise, complete, product = (
+        rounded(tiny["scores"][k]["Solve-F1"]) for k in ("start", "f1", "p", "r", "pr")
     )
     assert (
-        f"{whole} percent; rewarded for precision alone {precise}, for completeness alone {complete}."
+        f"{whole} percent; rewarded for precision alone {precise}, for completeness alone {complete},"
+        f" for the product of both {product}."
         f" It starts with {start}; " in said
     )
     for name in ("Dr. GRPO", "DAPO", "Reinforce++"):

@@ -1829,7 +1829,7 @@ def test_a_training_from_another_start_policy_is_not_taken_for_this_one(
         assert (tmp_path / name / "model").exists() == (state == "finished")
         kept = (start / "model.safetensors").read_bytes()
         other()
-        with pytest.raises(UserError, match=f"{name}: holds another training .*start_sha256"):
+        with pytest.raises(UserError, match=f"{name}: holds another training .*start_files_sha256"):
             training()
         (start / "model.safetensors").write_bytes(kept)
         assert training() == tmp_path / name / "model"

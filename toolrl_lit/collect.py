@@ -30,6 +30,7 @@ from toolrl_lit.engine.resume import (
     under_way,
     unfinished,
 )
+from .engine.store import alone
 from .engine.user import User
 from .reward import score_batch
 from toolrl_lit.schema import (
@@ -305,6 +306,14 @@ def _kept_on_disk(
     policy, samples: int, starts: list, rules: _Rules, out: Path, desc: str
 ) -> list[Trajectory]:
     "Roll out as `_rolled_out` does, from where a file is, and write the file in the end."
+    with alone(out):
+        return _go_on(policy, samples, starts, rules, out, desc)
+
+
+def _go_on(
+    policy, samples: int, starts: list, rules: _Rules, out: Path, desc: str
+) -> list[Trajectory]:
+    "Do what `_kept_on_disk` says, where nobody else works at the file."
     settings, places = _settings(policy, samples, rules), [s for s, k in starts if k == 0]
     refuse_other_settings(out, settings, places)
     begun = kept(out, starts)

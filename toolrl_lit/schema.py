@@ -176,7 +176,7 @@ class Environment(BaseModel):
 
     @property
     def split(self) -> str:
-        "Return the part of the data that it belongs to: train or test."
+        "Return the part of the data that it belongs to: train, validation or test."
         return self.scenario.split
 
     @property

@@ -30,6 +30,7 @@ from toolrl_lit.engine.config import (  # noqa: F401, some for others
     TrainConfig,
     find_rule,
     make_config,
+    rule_digest,
     rule_reward,
 )
 from .engine.curves import CURVES, curves  # noqa: F401, for others
@@ -383,7 +384,8 @@ def train(
     A second call with the same arguments goes on from the newest checkpoint, or returns what is finished; those in `CHANGEABLE` may differ. Raises
     `UserError` where the user can help (no memory, no disk, prompts too long)."""
     out, start = Path(config.out) / name, start or config.model
-    begin(out, environments, config.model_dump(exclude={"out"}), start)
+    settings = config.model_dump(exclude={"out"}) | rule_digest(config.reward)
+    begin(out, environments, settings, start)
     if (out / "model" / "config.json").exists():
         return out / "model"
     check_sharding()

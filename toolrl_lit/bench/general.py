@@ -253,7 +253,11 @@ def run(
     most: int | None = None,  # items of each group; None: all
     **how,  # options of `play`
 ) -> list[Row]:
-    "Return what a policy reaches in each item. Raises `UserError` if lm-eval or the data are missing."
+    """Return what a policy reaches in each item.
+
+    Raises `UserError` if lm-eval or the data are missing, and for more than one sample of a question."""
+    if how.get("samples", 1) != 1:
+        raise UserError(f"samples: expected 1 in general ability, got {how['samples']}")
     try:
         import lm_eval
         from lm_eval.tasks import TaskManager

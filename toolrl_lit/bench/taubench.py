@@ -57,7 +57,7 @@ class Domain:
         except ValueError as e:
             raise UserError(f"{folder}: expected JSON: {e}") from e
         self.policy, self.data = read_text(folder / "wiki.md"), json.dumps(data)
-        self.digest = digest(self.data)
+        self.digest = digest(self.data, self.codes)
         self.box = sandbox or shared()
 
     def session(self):
@@ -198,7 +198,7 @@ def run(
 ) -> list[Rollout]:
     "Return a dialogue for each item and sample."
     user = user or ScriptedUser()
-    made = {"user": user.name, "rule": rule, "max_turns": MOST_TURNS}
+    made = {"user": getattr(user, "fingerprint", user.name), "rule": rule, "max_turns": MOST_TURNS}
     how = {"batch": 16} | how  # each open dialogue holds a database
     return play(
         policy,

@@ -165,6 +165,7 @@ class PolicyUser:
     ):
         self.policy = policy
         self.name = getattr(policy, "name", type(policy).__name__)
+        self.fingerprint = getattr(policy, "fingerprint", self.name)
         self.free = threading.Semaphore(getattr(policy, "concurrency", 1))
 
     def talk(

@@ -38,6 +38,7 @@ from toolrl_lit.doors.runs_sweep import (
     combinations,  # noqa: F401, its old address
     execute_all,
     members,
+    refuse_other_values,
     run_all,  # noqa: F401, its old address
     run_apart,  # noqa: F401, its old address
     run_here,  # noqa: F401, its old address
@@ -132,8 +133,9 @@ def sweep(
     home = out or Path("runs/out") / f"{Path(name).stem}-sweep"
     runs = members(parse_parameters(param or [], takes), home)
     for member in runs:
-        checked_parameters(notebook, member.pairs())
+        values = checked_parameters(notebook, member.pairs())
         refuse_other_notebook(notebook, member.folder)
+        refuse_other_values(member, values)
     where = dict(address=address, cpus=cpus, gpus=gpus)
     failed = execute_all(str(notebook), runs, jobs, executor, **where)
     write_summary(runs, home / "summary.csv")

@@ -14,6 +14,7 @@ import typer
 
 from .cli_options import Out, check_ending, check_out, tell_next
 from .runs import run_folders
+from ..engine.resume import digest_environments
 from ..schema import Environment, OnDisk, Trajectory, UserError, read_jsonl, read_text
 
 # %% ../../nbs/doors/cli_report.ipynb #8df60d97
@@ -32,6 +33,13 @@ def evaluated(
         e for e in OnDisk(path, Environment) if sizes.get(e.id) == len(e.scenario.sub_questions)
     ]
     missing = sorted(sizes.keys() - {e.id for e in envs})
+    noted = evaluation.environments_sha256
+    if not missing and noted and noted != digest_environments(sorted(envs, key=lambda e: e.id)):
+        if given:
+            raise UserError(
+                f"{path}: expected the environments of {evaluation.name!r}, got others with the same ids"
+            )
+        return []
     if missing and given:
         raise UserError(
             f"{path}: expected the environments of {evaluation.name!r}; {missing[0]!r} is not "

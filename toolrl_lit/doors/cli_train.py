@@ -177,8 +177,10 @@ def evaluate(
     check_policy(model, base_url, reasoning, batch, max_prompt_tokens)
     envs = read_environments(environments)
     from toolrl_lit.engine.noise import noisy
-    from toolrl_lit.evaluate import evaluate
+    from toolrl_lit.evaluate import Evaluation, evaluate
 
+    if out.exists():
+        Evaluation.load(out)  # anything else is not replaced
     kept = out.with_suffix(".trajectories.jsonl")
     with memory_in_one_sentence(batch):
         result = evaluate(

@@ -246,12 +246,25 @@ def like_default(
         ) from e
 
 # %% ../../nbs/doors/runs.ipynb #775d13ac
+def _executed(notebook: Path) -> bool:
+    "Return whether papermill has written a notebook."
+    try:
+        return "papermill" in json.loads(read_text(notebook))["metadata"]
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
 def refuse_other_notebook(
     notebook: Path,  # a run
     out: Path,  # its folder
 ):
     "Raise `UserError` if a folder holds the notebook of another run."
     others = sorted(p.name for p in out.glob("*.ipynb"))
+    if notebook.name in others and not _executed(out / notebook.name):
+        raise UserError(
+            f"{out}: holds a notebook {notebook.name} that no run has made, and that would be lost; "
+            f"choose another folder with --out"
+        )
     if others and notebook.name not in others:
         raise UserError(
             f"{out}: holds the notebook {others[0]}, and a run of {notebook.stem} needs a folder of its own; "
@@ -269,8 +282,7 @@ def _prepare(notebook: Path, out: Path, fresh: bool):
             f"{out}: holds the notebook {notebook.name} itself, which would be lost; "
             f"choose another folder with --out"
         )
-    if not fresh:
-        refuse_other_notebook(notebook, out)
+    refuse_other_notebook(notebook, out)
     try:
         if fresh and out.exists():
             if any(out.iterdir()) and not (out / notebook.name).exists():
@@ -283,6 +295,23 @@ def _prepare(notebook: Path, out: Path, fresh: bool):
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"{out}: cannot be made: {e.strerror}") from e
+
+
+def _say_changed(notebook: Path, out: Path):
+    "Say that a run was begun with other code, some results of which may be kept."
+    earlier = out / notebook.name
+    if earlier.exists() and _code(earlier) != _code(notebook):
+        print(
+            f"{notebook.name} has changed since {out} was begun: what is kept there is not made again "
+            f"(--fresh starts over)"
+        )
+
+
+def _code(notebook: Path) -> list[str]:
+    "Return the code of a notebook, without its parameters."
+    cells = [c for c in json.loads(read_text(notebook))["cells"] if c["cell_type"] == "code"]
+    tagged = [(set(c["metadata"].get("tags", ())), "".join(c["source"])) for c in cells]
+    return [code for tags, code in tagged if not tags & {"parameters", "injected-parameters"}]
 
 
 def _execute(notebook: Path, out: Path, values: dict[str, Any]):
@@ -361,6 +390,7 @@ def run_notebook(
     values = checked_parameters(notebook, parameters)
     out = Path(out or Path("runs/out") / notebook.stem).resolve()
     _prepare(notebook, out, fresh)
+    _say_changed(notebook, out)
     begun = time.time()
     _execute(
         notebook,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.moved import old_names
+from ..engine.resume import settings_note
 from toolrl_lit.engine.sandbox import (
     Call,
     CallResult,
@@ -392,6 +393,8 @@ def keep(
 ) -> Path:
     "Add trajectories to a file. Raises `UserError` if the file holds something else or the disk refuses."
     path = Path(path)
+    if settings_note(path).exists():
+        raise UserError(f"{path}: holds rollouts of a policy; choose another file for sessions")
     with reserve(path.parent, f"{path.name}.lock", wait=600):
         return write_jsonl(
             path, [*(read_jsonl(path, Trajectory) if path.exists() else []), *trajectories]

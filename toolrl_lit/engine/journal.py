@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcore.basics import patch
+from pydantic import ValidationError
 
 from toolrl_lit.schema import (
     GROUP,
@@ -26,6 +27,7 @@ from toolrl_lit.schema import (
     Shard,
     UserError,
     read_manifest,
+    read_text,
     refuse_other,
     replacing,
     reserve,
@@ -153,19 +155,32 @@ def _read_header(journal: Path) -> dict | None:
 
 
 def _note(path: Path) -> Path:
-    "Return where the header of a finished file of environments is noted."
+    "Return where the manifest of a finished file of environments lies; that of a folder lies in it."
     return path.with_name(f".{path.name}.build")
+
+
+def _of_file(path: Path, journal: Path) -> Manifest | None:
+    "Return the manifest of a file of environments. Raises `UserError` if the file is not what a build has left."
+    if not path.is_file() or journal.exists():
+        return None
+    mend = "choose another file, or remove this one"
+    try:
+        manifest = Manifest.model_validate_json(read_text(_note(path)))
+    except (UserError, ValidationError) as e:
+        raise UserError(f"{path}: is there, and no build has noted that it made it; {mend}") from e
+    if sha256(path) != manifest.shards[0].sha256:
+        raise UserError(f"{path}: was changed after it was built; {mend}")
+    return manifest
 
 
 def _finished(path: Path, journal: Path, header: dict) -> Manifest | None:
     "Return the manifest of the same build, if it is finished. Raises `UserError` if this is where another build is."
-    manifest = read_manifest(path) if (path / "manifest.json").exists() else None
-    noted = [journal, *([_note(path)] if path.is_file() else [])]
-    headers = [_read_header(p) for p in noted if p.exists()]
-    before = manifest.build if manifest else next(iter(headers), None)
+    there = (path / "manifest.json").exists()
+    manifest = read_manifest(path) if there else _of_file(path, journal)
+    before = manifest.build if manifest else _read_header(journal) if journal.exists() else None
     if before is not None:
-        where = journal if journal.exists() and path != journal.parent else path
-        kind = "folder" if path == journal.parent else "file"
+        where, kind = (path, "folder") if path == journal.parent else (journal, "file")
+        where = path if manifest else where
         advice = f"choose another {kind}, or remove this one"
         refuse_other(where, "another build", before, header, advice)
     return manifest
@@ -270,14 +285,12 @@ def _finish(self: Journal, versions: dict[str, str]):
     if self.done.lines:
         self._cut(sum(s.rows for s in self.done.shards) + self.done.lines, last=True)
     if self.single and not self.done.shards:
-        write_shard(self.path, [])
-    if self.single:
-        write_text(_note(self.path), json.dumps(self.header) + "\n")
-    else:
-        counts = dict(sorted(self.done.counts.items()))
-        parts = dict(versions=versions, counts=counts, shards=self.done.shards)
-        manifest = Manifest(build=self.header, **parts)
-        write_text(self.path / "manifest.json", manifest.model_dump_json(indent=1) + "\n")
+        self.done.shards.append(write_shard(self.path, []))
+    counts = dict(sorted(self.done.counts.items()))
+    parts = dict(versions=versions, counts=counts, shards=self.done.shards)
+    manifest = Manifest(build=self.header, **parts)
+    place = _note(self.path) if self.single else self.path / "manifest.json"
+    write_text(place, manifest.model_dump_json(indent=1) + "\n")
     self.file.unlink()
     if self.retold:
         self.so_far.unlink(missing_ok=True)

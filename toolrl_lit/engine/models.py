@@ -60,16 +60,21 @@ def save_model(
     tokenizer,  # likewise
     folder: str | Path,  # replaced if it is there
 ) -> Path:
-    "Save model and tokenizer as a folder that is whole or not there. Raises `UserError` if the disk refuses."
+    """Save model and tokenizer as a folder that is whole or not there.
+
+    Raises `UserError` if the disk refuses, or if the folder holds something else than a model."""
     folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").exists():
+        raise UserError(f"{folder}: holds something else than a model; choose another folder")
     draft = _draft(folder)
     try:
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
         draft.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
+        if folder.exists():  # the old one is there until the new one is
+            folder.rename(draft / "before")
         draft.rename(folder)
+        shutil.rmtree(folder / "before", ignore_errors=True)
     except Exception as e:
         raise UserError(
             f"{folder}: the model could not be saved: {e}. Free some disk space and start the same command again."
@@ -166,7 +171,8 @@ def packaged_warm_model(
     if not weights.exists():
         raise UserError(f"{adapter}: no adapter here ({weights.name} is missing)")
     start = packaged_model(cache)
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
+    files = [weights, Path(adapter) / "adapter_config.json"]
+    digest = hashlib.sha256(b"".join(f.read_bytes() for f in files if f.exists())).hexdigest()[:8]
     folder = start.with_name(f"{start.name}-warm-{digest}")
 
     def merge():

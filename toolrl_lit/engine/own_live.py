@@ -51,14 +51,20 @@ async def _talk(command: Sequence[str], choose: Choose, seconds: float) -> Talk:
     from mcp.client.stdio import StdioServerParameters, stdio_client
 
     start = StdioServerParameters(command=command[0], args=[*command[1:]])
-    results = []
-    with open(os.devnull, "w") as silent, anyio.fail_after(seconds):
-        async with Client(stdio_client(start, errlog=silent)) as client:
-            docs = {t.name: _document(t) for t in (await client.list_tools()).tools}
-            for name, arguments in choose(docs):
-                result = await client.call_tool(name, arguments)
-                text = "\n".join(c.text for c in result.content if c.type == "text")
-                results.append((text, bool(result.is_error)))
+    calls, results = [], []
+    try:
+        with open(os.devnull, "w") as silent, anyio.fail_after(seconds):
+            async with Client(stdio_client(start, errlog=silent)) as client:
+                docs = {t.name: _document(t) for t in (await client.list_tools()).tools}
+                calls = choose(docs)
+                for name, arguments in calls:
+                    result = await client.call_tool(name, arguments)
+                    text = "\n".join(c.text for c in result.content if c.type == "text")
+                    results.append((text, bool(result.is_error)))
+    except Exception as e:  # whatever a server does: the answers so far are kept
+        if not results:
+            raise
+        results += [(str(e) or type(e).__name__, True)] * (len(calls) - len(results))
     return docs, results
 
 
@@ -208,13 +214,15 @@ def record(
         return [(given[i]["tool"], given[i].get("arguments", {})) for i in lacking]
 
     docs, results = talk(choose)
+    answers = {}
     for i, (told, failed) in zip(lacking, results):
         if not failed:
             answered = json.loads(lines[i]) | {"response": _read(told)}
-            lines[i] = json.dumps(answered, ensure_ascii=False)
+            answers[lines[i]] = json.dumps(answered, ensure_ascii=False)
     failures = [(i, told) for i, (told, failed) in zip(lacking, results) if failed]
     if len(failures) < len(lacking):
-        write_text(file, "\n".join(lines))
+        now = read_text(file).split("\n")  # somebody may have added lines meanwhile
+        write_text(file, "\n".join(answers.get(line, line) for line in now))
     if failures:
         i, told = failures[0]
         kept = f"{len(lacking) - len(failures)} of {len(lacking)} calls are answered and kept"

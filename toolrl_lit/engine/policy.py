@@ -8,6 +8,7 @@ __all__ = ['TransformersPolicy']
 # %% ../../nbs/engine/policy.ipynb #e851febe
 import warnings
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 
 from .conversations import Prompt, can_reason, conversation, lost_tool
 from .generate import PrefixMemory, generate_tokens
-from .models import has_adapters, load_model, weights_digest
+from .models import CHAT_TEMPLATE, has_adapters, load_model, weights_digest
 from .parsers import Parser, parser_for
 from ..schema import UserError
 
@@ -91,8 +92,12 @@ class TransformersPolicy:
 
     @cached_property
     def fingerprint(self) -> str:
-        "Return digits that identify the weights, the same on any device and in 32 bits as in 16."
-        return weights_digest(self.model)
+        """Return digits that identify the weights, the same on any device and in 32 bits as in 16, and a chat
+        template that is not the library's."""
+        weights, template = weights_digest(self.model), str(self.tokenizer.chat_template)
+        if template == CHAT_TEMPLATE:
+            return weights
+        return f"{weights}-{sha256(template.encode()).hexdigest()[:8]}"
 
     @property
     def has_adapters(self) -> bool:

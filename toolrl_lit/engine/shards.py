@@ -99,17 +99,23 @@ def _parquet(path: Path) -> Iterator:
 
 
 @lru_cache(maxsize=2)
-def _group(path: Path, g: int) -> list[str]:
-    "JSON texts of a Parquet row group."
+def _group(path: Path, g: int, _state: tuple[int, ...]) -> list[str]:
+    "JSON texts of a Parquet row group, as long as the file is in this state."
     with _parquet(path) as file:
         return file.read_row_group(g, columns=["record"]).column(0).to_pylist()
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    "Return what changes if a file is written again."
+    known = path.stat()
+    return known.st_mtime_ns, known.st_size, known.st_ino
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, int, str]]:
     "The rows of a Parquet file; each starts at its number, from 0."
     with _parquet(path) as file:
         groups = file.num_row_groups
-    texts = (text for g in range(groups) for text in _group(path, g))
+    texts = (text for g in range(groups) for text in _group(path, g, _state(path)))
     yield from ((n - 1, n, text) for n, text in enumerate(texts, 1))
 
 # %% ../../nbs/engine/shards.ipynb #cddf3284
@@ -195,7 +201,7 @@ class OnDisk(Sequence):
         i = bisect_right(ends, k)
         row, path = k - (ends[i - 1] if i else 0), self._file(i)
         if path.suffix == ".parquet":
-            return self._model(path, row + 1, _group(path, row // GROUP)[row % GROUP])
+            return self._model(path, row + 1, _group(path, row // GROUP, _state(path))[row % GROUP])
         with path.open("rb") as f:
             f.seek(self._index(i)[row])
             return self._model(path, row + 1, f.readline())

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BOM', 'M', 'UserError', 'shortened', 'explain', 'explain_line', 'first_few', 'replacing', 'write_text',
-           'names_a_folder', 'check_text', 'read_text', 'sha256', 'Saved', 'write_jsonl', 'reserve', 'refuse_other',
-           'holds_work', 'lacks_memory']
+           'names_a_folder', 'check_text', 'read_text', 'sha256', 'Saved', 'write_jsonl', 'reserve', 'alone',
+           'refuse_other', 'holds_work', 'lacks_memory']
 
 # %% ../../nbs/engine/store.ipynb #d58628b2
 import hashlib
@@ -237,6 +237,19 @@ def reserve(
         raise UserError(f"{folder}: {busy if lock.exists() else 'cannot be written to'}") from e
     except OSError as e:
         raise UserError(f"{folder}: cannot be made: {e.strerror}") from e
+
+
+@contextmanager
+def alone(
+    path: Path,  # a file
+) -> Iterator[None]:
+    "Let nobody else work at a file while the context lasts. Raises `UserError` if somebody does."
+    name = f".{path.name}.lock"
+    with reserve(path.parent, name):
+        try:
+            yield
+        finally:
+            (path.parent / name).unlink(missing_ok=True)
 
 
 def refuse_other(
