@@ -7,6 +7,7 @@ from typing import Literal
 
 import pytest
 
+from toolrl_lit.engine.config import rule_reward
 from toolrl_lit.engine.functions import (
     environment_from_functions,
     kind_of_steps,
@@ -211,3 +212,83 @@ def test_the_class_has_it():
     )
     assert env.id == "x" and env.split == "test"
     assert [t.distractor for t in env.tools] == [False, True]
+
+
+# -- names of builtins, and steps that use a part of what came before
+
+
+def oct(x: float) -> int:
+    "A helper with the name of a builtin."
+    return int(x * 100)
+
+
+def test_a_helper_with_the_name_of_a_builtin_is_taken_along():
+    def pence(x: float) -> str:
+        """Tell a price.
+
+        Args:
+            x: in pounds
+        """
+        return str(oct(x))
+
+    source = source_of(pence)
+    assert "def oct" in source and shared().call("pence", {"x": 1.51}, source).text == "151"
+
+
+def test_a_step_that_uses_one_field_of_an_earlier_answer_depends_on_it():
+    def item(code: str) -> dict:
+        """Look an item up.
+
+        Args:
+            code: of the item
+        """
+        return {"name": "lamp", "code": code, "pieces": 7}
+
+    def price(article: str) -> str:
+        """Tell a price.
+
+        Args:
+            article: name of the article
+        """
+        return {"lamp": "12 pounds"}[article]
+
+    env = Environment.from_functions(
+        question="What does the article with code A-100 cost?",
+        functions=[item, price],
+        sub_questions=[(item, {"code": "A-100"}), (price, {"article": "lamp"})],
+        answer="12 pounds",
+    )
+    assert env.scenario.kind == "multi-hop"
+    again = Environment.from_functions(
+        question="What is A-100, twice?",
+        functions=[item, price],
+        sub_questions=[(item, {"code": "A-100"}), (item, {"code": "A-100"})],
+        answer="lamp",
+    )
+    assert again.scenario.kind == "parallel single-hop"  # the code is no news
+
+
+# -- a reward of one's own
+
+
+@pytest.mark.parametrize(
+    "rule, said",
+    [
+        (lambda score: None, "expected a finite number, got None"),
+        (lambda score: math.nan, "expected a finite number, got nan"),
+        (lambda score: [1, 2], "expected a finite number"),
+        (lambda score: 1 / 0, "fails: ZeroDivisionError"),
+        (lambda score, step, more: 1.0, "fails: TypeError"),
+    ],
+)
+def test_a_rule_that_gives_no_number_is_named(rule, said):
+    with pytest.raises(UserError, match=said):
+        rule_reward(rule, "score", "step")
+
+
+def test_a_rule_is_given_the_step_record_that_it_asks_for():
+    assert rule_reward(lambda score: 0.5, 1, 2) == 0.5
+    assert rule_reward(lambda score, record: record, 1, 2) == 2
+    assert rule_reward(lambda score, step=None: step, 1, 2) == 2
+    assert rule_reward(lambda score, *, step: step, 1, 2) == 2
+    assert rule_reward(lambda score, scale=3: scale, 1, 2) == 3

@@ -908,6 +908,17 @@ def test_questions_are_read_from_jsonl_and_csv_alike(tmp_path):
     assert read_questions(tmp_path / "q.jsonl") == read_questions(tmp_path / "q.csv") == asked
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_table_of_questions_may_come_from_a_spreadsheet(tmp_path, mark):
+    path = tmp_path / "q.csv"
+    path.write_text(f"Question {mark} Answer\nWho, then?{mark}Ada\n", "utf-8-sig")
+    (question,) = read_questions(path)
+    assert (question.question, question.answer) == ("Who, then?", "Ada")
+    path.write_text('question\n"Who, then?\nAnd why?\n')
+    with pytest.raises(UserError, match="q.csv, line .*unexpected end of data"):
+        read_questions(path)
+
+
 @pytest.mark.parametrize(
     "name, text, said",
     [

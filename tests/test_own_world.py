@@ -870,3 +870,121 @@ def test_a_build_that_cannot_be_says_why_most_attempts_failed(file):
 
     why = said(made, source, n=1, scenarios=("multi-hop",), difficulty=Difficulty(hops=(3, 3)))
     assert "800 attempts" in why and "most were dropped in stage 1: no such chain of rows" in why
+
+
+# -- what a newcomer's own files held
+
+
+def test_numbers_of_a_file_of_functions_keep_all_their_digits(tmp_path):
+    (tmp_path / "drugs.csv").write_text("name,dose\nalpha,0.00484\nbeta,0.01255\n")
+    from toolrl_lit.engine.own_functions import records_of
+
+    raw = read_tables(tmp_path / "drugs.csv")[0]
+    assert [r["dose"] for r in records_of(raw)] == [0.00484, 0.01255]
+    assert values_of(raw, "dose", "number") == [0, 0.01]
+
+
+def test_a_generated_column_of_sqlite_shifts_no_other(tmp_path):
+    from toolrl_lit.engine.own import read_sqlite
+
+    path = tmp_path / "books.sqlite"
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(
+            "create table books(name text, shelf integer, "
+            "far integer generated always as (shelf * 1000) virtual, pages integer)"
+        )
+        db.executemany("insert into books(name, shelf, pages) values (?, ?, ?)", [("A", 6, 991)])
+    raw = read_sqlite(path)[0]
+    assert dict(zip(raw.header, raw.rows[0])) == {"name": "A", "shelf": "6", "pages": "991"}
+
+
+OWN = '''
+from dataclasses import dataclass
+from functools import lru_cache
+
+mcp = None
+
+@dataclass
+class Price:
+    pounds: float
+
+@lru_cache
+def round(x: float) -> int:
+    return int(x * 100)
+
+@mcp.tool()
+def pence(x: float) -> str:
+    """Tell a price.
+
+    Args:
+        x: in pounds
+    """
+    return str(round(Price(x).pounds))
+'''
+
+
+def test_helpers_keep_their_decorators_and_names_of_builtins(tmp_path):
+    from toolrl_lit.engine.own_functions import source_with
+    from toolrl_lit.engine.sandbox import shared
+
+    code = parse_functions(OWN, "own.py")
+    source = source_with(code, "pence", [])
+    assert "@dataclass" in source and "@lru_cache" in source and "@mcp" not in source
+    assert shared().call("pence", {"x": 1.51}, source).text == "151"
+
+
+def test_a_reference_is_found_whatever_its_capitals(tmp_path):
+    path = tmp_path / "shop.sqlite"
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("create table Customers(CustomerID integer primary key, name text, town text)")
+        db.execute(
+            "create table Orders(OrderID integer primary key, total real, "
+            "Cust integer references customers(CustomerID))"
+        )
+        towns = [(i, f"Customer {i}", f"Town {i % 40}") for i in range(1, 301)]
+        db.executemany("insert into Customers values (?, ?, ?)", towns)
+        orders = [(i, 10 + 3 * i, 1 + i * 7 % 300) for i in range(1, 301)]
+        db.executemany("insert into Orders values (?, ?, ?)", orders)
+    told = " ".join(read_world(str(path)).notes())
+    assert "cust (number)" not in told, told
+
+
+def test_gaps_in_the_question_of_a_recording_are_checked():
+    from toolrl_lit.schema import ToolDoc
+
+    book = {"type": "object", "properties": {"book": {"type": "string"}}}
+    docs = {"get": ToolDoc(name="get", description="Get a book.", parameters=book)}
+    line = '{"tool": "get", "arguments": {"book": "a"}, "response": {}, "question": "%s"}'
+    assert parse(line % "The {field} of {book}?", "r.jsonl", docs)
+    with pytest.raises(UserError, match="line 1, field question: .*book, field, got 'bookk'"):
+        parse(line % "The {field} of {bookk}?", "r.jsonl", docs)
+    with pytest.raises(UserError, match="field tool"):
+        parse('{"tool": ["get"], "arguments": {}, "response": 1}', "r.jsonl", docs)
+
+
+def test_a_table_with_a_name_of_two_words_can_be_asked_by_id(tmp_path):
+    rows = "\n".join(f"L-{i},Item {i},{3 * i},Town {i % 90}" for i in range(300))
+    (tmp_path / "order_items.csv").write_text(f"id,name,pieces,town\n{rows}\n")
+    own = read_world(str(tmp_path / "order_items.csv"))
+    envs = made(WorldGenerator(own=own), n=4)
+    assert any("order_item" in json.dumps(e.documents()) for e in envs)
+    assert all("order item:" not in tool.code for e in envs for tool in e.tools)
+
+
+def test_a_table_that_nothing_can_be_ordered_by_gives_questions_of_other_kinds(tmp_path):
+    rows = "\n".join(f"Place {i},{1 + i % 5}/5,{i:05d}x" for i in range(300))
+    (tmp_path / "places.csv").write_text(f"name,rating,postcode\n{rows}\n")
+    try:
+        assert made(WorldGenerator(own=read_world(str(tmp_path / "places.csv"))), n=4)
+    except UserError as e:
+        assert "in" in str(e)
+
+
+def test_a_server_in_python_is_no_file_of_functions(tmp_path, monkeypatch):
+    from toolrl_lit.doors import cli_build
+
+    asked = []
+    monkeypatch.setattr(
+        "toolrl_lit.engine.own_live.read_service", lambda *a: asked.append(a) or "service"
+    )
+    assert cli_build._calls("mcp:python server.py", None, True) == "service" and asked

@@ -47,7 +47,11 @@ def _read_csv(path: Path) -> list[Question]:
         raise UserError(f"{path}: cannot be read: {e.strerror}") from e
     except UnicodeDecodeError as e:
         raise UserError(f"{path}: is not UTF-8 text (byte {e.start})") from e
-    rows = csv.DictReader(text, restkey="(beyond the header)")
+    first = text.readline()
+    text.seek(0)
+    delimiter = max(",;\t|", key=first.count)
+    rows = csv.DictReader(text, restkey="(beyond the header)", delimiter=delimiter, strict=True)
+    rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
     try:
         return [Question.model_validate({k: v for k, v in row.items() if v}) for row in rows]
     except ValidationError as e:

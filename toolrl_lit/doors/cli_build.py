@@ -116,7 +116,7 @@ def author(
 # %% ../../nbs/doors/cli_build.ipynb #46cfb360
 def _calls(world: str, recorded: Path | None, live: bool):
     "Return a generator of questions about functions or a service."
-    if world.endswith(".py"):
+    if world.endswith(".py") and not world.startswith("mcp:"):
         from toolrl_lit.engine.own_functions import read_functions
 
         return read_functions(world)

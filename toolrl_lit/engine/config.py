@@ -8,6 +8,7 @@ __all__ = ['ALGORITHMS', 'PARTS', 'PRESETS', 'FIRST', 'CHANGEABLE', 'LESS_MEMORY
 
 # %% ../../nbs/engine/config.ipynb #0eef3efd
 import inspect
+import math
 import os
 import sys
 import warnings
@@ -130,8 +131,9 @@ def find_rule(
     module, _, function = name.partition(":")
     try:
         found = getattr(_import_here(module), function, None)
-    except ImportError as e:
-        raise ValueError(f"reward={name}: the module cannot be imported: {e}") from e
+    except Exception as e:  # of code that we do not know
+        why = e if isinstance(e, ImportError) else f"{type(e).__name__}: {e}"
+        raise ValueError(f"reward={name}: the module cannot be imported: {why}") from e
     if not callable(found):
         raise ValueError(f"reward={name}: {module} has no function {function!r}")
     return found
@@ -165,13 +167,26 @@ def rule_reward(
     score: Any,  # of a turn
     step: Any,  # record of the step where it was written
 ) -> float:
-    "Return what a rule of one's own makes of a turn."
+    "Return what a rule of one's own makes of a turn. Raises `UserError` if the rule fails, or returns no finite number."
     try:
-        takes = signature(rule).parameters.values()
+        takes = signature(rule).parameters
     except ValueError:  # of some functions in C nobody knows
-        takes = []
-    needed = [p for p in takes if p.default is p.empty and p.kind <= p.POSITIONAL_OR_KEYWORD]
-    return float(rule(score, step) if len(needed) > 1 else rule(score))
+        takes = {}
+    plain = [p for p in takes.values() if p.kind <= p.POSITIONAL_OR_KEYWORD]
+    needed = [p for p in plain if p.default is p.empty]
+    given = {"step": step} if "step" in takes else {}
+    name = f"reward={getattr(rule, '__module__', '')}:{getattr(rule, '__name__', rule)}"
+    try:
+        worth = rule(score, step) if len(needed) > 1 and not given else rule(score, **given)
+    except Exception as e:  # of code that we do not know
+        raise UserError(f"{name} fails: {type(e).__name__}: {e}") from e
+    try:
+        value = float(worth)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{name}: expected a finite number, got {worth!r:.80}")
+    return value
 
 # %% ../../nbs/engine/config.ipynb #4e6b9cef
 PARTS = {"task": TaskConfig, "learning": LearningConfig, "machine": MachineConfig}

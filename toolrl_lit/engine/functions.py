@@ -12,10 +12,11 @@ import ast
 import builtins
 import hashlib
 import inspect
+import json
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from types import FunctionType, ModuleType, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -152,12 +153,14 @@ def _given_inside(tree: ast.AST) -> set[str]:
 
 def names_in(
     source: str,  # of one function
+    defined: Container[str] = (),  # names that its module defines, those of builtins too
 ) -> list[str]:
-    "Return the names that a function takes from outside, in order of appearance."
+    "Return the names that a function takes from outside, in order of appearance; builtins are not."
     tree = ast.parse(source)
     inside = _given_inside(tree)
     used = (n.id for n in ast.walk(tree) if isinstance(n, ast.Name))
-    return [n for n in dict.fromkeys(used) if n not in inside and not hasattr(builtins, n)]
+    outside = [n for n in dict.fromkeys(used) if n not in inside]
+    return [n for n in outside if n in defined or not hasattr(builtins, n)]
 
 
 def imported(
@@ -186,6 +189,17 @@ def literal_source(value: Any) -> str | None:
         return None
 
 # %% ../../nbs/engine/functions.ipynb #f75b9d5c
+def _shadowing(function: FunctionType) -> set[str]:
+    "Return the names of builtins that mean something else in a function's module."
+    mine = {n: v for n, v in function.__globals__.items() if hasattr(builtins, n)}
+    return {
+        name
+        for name, value in mine.items()
+        if value is not getattr(builtins, name)
+        and (getattr(value, "__module__", "") == function.__module__ or imported(name, value))
+    }
+
+
 def source_of(
     function: FunctionType,  # a tool, or a helper of one
     done: dict[str, str] | None = None,  # what has been written by name; changed in place
@@ -198,7 +212,7 @@ def source_of(
     except (OSError, TypeError):
         refuse(function, "its source is not to be found; define it in a file or a notebook")
     done[function.__name__] = ""  # a helper may call its caller
-    for name in names_in(own):
+    for name in names_in(own, _shadowing(function)):
         if name in done or name not in function.__globals__:
             continue
         value = function.__globals__[name]
@@ -242,7 +256,19 @@ def leaves(value: Any) -> set[str]:
         return set().union(*map(leaves, value.values()))
     if isinstance(value, list):
         return set().union(*map(leaves, value))
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return {str(value)}
+
+
+def _news(step: SubQuestion) -> set[str]:
+    "Return what a step's answer says that its call did not: the answer itself, and the texts and numbers in an object."
+    try:
+        value = json.loads(step.answer)
+    except ValueError:
+        value = None
+    inside = leaves(value) - leaves(step.arguments) if isinstance(value, (dict, list)) else set()
+    return {step.answer} | (inside - {"", "None", "True", "False"})
 
 
 def _call_of(step: Step) -> tuple[str, dict[str, Any]]:
@@ -282,7 +308,7 @@ def sub_question(
         id=f"q{len(earlier) + 1}",
         question=f"{tool}({words})",
         answer=result,
-        depends_on=[q.id for q in earlier if q.answer in leaves(arguments)],
+        depends_on=[q.id for q in earlier if _news(q) & leaves(arguments)],
         tool=tool,
         arguments=arguments,
     )

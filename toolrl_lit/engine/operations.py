@@ -295,7 +295,7 @@ def _row_param(op: Operation, table: Table) -> Param:
     "Return the parameter that names one row: by its id (`get`), or by its name (`find`)."
     if op.kind == "get":
         told = {"description": f"id of the {table.noun}, such as {table.like()}"}
-        name, does, column = _named(op, "key", table.noun), "key", "id"
+        name, does, column = _named(op, "key", table.noun.replace(" ", "_")), "key", "id"
     else:
         told = {"description": f"name of the {table.noun}, whole, capitals aside"}
         name, does, column = _named(op, "query"), "query", title(table)

@@ -15,6 +15,7 @@ import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 from unicodedata import normalize
@@ -130,7 +131,8 @@ def _of_database(db: sqlite3.Connection, file: str) -> Iterator[Raw]:
         keys = [column[1] for column in columns if column[5]]
         links = db.execute(f"pragma foreign_key_list({_quoted(name)})").fetchall()
         refs = {link[3]: link[2] for link in links}
-        rows = db.execute(f"select * from {_quoted(name)}").fetchall()
+        listed = ", ".join(_quoted(column[1]) for column in columns)  # generated ones are left out
+        rows = db.execute(f"select {listed} from {_quoted(name)}").fetchall()
         key = keys[0] if len(keys) == 1 else ""
         yield _typed(
             name, f"{file}, table {name}", [c[1] for c in columns], rows, key=key, refs=refs
@@ -255,9 +257,10 @@ _WANTED = {
 }
 
 
-def _rounded(cell: str) -> int | float:
-    "Return a number with two decimals at most, a whole one without any."
-    value = round(float(cell.removeprefix("$")), 2)
+def _number(cell: str, decimals: int | None) -> int | float:
+    "Return a number with so many decimals at most, or with all; a whole one without any."
+    value = float(cell.removeprefix("$"))
+    value = value if decimals is None else round(value, decimals)
     return int(value) if value.is_integer() else value
 
 
@@ -265,6 +268,8 @@ def values_of(
     raw: Raw,
     column: str,  # of the file
     kind: str,  # as `kind_of` tells
+    decimals: int
+    | None = 2,  # of numbers, which questions and answers say; None: all that are there
 ) -> list[Any]:
     """Return the values of a column, None for an empty cell.
 
@@ -276,5 +281,6 @@ def values_of(
             if cell and not fits(cell):
                 raw.fail(i, column, f"{expected}, as in the other rows")
     yes = {cell for cell in cells if cell.lower() in ("yes", "true", "y", "t", "1")}
-    read = {"date": lambda c: c[:10], "number": _rounded, "flag": lambda c: c in yes}
+    number = partial(_number, decimals=decimals)
+    read = {"date": lambda c: c[:10], "number": number, "flag": lambda c: c in yes}
     return [read.get(kind, str)(cell) if cell else None for cell in cells]

@@ -8,6 +8,7 @@ __all__ = ['MOST', 'Code', 'parse_functions', 'type_of', 'document_of', 'tools_i
 
 # %% ../../nbs/engine/own_functions.ipynb #f42992ee
 import ast
+import builtins
 import io
 import json
 import re
@@ -40,8 +41,26 @@ class Code(NamedTuple):
         raise UserError(f"{self.file}, line {node.lineno}: {why}")
 
     def source(self, node: ast.AST) -> str:
-        "Return the text of a statement."
-        return ast.get_source_segment(self.text, node)
+        "Return the text of a statement, with the decorators that are Python's own or the file's."
+        kept = [d for d in getattr(node, "decorator_list", ()) if self._is_known(d)]
+        lines = [f"@{ast.get_source_segment(self.text, d)}" for d in kept]
+        return "\n".join([*lines, ast.get_source_segment(self.text, node)])
+
+    def _is_known(self, decorator: ast.expr) -> bool:
+        "Return whether a decorator is a builtin, of the standard library, or a function or class of the file."
+        while isinstance(decorator, (ast.Call, ast.Attribute)):
+            decorator = decorator.func if isinstance(decorator, ast.Call) else decorator.value
+        name = getattr(decorator, "id", "")
+        node = self.nodes.get(name)
+        if node is None:
+            return hasattr(builtins, name)
+        if not isinstance(node, (ast.Import, ast.ImportFrom)):
+            return isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        modules = [getattr(node, "module", None) or "", *(a.name for a in node.names)]
+        module = modules[0] or next(
+            a.name for a in node.names if (a.asname or a.name).split(".")[0] == name
+        )
+        return module.split(".")[0] in sys.stdlib_module_names
 
 
 def _names_of(node: ast.stmt) -> list[str]:
@@ -187,7 +206,7 @@ def records_of(
         full = [c for c in raw.cells(column) if c]
         kind = kind_of(slug(column), full) if full else "text"
         texts = [c or None for c in raw.cells(column)]
-        columns[column] = texts if kind == "date" else values_of(raw, column, kind)
+        columns[column] = texts if kind == "date" else values_of(raw, column, kind, None)
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
 
@@ -237,7 +256,7 @@ def _needed(code: Code, name: str, done: set[str]):
                 node, f"expected a module of Python's own, got {module or 'a relative import'}"
             )
     elif name != "DATA":
-        for other in names_in(code.source(node)):
+        for other in names_in(code.source(node), code.nodes):
             _needed(code, other, done)
 
 

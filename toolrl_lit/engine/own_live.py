@@ -44,6 +44,13 @@ def no_calls(
     return []
 
 # %% ../../nbs/engine/own_live.ipynb #652d35fd
+def _first(e: BaseException) -> BaseException:
+    "Return the first error in a group of errors."
+    while isinstance(e, BaseExceptionGroup):
+        e = e.exceptions[0]
+    return e
+
+
 async def _talk(command: Sequence[str], choose: Choose, seconds: float) -> Talk:
     "Return the tools of a server, and the results of the calls that were chosen by them."
     import anyio
@@ -64,7 +71,8 @@ async def _talk(command: Sequence[str], choose: Choose, seconds: float) -> Talk:
     except Exception as e:  # whatever a server does: the answers so far are kept
         if not results:
             raise
-        results += [(str(e) or type(e).__name__, True)] * (len(calls) - len(results))
+        lost = _first(e)
+        results += [(str(lost) or type(lost).__name__, True)] * (len(calls) - len(results))
     return docs, results
 
 
@@ -96,9 +104,7 @@ def mcp_talk(
     except UserError:
         raise
     except Exception as e:  # whatever a server does that is none
-        why = e
-        while isinstance(why, BaseExceptionGroup):
-            why = why.exceptions[0]
+        why = _first(e)
         if isinstance(why, UserError):
             raise why from None
         said = f"expected an MCP server: {type(why).__name__}: {why}"

@@ -161,7 +161,7 @@ def _line(text: str, where: str, docs: dict[str, ToolDoc]) -> dict[str, Any]:
     fields = ("tool", "arguments", "response", "question")
     if not isinstance(line, dict) or not line.keys() <= set(fields):
         raise UserError(f"{where}: expected an object with the fields {', '.join(fields)}")
-    if line.get("tool") not in docs:
+    if not isinstance(line.get("tool"), str) or line["tool"] not in docs:
         raise UserError(
             f"{where}, field tool: expected one of {', '.join(docs)}, got {line.get('tool')!r}"
         )
@@ -197,6 +197,10 @@ def parse_recording(
         question = line.get("question", "")
         if not isinstance(question, str):
             raise UserError(f"{where}, field question: expected a text, got {question!r}")
+        gaps = {"field", *docs[line["tool"]].parameters.get("properties", {})}
+        if wrong := next((g for g in re.findall(r"\{(\w*)\}", question) if g not in gaps), None):
+            wanted = f"expected gaps among {', '.join(sorted(gaps))}"
+            raise UserError(f"{where}, field question: {wanted}, got {wrong!r}")
         found.append(
             Recorded(
                 docs[line["tool"]].name, line.get("arguments", {}), line.get("response"), question

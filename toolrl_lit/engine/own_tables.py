@@ -159,10 +159,11 @@ def linked(
     parts: Sequence[Part],
 ) -> list[Part]:
     "Return tables with their references. Raises `UserError` that names the line of a reference to nothing."
-    names, links = {p.raw.name: p for p in parts}, {p.raw.name: {} for p in parts}
+    names = {p.raw.name.casefold(): p for p in parts}  # as SQLite compares them
+    links = {p.raw.name: {} for p in parts}
     for p in parts:
         for column in p.raw.header:
-            said = names.get(p.links.get(column, ""))
+            said = names.get(p.links.get(column, "").casefold())
             for other in [said] if said else _meant(column, parts) if column != p.key else []:
                 back = _leads_back(other.raw.name, p.raw.name, links)
                 if not back and _points(p, column, other):

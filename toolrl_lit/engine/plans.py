@@ -171,7 +171,9 @@ def _drawn(world: World, hop: Hop, given: list[Condition], rng: random.Random) -
     where = (*given, *_conditions(world, table, rows, 1 if given else rng.choice((1, 2)), rng))
     if hop.kind == "stats":
         return start._replace(where=where, metric=rng.choice(METRICS))
-    sorts = [c for c in sortable(table) if c != hop.target] or sortable(table) or ["id"]
+    sorts = [c for c in sortable(table) if c != hop.target] or sortable(table)
+    if not sorts:
+        return None
     sort, place = rng.choice(sorts), 2 if rng.random() < 0.25 else 1
     return start._replace(where=where, sort=sort, descending=rng.random() < 0.5, place=place)
 
