@@ -54,7 +54,7 @@ def list_benchmarks(
 
 # %% ../../nbs/doors/cli_bench.ipynb #cbce9b34
 def _checked(
-    names: list[str], models: list[str], groups: list[str], out: Path, samples: int
+    names: list[str], models: list[str], groups: list[str], out: Path, samples: int = 1
 ) -> tuple[list[str], list[str]]:
     "Return the names of the benchmarks and of the models, each once. Raises `UserError` before anything is loaded."
     from toolrl_lit.bench.suites import suite_of
