@@ -470,3 +470,9 @@ def test_a_start_policy_is_known_by_each_of_its_files(tiny_folder, tmp_path):
     changed = digest_of(folder)
     (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
     assert len({before, changed, digest_of(folder)}) == 3
+
+
+def test_a_benchmark_is_known_by_how_its_name_begins(toolrl, tmp_path):
+    bench = ("bench", "-m", "smollm2", "-d", tmp_path / "none", "-o", tmp_path / "o")
+    assert refused(toolrl(*bench, "tau"), "airline: there is no such folder")
+    assert refused(toolrl(*bench, "t"), "rotbench, taubench", "got 't'")

@@ -7,7 +7,7 @@ __all__ = ['list_benchmarks', 'make_user', 'write_page', 'file_stem', 'bench']
 
 # %% ../../nbs/doors/cli_bench.ipynb #2673f7ee
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,19 @@ def list_benchmarks(
             print(f"  needs {place} ({'there' if there else 'missing'}): {source}")
 
 # %% ../../nbs/doors/cli_bench.ipynb #cbce9b34
+def _whole_name(name: str, known: Iterable[str]) -> str:
+    "Return the benchmark that a name begins, such as taubench for tau; the name itself where there is no such one."
+    begun = [k for k in known if name and k.startswith(name)]
+    return begun[0] if len(begun) == 1 else name
+
+
 def _checked(
     names: list[str], models: list[str], groups: list[str], out: Path, samples: int = 1
 ) -> tuple[list[str], list[str]]:
     "Return the names of the benchmarks and of the models, each once. Raises `UserError` before anything is loaded."
-    from toolrl_lit.bench.suites import suite_of
+    from toolrl_lit.bench.suites import SUITES, suite_of
 
+    names = [_whole_name(name, SUITES) for name in names]
     names, models = list(dict.fromkeys(names)), list(dict.fromkeys(models))
     if not names or not models:
         raise UserError(
