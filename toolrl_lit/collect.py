@@ -306,14 +306,6 @@ def _kept_on_disk(
     policy, samples: int, starts: list, rules: _Rules, out: Path, desc: str
 ) -> list[Trajectory]:
     "Roll out as `_rolled_out` does, from where a file is, and write the file in the end."
-    with alone(out):
-        return _go_on(policy, samples, starts, rules, out, desc)
-
-
-def _go_on(
-    policy, samples: int, starts: list, rules: _Rules, out: Path, desc: str
-) -> list[Trajectory]:
-    "Do what `_kept_on_disk` says, where nobody else works at the file."
     settings, places = _settings(policy, samples, rules), [s for s, k in starts if k == 0]
     refuse_other_settings(out, settings, places)
     begun = kept(out, starts)
@@ -368,7 +360,8 @@ def collect(
     rules = _Rules(max_turns, batch, seed, asked, scoring)
     starts = [(e.start(), k) for e in environments for k in range(samples)]
     if out:
-        return _kept_on_disk(policy, samples, starts, rules, Path(out), desc)
+        with alone(Path(out)):
+            return _kept_on_disk(policy, samples, starts, rules, Path(out), desc)
     return _rolled_out(policy, starts, [], rules, lambda snapshot: None, desc)
 
 # %% ../nbs/09_collect.ipynb #96f2ef7f

@@ -308,7 +308,7 @@ def evaluate(
         settings["adapters"] = "beside the weights, in 32 bits"
     model = getattr(policy, "name", type(policy).__name__)
     result = score_trajectories(trajectories, name, settings, model)
-    result.environments_sha256 = digest_environments(sorted(environments, key=lambda e: e.id))
+    result.environments_sha256 = digest_environments(environments, ordered=False)
     return result
 
 # %% ../nbs/12_evaluate.ipynb #817d62ec

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .author_endpoint import Dropped, Endpoint
 from ..engine.match import AnswerType
+from ..engine.own import delimiter_of
 from ..engine.workers import PARSING
 from ..schema import ScenarioKind, ToolDoc, UserError, explain, read_jsonl
 
@@ -49,8 +50,8 @@ def _read_csv(path: Path) -> list[Question]:
         raise UserError(f"{path}: is not UTF-8 text (byte {e.start})") from e
     first = text.readline()
     text.seek(0)
-    delimiter = max(",;\t|", key=first.count)
-    rows = csv.DictReader(text, restkey="(beyond the header)", delimiter=delimiter, strict=True)
+    how = dict(delimiter=delimiter_of(first), strict=True)
+    rows = csv.DictReader(text, restkey="(beyond the header)", **how)
     rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
     try:
         return [Question.model_validate({k: v for k, v in row.items() if v}) for row in rows]

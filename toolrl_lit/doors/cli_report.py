@@ -34,7 +34,7 @@ def evaluated(
     ]
     missing = sorted(sizes.keys() - {e.id for e in envs})
     noted = evaluation.environments_sha256
-    if not missing and noted and noted != digest_environments(sorted(envs, key=lambda e: e.id)):
+    if not missing and noted and noted != digest_environments(envs, ordered=False):
         if given:
             raise UserError(
                 f"{path}: expected the environments of {evaluation.name!r}, got others with the same ids"

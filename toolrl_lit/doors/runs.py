@@ -309,7 +309,7 @@ def _say_changed(notebook: Path, out: Path):
 
 def _code(notebook: Path) -> list[str]:
     "Return the code of a notebook, without its parameters."
-    cells = [c for c in json.loads(read_text(notebook))["cells"] if c["cell_type"] == "code"]
+    cells = [c for c in read_json(notebook)["cells"] if c["cell_type"] == "code"]
     tagged = [(set(c["metadata"].get("tags", ())), "".join(c["source"])) for c in cells]
     return [code for tags, code in tagged if not tags & {"parameters", "injected-parameters"}]
 

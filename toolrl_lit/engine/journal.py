@@ -19,6 +19,7 @@ from typing import Any
 from fastcore.basics import patch
 from pydantic import ValidationError
 
+from .store import alone
 from toolrl_lit.schema import (
     GROUP,
     Environment,
@@ -30,7 +31,6 @@ from toolrl_lit.schema import (
     read_text,
     refuse_other,
     replacing,
-    reserve,
     rows_of,
     sha256,
     verified,
@@ -179,8 +179,8 @@ def _finished(path: Path, journal: Path, header: dict) -> Manifest | None:
     manifest = read_manifest(path) if there else _of_file(path, journal)
     before = manifest.build if manifest else _read_header(journal) if journal.exists() else None
     if before is not None:
-        where, kind = (path, "folder") if path == journal.parent else (journal, "file")
-        where = path if manifest else where
+        kind = "folder" if path == journal.parent else "file"
+        where = path if manifest or kind == "folder" else journal
         advice = f"choose another {kind}, or remove this one"
         refuse_other(where, "another build", before, header, advice)
     return manifest
@@ -211,15 +211,11 @@ class Journal:
     @contextmanager
     def taken(self) -> Iterator[None]:
         "Keep others out, and go on where the last start came to."
-        name = f".{self.path.name}.lock"
-        with reserve(self.folder, name):
-            try:
-                if self.retold:
-                    self._begin([])
-                self.done = resume(self.file, self.header)
-                yield
-            finally:
-                (self.folder / name).unlink(missing_ok=True)
+        with alone(self.folder / self.path.name):
+            if self.retold:
+                self._begin([])
+            self.done = resume(self.file, self.header)
+            yield
 
     def texts(self) -> Iterator[str]:
         "Yield all environments so far, as JSON."

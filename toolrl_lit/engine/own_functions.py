@@ -56,10 +56,8 @@ class Code(NamedTuple):
             return hasattr(builtins, name)
         if not isinstance(node, (ast.Import, ast.ImportFrom)):
             return isinstance(node, (ast.FunctionDef, ast.ClassDef))
-        modules = [getattr(node, "module", None) or "", *(a.name for a in node.names)]
-        module = modules[0] or next(
-            a.name for a in node.names if (a.asname or a.name).split(".")[0] == name
-        )
+        own = (a.name for a in node.names if (a.asname or a.name).split(".")[0] == name)
+        module = getattr(node, "module", None) or next(own)
         return module.split(".")[0] in sys.stdlib_module_names
 
 

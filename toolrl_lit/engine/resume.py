@@ -57,10 +57,11 @@ def begins_in(
 # %% ../../nbs/engine/resume.ipynb #ce32389b
 def digest_environments(
     environments: Iterable[Environment | StepRecord],
+    ordered: bool = True,  # False: the same digits for environments in any order
 ) -> str:
-    "Return 16 hexadecimal digits that identify environments, in their order."
+    "Return 16 hexadecimal digits that identify environments."
     digest = hashlib.sha256()
-    for e in environments:
+    for e in environments if ordered else sorted(environments, key=lambda e: e.id):
         digest.update(e.model_dump_json().encode())
     return digest.hexdigest()[:16]
 
